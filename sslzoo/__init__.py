@@ -1,0 +1,57 @@
+"""sslzoo: self-supervised learning from images, as sentences of named parts.
+
+The names below are what plugins and scripts may rely on. They are imported on first use: `import sslzoo` loads neither
+torch nor any plugin.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sslzoo.contracts import (
+        Batch,
+        Features,
+        Grid,
+        Group,
+        Mask,
+        Pairing,
+        Patches,
+        Reading,
+        Signal,
+        Student,
+        Tokens,
+    )
+    from sslzoo.errors import PluginError, RecipeError, RunError, UserError
+    from sslzoo.hooks import hookimpl
+    from sslzoo.parallel import all_mean, all_sum, gather, world_size
+    from sslzoo.plugins import catalogue, load
+    from sslzoo.progress import Progress
+    from sslzoo.rng import Rng
+    from sslzoo.schedule import Duration, Schedule
+
+_HOMES = {
+    "contracts": "Batch Features Grid Group Mask Pairing Patches Reading Signal Student Tokens",
+    "errors": "PluginError RecipeError RunError UserError",
+    "hooks": "hookimpl",
+    "parallel": "all_mean all_sum gather world_size",
+    "plugins": "catalogue load",
+    "progress": "Progress",
+    "rng": "Rng",
+    "schedule": "Duration Schedule",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted([*_HOME_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("sslzoo")
+    if name in _HOME_OF:
+        return getattr(import_module(f"sslzoo.{_HOME_OF[name]}"), name)
+    raise AttributeError(f"module 'sslzoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,312 @@
+"""What do the parts of a method say to each other?
+
+The data types that cross between families, and one Protocol per family. Nothing here computes beyond indexing.
+
+Legend, valid in every annotation and docstring of the project:
+
+    b images in the local batch        v views the student reads      u views the teacher reads
+    H W pixels   h w patch grid          N = h*w patches of a view      d encoder width, e width of a signal
+    s sequences through the encoder      k patches seen in a sequence   r prefix tokens (class, registers)
+    m target blocks in a sequence        q patches in a block           t real target patches in the batch
+    p prototypes                         sequences are ordered (c v b): copies outermost, images fastest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sslzoo.progress import Progress
+from sslzoo.rng import Rng
+
+Grid = tuple[int, int]  # rows, columns of patches
+Role = Literal["context", "target", "both"]
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Some patches of each sequence, as row-major places in its grid.
+
+    Short rows repeat a legal index, so a gather is always valid; `length` then says how many entries of a row are
+    true, and `real` holds their flat places. `real` is worked out here, on the CPU, so that a device never searches.
+    """
+
+    index: Int[Tensor, "s *m k"]
+    length: Int[Tensor, "s *m"] | None = None
+    real: Int[Tensor, " t"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.real is None:
+            if self.index.device.type != "cpu":
+                raise ValueError("ragged Patches are made on the CPU, in the mask sampler; then moved with .to(device)")
+            true = torch.arange(self.index.shape[-1]) < self.length[..., None]
+            object.__setattr__(self, "real", true.flatten().nonzero()[:, 0])
+
+    def take(self, x: Float[Tensor, "s N d"]) -> Float[Tensor, "s *m k d"]:
+        """The tokens of `x` at these places."""
+        flat = self.index.flatten(1)
+        return x.gather(1, flat[..., None].expand(-1, -1, x.shape[-1])).unflatten(1, self.index.shape[1:])
+
+    def flat(self, y: Float[Tensor, "s *m k d"]) -> Float[Tensor, "t d"]:
+        """Rows of `y` one under another, padding dropped: sequence by sequence, block by block."""
+        rows = y.flatten(0, -2)
+        return rows if self.real is None else rows.index_select(0, self.real)
+
+    @property
+    def count(self) -> int:
+        """How many true entries there are: t."""
+        return self.index.numel() if self.real is None else len(self.real)
+
+    def cu_seqlens(self) -> Int[Tensor, " s+1"]:
+        """Running sum of row lengths, starting at 0, as variable-length attention wants it (int32)."""
+        rows = self.index.shape[:-1]
+        length = self.length if self.length is not None else self.index.new_full(rows, self.index.shape[-1])
+        return nn.functional.pad(length.flatten().cumsum(0), (1, 0)).to(torch.int32)
+
+    def to(self, device: torch.device | str) -> Patches:
+        """The same patches on another device."""
+        return Patches(*(_move(x, device) for x in (self.index, self.length, self.real)))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What may be seen and what must be guessed.
+
+    `source` names the view row a sequence reads, for several contexts of one view; None: sequence i reads view row i.
+    """
+
+    context: Patches  # [s k]
+    target: Patches  # [s m q]
+    source: Int[Tensor, " s"] | None = None
+
+    def rows(self, x: Tensor) -> Tensor:
+        """`x`, one row a view, as one row a sequence."""
+        return x if self.source is None else x.index_select(0, self.source)
+
+    def to(self, device: torch.device | str) -> Mask:
+        """The same mask on another device."""
+        return Mask(self.context.to(device), self.target.to(device), _move(self.source, device))
+
+
+@dataclass(frozen=True)
+class Group:
+    """All views of one kind: same size, same augmentation, same reader."""
+
+    pixels: Float[Tensor, "v b 3 H W"]
+    boxes: Float[Tensor, "v b 4"]  # top, left, height, width, as fractions of the image
+    mask: Mask | None = None
+    role: Role = "both"  # who reads it: the student (context), the teacher (target) or both
+
+    def to(self, device: torch.device | str) -> Group:
+        """The same views on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        pixels = self.pixels.to(device, non_blocking=True)
+        return Group(pixels, self.boxes.to(device, non_blocking=True), mask, self.role)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How predictions meet targets.
+
+    Losses of patches sum `weight * row`: the weights are scaled so that summing here and averaging gradients over
+    ranks and micro-batches gives the mean over all real rows of the step. `match` is false where student and teacher
+    would read the same view.
+    """
+
+    weight: Float[Tensor, " t"]
+    match: Bool[Tensor, "v u"]
+    sequence: Int[Tensor, " t"]  # which sequence a row belongs to, 0 .. sequences-1
+    sequences: int = 0  # sequences with a mask in this micro-batch: s
+    blocks: int = 0  # target blocks in this micro-batch: s*m
+
+    def to(self, device: torch.device | str) -> Pairing:
+        """The same pairing on another device."""
+        moved = (_move(x, device) for x in (self.weight, self.match, self.sequence))
+        return Pairing(*moved, self.sequences, self.blocks)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: groups of views in recipe order (which is the order of v and u), and how they pair."""
+
+    groups: Mapping[str, Group]
+    pairing: Pairing
+    samples: tuple[int, ...] = ()  # indices in the data set, in order of b
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        groups = {name: group.to(device) for name, group in self.groups.items()}
+        return Batch(groups, self.pairing.to(device), self.samples)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What an encoder saw of each sequence. `patches` holds patches only, so an index always means a place."""
+
+    patches: Float[Tensor, "s k d"]
+    index: Int[Tensor, "s k"]
+    summary: Float[Tensor, "s d"]  # the encoder's own word for the image: class token, mean, pooled map
+    grid: Grid
+    prefix: Float[Tensor, "s r d"] | None = None  # class token first, then registers
+    layers: tuple[Float[Tensor, "s k d"], ...] = ()  # outputs of the last n blocks when asked, last one last
+    length: Int[Tensor, " s"] | None = None  # true tokens of each row where contexts are ragged
+
+    def at(self, target: Patches) -> Float[Tensor, "s *m q d"]:
+        """The tokens at target places; only an encoder that keeps hidden patches (hidden: fill) has them.
+
+        Raises:
+            ValueError: hidden patches were dropped, so target places are not among the tokens.
+        """
+        if self.patches.shape[1] != self.grid[0] * self.grid[1]:
+            raise ValueError(
+                f"tokens hold {self.patches.shape[1]} of {self.grid[0]} x {self.grid[1]} patches: hidden patches were "
+                "dropped, so there is nothing to read at target places; set encoder.hidden to fill"
+            )
+        return target.take(self.patches)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Declares an output: patch is [t e], image is [v b e] (from target generators [u b e]). Class ids are [t]."""
+
+    kind: Literal["patch", "image"]
+    width: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the student said in one step: tokens of each group, and its signals over all groups."""
+
+    tokens: Mapping[str, Tokens]
+    signals: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Frozen features of a data set with its labels: what a probe reads."""
+
+    x: Float[Tensor, "n d"]
+    labels: Mapping[str, Int[Tensor, " n"]]  # by task
+    tasks: Mapping[str, int] = field(default_factory=dict)  # classes of each task
+
+
+class Student(nn.Module):
+    """The two parts that learn by guessing. Target generators are made from it and follow it."""
+
+    def __init__(self, encoder: Encoder, predictor: Predictor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.predictor = predictor
+
+
+# --- families ---------------------------------------------------------------------------------------------------------
+# Before the `*` of a constructor comes what the engine gives; after it, what the recipe gives: annotated keyword-only
+# arguments are schema, defaults and documentation at once. Structural types only: nobody inherits from the engine,
+# except that parts with parameters or buffers are nn.Modules.
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Images by number. Made with `(*, ...)`."""
+
+    tasks: Mapping[str, int]  # label tasks and their number of classes; empty where there are no labels
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> object:
+        """Image i as an RGB PIL image, or a uint8 tensor [3 H W]. Raises OSError (or ValueError) if unreadable."""
+        ...
+
+    def label(self, i: int) -> Mapping[str, int]:
+        """Class of image i in each task."""
+        ...
+
+
+@runtime_checkable
+class View(Protocol):
+    """One random view of an image. Made with `(*, ...)`; torch, random and numpy are seeded by the engine."""
+
+    size: tuple[int, int]  # H, W
+
+    def __call__(self, image: object) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, " 4"]]: ...
+
+
+@runtime_checkable
+class MaskSampler(Protocol):
+    """What may be seen, what must be guessed. Made with `(*, ...)`. Runs in loader workers, on the CPU."""
+
+    ragged: bool  # true if context lengths may differ from row to row
+
+    def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask: ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Who sees. Made with `(*, ...)`; an nn.Module."""
+
+    width: int
+    ragged: bool  # true if it accepts contexts whose lengths differ
+    blocks: nn.ModuleList  # what is compiled and sharded piece by piece
+
+    def grid(self, size: tuple[int, int]) -> Grid: ...
+
+    def __call__(self, pixels: Float[Tensor, "s 3 H W"], context: Patches | None = None, layers: int = 0) -> Tokens: ...
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Who guesses. Made with `(encoder, *, ...)`; an nn.Module. Patch signals [t e], image signals [s e].
+
+    Called with `target=None` for a group without a mask, it returns its image signals only.
+    """
+
+    outputs: Mapping[str, Signal]
+    projector: nn.Module | None  # what a teacher must copy beside the encoder, if it is asked to
+    blocks: nn.ModuleList
+
+    def __call__(self, tokens: Tokens, target: Patches | None, at: Progress) -> Mapping[str, Tensor]: ...
+
+
+@runtime_checkable
+class TargetGenerator(Protocol):
+    """What is right. Made with `(student, *, ...)`; an nn.Module that owns any teacher."""
+
+    outputs: Mapping[str, Signal]
+
+    def __call__(self, batch: Batch, student: Reading, at: Progress) -> Mapping[str, Tensor]: ...
+
+    def after_step(self, student: Student, at: Progress) -> None:
+        """Called once after every optimizer step: teachers follow here, and only here."""
+        ...
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """How wrong the guess was. Made with `(signal, *, ...)`; an nn.Module, written for one process.
+
+    A loss that relates images to each other (negatives, moments) also sets `whole_batch = True`.
+    """
+
+    needs_target: bool
+
+    def __call__(
+        self, prediction: Tensor, target: Tensor | None, pairing: Pairing, at: Progress
+    ) -> tuple[Float[Tensor, ""], Mapping[str, Float[Tensor, ""]]]: ...
+
+
+@runtime_checkable
+class Probe(Protocol):
+    """An evaluation of frozen features. Made with `(*, ...)`."""
+
+    def __call__(self, train: Features, test: Features, seed: int) -> Mapping[str, float]:
+        """Figures by name, such as `count/top1`, in percent or in the unit that the docstring names."""
+        ...
+
+
+def _move(x: Tensor | None, device: torch.device | str) -> Tensor | None:
+    return None if x is None else x.to(device, non_blocking=True)

@@ -1,0 +1,62 @@
+"""How does sslzoo say that something is wrong? Place, what was found, the nearest name, what is accepted."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class UserError(Exception):
+    """A mistake that a person can mend. The command line prints it without a traceback and leaves with `exit_code`."""
+
+    exit_code = 2
+
+
+class PluginError(UserError):
+    """A plugin could not be loaded, or two plugins offer one name."""
+
+
+class RunError(UserError):
+    """A run cannot start or go on: its folder, its checkpoints, its data or its numbers."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong at one place of a recipe."""
+
+    place: str  # dotted path in the recipe, such as masks.image.target_scale
+    message: str  # may have several lines
+    line: int | None = None  # line in the file; None for what came from the command line
+
+
+class RecipeError(UserError):
+    """Everything wrong with a recipe, at once."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        many = len(self.problems)
+        lines = [f"{self.source}: {many} problem{'s' if many != 1 else ''}"]
+        for problem in self.problems:
+            where = f"line {problem.line}  " if problem.line else ""
+            lines += ["", f"{where}{problem.place}"]
+            lines += [f"    {line}" for line in problem.message.splitlines()]
+        return "\n".join(lines)
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The closest of `names`, or None if nothing is close."""
+    found = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.55)
+    return found[0] if found else None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`; did you mean x?`, or nothing."""
+    found = nearest(name, names)
+    return f"; did you mean {found}?" if found else ""

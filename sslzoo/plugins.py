@@ -1,0 +1,195 @@
+"""Who is installed, and what does each offer? Builds a plugin manager, and from it a catalogue of named parts.
+
+Loading is explicit: `load()` returns a manager, importing sslzoo loads nothing. Environment: `SSLZOO_PLUGINS=vit,ijepa`
+loads only these installed plugins; `SSLZOO_TRACE=1` prints every hook call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from sslzoo import hooks
+from sslzoo.errors import PluginError, did_you_mean
+
+FAMILIES = ("datasets", "views", "masks", "encoders", "predictors", "targets", "losses", "probes")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named part, and the plugin it comes from."""
+
+    name: str
+    family: str
+    make: Any  # the class
+    plugin: str
+    version: str
+
+    @property
+    def summary(self) -> str:
+        """First line of its docstring."""
+        return (self.make.__doc__ or "").strip().split("\n")[0]
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An installed plugin or a plugin file."""
+
+    name: str
+    version: str
+    origin: str  # distribution or file
+    hooks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Every part of every loaded plugin, by family and name; and the folders of recipes."""
+
+    parts: Mapping[str, Mapping[str, Part]]
+    plugins: Mapping[str, Plugin]
+    recipes: tuple[Path, ...]
+    manager: pluggy.PluginManager = field(repr=False)
+
+    def find(self, family: str, name: str) -> Part:
+        """The part of this name.
+
+        Raises:
+            PluginError: there is none; names the nearest and all that are installed.
+        """
+        family_parts = self.parts[family]
+        if name not in family_parts:
+            raise PluginError(missing(family, name, family_parts))
+        return family_parts[name]
+
+
+def missing(family: str, name: str, parts: Mapping[str, Part]) -> str:
+    """The message for a part that is not installed."""
+    close = did_you_mean(name, parts)
+    plugin = f" (plugin {parts[close.split()[-1][:-1]].plugin})" if close else ""
+    close = close.replace("?", f"{plugin}?")
+    return f"no {singular(family)} is called {name!r}{close}\ninstalled: {', '.join(sorted(parts)) or 'none'}"
+
+
+def singular(family: str) -> str:
+    """`masks` -> `mask`, `losses` -> `loss`, `datasets` -> `data set`."""
+    special = {"losses": "loss", "datasets": "data set", "targets": "target generator", "masks": "mask sampler"}
+    return special.get(family, family.removesuffix("s"))
+
+
+def load(files: Sequence[Path | str] = ()) -> pluggy.PluginManager:
+    """Every installed plugin, then the given files, checked against the hook specifications.
+
+    Raises:
+        PluginError: a plugin cannot be imported, has a hook that does not exist, or shares its name with another.
+    """
+    manager = pluggy.PluginManager("sslzoo")
+    manager.add_hookspecs(hooks)
+    if os.environ.get("SSLZOO_TRACE", "") not in ("", "0"):
+        manager.trace.root.setwriter(lambda text: sys.stderr.write(text))
+        manager.enable_tracing()
+    for entry in _installed():
+        _register(manager, _import(entry), entry.name)
+    for file in files:
+        path = Path(file).resolve()
+        _register(manager, _import_file(path), str(file))
+    return manager
+
+
+def catalogue(files: Sequence[Path | str] = ()) -> Catalogue:
+    """Loads plugins and collects what they offer.
+
+    Raises:
+        PluginError: as `load`; or two plugins offer one name.
+    """
+    manager = load(files)
+    plugins = {name: _describe(manager, name, module) for name, module in manager.list_name_plugin() if module}
+    parts = {family: _collect(manager, family, plugins) for family in FAMILIES}
+    folders = tuple(Path(folder) for folder in manager.hook.sslzoo_recipes())
+    return Catalogue(parts, plugins, folders, manager)
+
+
+def _collect(manager: pluggy.PluginManager, family: str, plugins: Mapping[str, Plugin]) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
+    for call in getattr(manager.hook, f"sslzoo_{family}").get_hookimpls():
+        plugin = plugins[call.plugin_name]
+        for name, make in call.function().items():
+            if name in parts:
+                raise PluginError(
+                    f"two plugins offer the {singular(family)} {name!r}: {parts[name].plugin} and {plugin.name}\n"
+                    "rename one, or load only some with SSLZOO_PLUGINS=name,name"
+                )
+            parts[name] = Part(name, family, make, plugin.name, plugin.version)
+    return parts
+
+
+def _installed() -> list[EntryPoint]:
+    found = sorted(entry_points(group="sslzoo"), key=lambda entry: entry.name)
+    wanted = os.environ.get("SSLZOO_PLUGINS")
+    if wanted is None:
+        return found
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    known = {entry.name for entry in found}
+    for name in names:
+        if name not in known:
+            close = did_you_mean(name, known)
+            raise PluginError(f"SSLZOO_PLUGINS: no plugin is called {name!r}{close}\ninstalled: {', '.join(known)}")
+    return [entry for entry in found if entry.name in names]
+
+
+def _register(manager: pluggy.PluginManager, module: ModuleType, name: str) -> None:
+    if manager.has_plugin(name):
+        raise PluginError(f"two plugins are called {name!r}; each needs its own name")
+    try:
+        manager.register(module, name)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        specs = [hook for hook in vars(hooks) if hook.startswith("sslzoo_")]
+        wrong = str(error)
+        unknown = next((word.strip("'\"") for word in wrong.split() if word.strip("'\"").startswith("sslzoo_")), "")
+        raise PluginError(
+            f"plugin {name}: {wrong}{did_you_mean(unknown, specs) if unknown not in specs else ''}"
+        ) from error
+
+
+def _import(entry: EntryPoint) -> ModuleType:
+    try:
+        return entry.load()
+    except Exception as error:
+        origin = f" (from {entry.dist.name} {entry.dist.version})" if entry.dist else ""
+        raise PluginError(f"plugin {entry.name}{origin} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise PluginError(f"no plugin file {path}")
+    name = f"sslzoo_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"plugin file {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that loader workers can pickle its classes
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise PluginError(f"plugin file {path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _describe(manager: pluggy.PluginManager, name: str, module: ModuleType) -> Plugin:
+    offered = tuple(sorted(caller.name for caller in manager.get_hookcallers(module) or ()))
+    for entry in entry_points(group="sslzoo"):
+        if entry.name == name and entry.dist:
+            return Plugin(name, entry.dist.version, entry.dist.name, offered)
+    content = Path(module.__file__).read_bytes() if module.__file__ else b""
+    return Plugin(name, hashlib.sha256(content).hexdigest()[:12], str(module.__file__), offered)

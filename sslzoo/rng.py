@@ -1,0 +1,91 @@
+"""Where does randomness come from? From (seed, step, sample), by hashing: nothing to store, nothing to restore.
+
+A row's numbers depend on neither the batch it is drawn with, the worker that draws it, nor the rank: a run that was
+killed, or that is split over other ranks, draws the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_WEYL = np.uint64(0x9E3779B97F4A7C15)  # odd constant near 2^64 / golden ratio: SplitMix64's increment
+_ROUND_1, _ROUND_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+def _hash(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * _ROUND_1
+    x = (x ^ (x >> np.uint64(27))) * _ROUND_2
+    return x ^ (x >> np.uint64(31))
+
+
+def _absorb(state: np.ndarray, word: np.ndarray) -> np.ndarray:
+    return _hash((state ^ _hash(word + _WEYL)) + _WEYL)
+
+
+def _words(x: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.asarray(x, dtype=np.int64).astype(np.uint64)
+
+
+def key(*words: int | str) -> int:
+    """A seed of 63 bits for these words, in order: `key(seed, "views", step, sample)`."""
+    state = np.zeros(1, np.uint64)
+    for word in words:
+        for part in word.encode() if isinstance(word, str) else (word,):
+            state = _absorb(state, _words([part]))
+    return int(state[0] >> np.uint64(1))
+
+
+def generator(*words: int | str) -> torch.Generator:
+    """A torch generator seeded with `key(*words)`."""
+    return torch.Generator().manual_seed(key(*words))
+
+
+class Rng:
+    """The randomness of one batch.
+
+    `shared` is a torch generator keyed by (seed, step) and equal on every rank: for what all images of a step have in
+    common, such as block sizes. The methods draw one row per sample, keyed by (seed, step, sample): for the rest.
+
+    Args:
+        seed: the run's seed.
+        step: the training step.
+        rows: what identifies each row in the step: its place in the global batch (and its view).
+    """
+
+    def __init__(self, seed: int, step: int, rows: Sequence[int]) -> None:
+        self._words = (seed, "masks", step)
+        start = np.full(len(rows), key(*self._words), np.uint64)
+        self._state = _absorb(start, _words(rows))
+        self._draws = 0
+
+    @cached_property
+    def shared(self) -> torch.Generator:
+        """The generator of what all images of the step have in common."""
+        return generator(*self._words, "shared")
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def _bits(self, *shape: int) -> np.ndarray:
+        self._draws += 1
+        rows = _absorb(self._state, _words([self._draws]))
+        lanes = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.uint64) * _WEYL
+        return _hash(rows[:, None] + lanes).reshape(len(rows), *shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Numbers in [0, 1), float64 [rows *shape]."""
+        return torch.from_numpy((self._bits(*shape) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+    def integers(self, high: int | Tensor, *shape: int) -> Tensor:
+        """Integers 0 .. high-1, int64 [rows *shape]; `high` is a number or a tensor that broadcasts to that."""
+        return (self.uniform(*shape) * high).long()
+
+    def permutation(self, n: int) -> Tensor:
+        """A permutation of 0 .. n-1 for each row, int64 [rows n]."""
+        return torch.from_numpy(self._bits(n).argsort(1))

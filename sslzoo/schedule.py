@@ -1,0 +1,164 @@
+"""What is a number worth at this step? Constants, lines, half cosines and warm-ups, as pure functions of progress.
+
+    0.05                                                        constant
+    {linear: [0.996, 1.0]}                                      from .. to over the run
+    {cosine: [0.04, 0.4]}                                       half a cosine, from .. to
+    {linear: [0.04, 0.07], over: 30 epochs}                     then constant
+    {warmup: {epochs: 40, from: 0, to: 1.0e-3, then: {cosine: 1.0e-6}}}
+
+Published codes count steps in three ways (`counting`): `zero` (MAE: the first step has x = 0), `one` (I-JEPA, MSN: the
+counter is increased before use), `inclusive` (DINO, iBOT: the warm-up reaches its end on its last step). `stretch: 1.25`
+plans for 25 % more steps than are run, as MSN and V-JEPA do.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from sslzoo.progress import Progress
+
+Counting = Literal["zero", "one", "inclusive"]
+Shape = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A number of steps or epochs: `7`, `"7 steps"`, `"1 epoch"`, `{epochs: 2.5}`."""
+
+    amount: float
+    unit: Literal["steps", "epochs"] = "steps"
+
+    @classmethod
+    def parse(cls, spec: Any) -> Duration:
+        """Reads a duration as it stands in a recipe.
+
+        Raises:
+            ValueError: not a duration.
+        """
+        if isinstance(spec, Duration):
+            return spec
+        if isinstance(spec, int | float) and not isinstance(spec, bool) and spec >= 0:
+            return cls(spec)
+        if isinstance(spec, str) and (found := re.fullmatch(r"\s*([\d.]+)\s*(step|epoch)?s?\s*", spec)):
+            return cls(float(found[1]), "epochs" if found[2] == "epoch" else "steps")
+        if isinstance(spec, Mapping) and len(spec) == 1 and (unit := next(iter(spec))) in ("steps", "epochs"):
+            return cls(_number(spec[unit]), unit)
+        raise ValueError(f"found {spec!r}; a duration is a number of steps, or such as '3 epochs', '500 steps'")
+
+    def steps(self, epoch_steps: int) -> int:
+        """In steps, rounded down."""
+        return int(self.amount * (epoch_steps if self.unit == "epochs" else 1))
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {self.unit}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
+        return _plain_schema(cls.parse)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number that depends on progress: `value = schedule(at)`. Made with `Schedule.parse`."""
+
+    start: float
+    peak: float
+    end: float
+    shape: Shape = "constant"
+    warm: Duration = Duration(0)
+    over: Duration | None = None
+    counting: Counting = "zero"
+    stretch: float = 1.0
+    spec: Any = field(default=None, compare=False, repr=False)  # as it stood in the recipe
+
+    @classmethod
+    def parse(cls, spec: Any) -> Schedule:
+        """Reads a schedule as it stands in a recipe; a Schedule is returned as it is.
+
+        Raises:
+            ValueError: not a schedule; the message says what is accepted.
+        """
+        if isinstance(spec, Schedule):
+            return spec
+        if not isinstance(spec, Mapping):
+            value = _number(spec)
+            return cls(value, value, value, spec=spec)
+        shapes = [name for name in spec if name in ("linear", "cosine", "warmup")]
+        unknown = [name for name in spec if name not in ("linear", "cosine", "warmup", "over", "counting", "stretch")]
+        if len(shapes) != 1 or unknown:
+            raise ValueError(
+                f"found keys {', '.join(map(str, spec)) or 'none'}; a schedule is a number or a mapping with one of "
+                "linear, cosine, warmup, and at will over, counting, stretch"
+            )
+        counting = spec.get("counting", "zero")
+        if counting not in get_args(Counting):
+            raise ValueError(f"counting: found {counting!r}; accepted: {', '.join(get_args(Counting))}")
+        stretch = _number(spec.get("stretch", 1.0))
+        over = Duration.parse(spec["over"]) if "over" in spec else None
+        common = {"over": over, "counting": counting, "stretch": stretch, "spec": spec}
+        if shapes[0] == "warmup":
+            return cls(**_warmup(spec["warmup"]), **common)
+        ends = spec[shapes[0]]
+        if not isinstance(ends, list | tuple) or len(ends) != 2:
+            raise ValueError(f"{shapes[0]}: found {ends!r}; two numbers are wanted, [from, to]")
+        start, end = map(_number, ends)
+        return cls(start, start, end, shapes[0], **common)  # type: ignore[arg-type]
+
+    def __call__(self, at: Progress) -> float:
+        """The value at this step."""
+        step = at.step + (self.counting == "one")
+        warm = self.warm.steps(at.epoch_steps)
+        if step < warm:
+            span = max(1, warm - (self.counting == "inclusive"))
+            return self.start + step / span * (self.peak - self.start)
+        total = self.over.steps(at.epoch_steps) if self.over else int(self.stretch * at.steps) - warm
+        x = min(1.0, (step - warm) / max(1, total))
+        if self.shape == "linear":
+            return self.peak + x * (self.end - self.peak)
+        if self.shape == "cosine":
+            return self.end + (self.peak - self.end) * 0.5 * (1.0 + math.cos(math.pi * x))
+        return self.peak
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
+        return _plain_schema(cls.parse)
+
+
+def _warmup(spec: Any) -> dict[str, Any]:
+    accepted = "{epochs or steps, from, to, then: {cosine: end} or {linear: end}}"
+    if not isinstance(spec, Mapping) or not {"from", "to"} <= set(spec):
+        raise ValueError(f"warmup: found {spec!r}; wanted {accepted}")
+    rest = {name: value for name, value in spec.items() if name not in ("from", "to", "then")}
+    try:
+        warm = Duration.parse(rest)
+    except ValueError:
+        raise ValueError(f"warmup: found keys {', '.join(map(str, spec))}; wanted {accepted}") from None
+    start, peak, then = _number(spec["from"]), _number(spec["to"]), spec.get("then")
+    if then is None:
+        return {"start": start, "peak": peak, "end": peak, "warm": warm}
+    if not isinstance(then, Mapping) or len(then) != 1 or next(iter(then)) not in ("linear", "cosine"):
+        raise ValueError(f"warmup.then: found {then!r}; wanted {{cosine: end}} or {{linear: end}}")
+    shape, end = next(iter(then.items()))
+    return {"start": start, "peak": peak, "end": _number(end), "shape": shape, "warm": warm}
+
+
+def _number(value: Any) -> float:
+    # YAML 1.1 reads 1e-3 (no dot) as text; a person means the number.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"found {value!r}; a number is wanted") from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"found {value!r}; a number is wanted")
+    return value
+
+
+def _plain_schema(parse: Any) -> Any:
+    from pydantic_core import core_schema
+
+    return core_schema.no_info_plain_validator_function(parse)
