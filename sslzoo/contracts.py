@@ -13,7 +13,7 @@ Legend, valid in every annotation and docstring of the project:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -26,6 +26,7 @@ from sslzoo.rng import Rng
 
 Grid = tuple[int, int]  # rows, columns of patches
 Role = Literal["context", "target", "both"]
+Move = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,13 @@ class Patches:
         length = self.length if self.length is not None else self.index.new_full(rows, self.index.shape[-1])
         return nn.functional.pad(length.flatten().cumsum(0), (1, 0)).to(torch.int32)
 
+    def map(self, move: Move) -> Patches:
+        """The same patches, each tensor passed through `move`."""
+        return Patches(move(self.index), _maybe(move, self.length), _maybe(move, self.real))
+
     def to(self, device: torch.device | str) -> Patches:
         """The same patches on another device."""
-        return Patches(*(_move(x, device) for x in (self.index, self.length, self.real)))  # type: ignore[arg-type]
+        return self.map(_to(device))
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,13 @@ class Mask:
         """`x`, one row a view, as one row a sequence."""
         return x if self.source is None else x.index_select(0, self.source)
 
+    def map(self, move: Move) -> Mask:
+        """The same mask, each tensor passed through `move`."""
+        return Mask(self.context.map(move), self.target.map(move), _maybe(move, self.source))
+
     def to(self, device: torch.device | str) -> Mask:
         """The same mask on another device."""
-        return Mask(self.context.to(device), self.target.to(device), _move(self.source, device))
+        return self.map(_to(device))
 
 
 @dataclass(frozen=True)
@@ -102,11 +111,10 @@ class Group:
     mask: Mask | None = None
     role: Role = "both"  # who reads it: the student (context), the teacher (target) or both
 
-    def to(self, device: torch.device | str) -> Group:
-        """The same views on another device."""
-        mask = None if self.mask is None else self.mask.to(device)
-        pixels = self.pixels.to(device, non_blocking=True)
-        return Group(pixels, self.boxes.to(device, non_blocking=True), mask, self.role)
+    def map(self, move: Move) -> Group:
+        """The same views, each tensor passed through `move`."""
+        mask = None if self.mask is None else self.mask.map(move)
+        return Group(move(self.pixels), move(self.boxes), mask, self.role)
 
 
 @dataclass(frozen=True)
@@ -124,10 +132,9 @@ class Pairing:
     sequences: int = 0  # sequences with a mask in this micro-batch: s
     blocks: int = 0  # target blocks in this micro-batch: s*m
 
-    def to(self, device: torch.device | str) -> Pairing:
-        """The same pairing on another device."""
-        moved = (_move(x, device) for x in (self.weight, self.match, self.sequence))
-        return Pairing(*moved, self.sequences, self.blocks)  # type: ignore[arg-type]
+    def map(self, move: Move) -> Pairing:
+        """The same pairing, each tensor passed through `move`."""
+        return Pairing(move(self.weight), move(self.match), move(self.sequence), self.sequences, self.blocks)
 
 
 @dataclass(frozen=True)
@@ -137,11 +144,20 @@ class Batch:
     groups: Mapping[str, Group]
     pairing: Pairing
     samples: tuple[int, ...] = ()  # indices in the data set, in order of b
+    unreadable: tuple[tuple[int, str], ...] = ()  # images another one stands in for, and why
+
+    def map(self, move: Move) -> Batch:
+        """The same batch, each tensor passed through `move`."""
+        groups = {name: group.map(move) for name, group in self.groups.items()}
+        return Batch(groups, self.pairing.map(move), self.samples, self.unreadable)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        groups = {name: group.to(device) for name, group in self.groups.items()}
-        return Batch(groups, self.pairing.to(device), self.samples)
+        return self.map(_to(device))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; the data loader calls this."""
+        return self.map(Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
@@ -308,5 +324,9 @@ class Probe(Protocol):
         ...
 
 
-def _move(x: Tensor | None, device: torch.device | str) -> Tensor | None:
-    return None if x is None else x.to(device, non_blocking=True)
+def _to(device: torch.device | str) -> Move:
+    return lambda x: x.to(device, non_blocking=True)
+
+
+def _maybe(move: Move, x: Tensor | None) -> Tensor | None:
+    return None if x is None else move(x)

@@ -1,0 +1,240 @@
+"""Which images does a step see, and how do they become a Batch?
+
+Image, views and masks of place p in step n are functions of (seed, n, p) alone. So a loader that starts at step n gives
+what an unbroken one gives there, whatever the number of workers, ranks and micro-batches: resuming is arithmetic.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from sslzoo.contracts import Batch, Dataset, Encoder, Grid, Group, Mask, MaskSampler, Pairing, Role, View
+from sslzoo.errors import RunError
+from sslzoo.parallel import World, all_sum
+from sslzoo.rng import Rng, generator, key
+
+TRIES = 16  # other images tried in place of an unreadable one
+
+
+@dataclass(frozen=True)
+class Views:
+    """One group of views: `count` random views of each image, and who reads them."""
+
+    view: View
+    count: int = 1
+    role: Role = "both"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where batches come from: a data set, its groups of views, and the mask samplers of some groups."""
+
+    data: Dataset
+    views: Mapping[str, Views]
+    masks: Mapping[str, MaskSampler]
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a global batch is split: `batch` = ranks * accumulate * micro."""
+
+    batch: int
+    ranks: int
+    accumulate: int
+
+    @property
+    def micro(self) -> int:
+        """Images on one device at a time."""
+        return self.batch // (self.ranks * self.accumulate)
+
+    def places(self, rank: int, part: int) -> range:
+        """Places in the global batch of one rank's micro-batch."""
+        start = (part * self.ranks + rank) * self.micro
+        return range(start, start + self.micro)
+
+
+def split(batch: int, ranks: int, most: int | None) -> Split:
+    """Splits a global batch over ranks and micro-batches of at most `most` images.
+
+    Raises:
+        RunError: the batch cannot be split evenly over the ranks.
+    """
+    if batch % ranks:
+        raise RunError(f"run.batch: a global batch of {batch} cannot be split evenly over {ranks} processes")
+    local = batch // ranks
+    parts = next(n for n in range(1, local + 1) if local % n == 0 and (most is None or local // n <= most))
+    return Split(batch, ranks, parts)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of images: a new permutation each epoch, the incomplete last batch left out."""
+
+    images: int
+    batch: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.batch > self.images:
+            raise RunError(f"run.batch: a batch of {self.batch} is larger than the data set of {self.images} images")
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps in an epoch."""
+        return self.images // self.batch
+
+    def epoch(self, number: int) -> Tensor:
+        """The permutation of one epoch."""
+        return torch.randperm(self.images, generator=generator(self.seed, "order", number))
+
+
+class Micros(TorchDataset[Batch]):
+    """Micro-batch number step * accumulate + part of one rank, made in a loader worker."""
+
+    def __init__(self, sources: Sources, grids: Mapping[str, Grid], order: Order, shares: Split, rank: int) -> None:
+        self.sources, self.grids, self.order, self.shares, self.rank = sources, grids, order, shares, rank
+        self._epoch: tuple[int, Tensor] | None = None
+
+    def __getitem__(self, number: int) -> Batch:
+        step, part = divmod(number, self.shares.accumulate)
+        places = self.shares.places(self.rank, part)
+        images, samples, unreadable = [], [], []
+        for place in places:
+            image, index, failed = self._read(step, self._index(step, place))
+            images.append(image)
+            samples.append(index)
+            unreadable += failed
+        groups = {
+            name: make_group(views, images, self.order.seed, step, places, name, self._sampler(name), self.grids[name])
+            for name, views in self.sources.views.items()
+        }
+        return Batch(groups, pair(groups), tuple(samples), tuple(unreadable))
+
+    def _sampler(self, name: str) -> MaskSampler | None:
+        return self.sources.masks.get(name)
+
+    def _index(self, step: int, place: int) -> int:
+        epoch, step = divmod(step, self.order.epoch_steps)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self.order.epoch(epoch))
+        return int(self._epoch[1][step * self.order.batch + place])
+
+    def _read(self, step: int, index: int) -> tuple[Any, int, list[tuple[int, str]]]:
+        failed: list[tuple[int, str]] = []
+        for attempt in range(TRIES):
+            try:
+                return self.sources.data.image(index), index, failed
+            except (OSError, ValueError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
+                failed.append((index, f"{type(error).__name__}: {error}"))
+                index = key(self.order.seed, "instead", step, index, attempt) % self.order.images
+        raise RunError(f"{TRIES} images in a row could not be read; the last: image {failed[-1][0]}, {failed[-1][1]}")
+
+
+def make_group(
+    views: Views,
+    images: Sequence[Any],
+    seed: int,
+    step: int,
+    places: Sequence[int],
+    name: str,
+    sampler: MaskSampler | None,
+    grid: Grid,
+) -> Group:
+    """The views of some images, and the masks of those views."""
+    pixels, boxes = [], []
+    for view in range(views.count):
+        for image, place in zip(images, places, strict=True):
+            seed_views(key(seed, name, view, step, place))
+            seen, box = views.view(image)
+            pixels.append(seen)
+            boxes.append(box)
+    shape = (views.count, len(images))
+    mask = None if sampler is None else draw_mask(sampler, grid, seed, step, places, views.count)
+    return Group(torch.stack(pixels).unflatten(0, shape), torch.stack(boxes).unflatten(0, shape), mask, views.role)
+
+
+def draw_mask(sampler: MaskSampler, grid: Grid, seed: int, step: int, places: Sequence[int], views: int = 1) -> Mask:
+    """Masks of these places of a step, for each of the views."""
+    rows = [view << 32 | place for view in range(views) for place in places]
+    return sampler(len(rows), grid, Rng(seed, step, rows))
+
+
+def seed_views(seed: int) -> None:
+    """Seeds what augmentations draw from: torch, random and numpy."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - third-party augmentations use it
+
+
+def pair(groups: Mapping[str, Group]) -> Pairing:
+    """Which rows belong to which sequence, which student view may meet which teacher view. Weights are ones as yet."""
+    sequence, sequences, blocks = [], 0, 0
+    student, teacher = [], []
+    for name, group in groups.items():
+        views = [(name, view) for view in range(group.pixels.shape[0])]
+        copies = 1
+        if group.mask is not None:
+            target = group.mask.target
+            s, m = target.index.shape[0], target.index[0, ..., 0].numel()
+            copies = s // (group.pixels.shape[0] * group.pixels.shape[1])
+            rows = torch.arange(sequences, sequences + s)[:, None, None].expand(target.index.shape)
+            sequence.append(target.flat(rows[..., None])[:, 0])
+            sequences, blocks = sequences + s, blocks + s * m
+        student += views * copies if group.role != "target" else []
+        teacher += views if group.role != "context" else []
+    match = torch.tensor([[one != other for other in teacher] for one in student], dtype=torch.bool)
+    where = torch.cat(sequence) if sequence else torch.zeros(0, dtype=torch.long)
+    return Pairing(torch.ones(len(where)), match.reshape(len(student), len(teacher)), where, sequences, blocks)
+
+
+def weigh(batches: Sequence[Batch], world: World) -> list[Batch]:
+    """The micro-batches of a step on the device, rows weighted so that averaged gradients give the mean of all rows.
+
+    Summing locally and averaging over ranks and micro-batches multiplies by 1 / (ranks * parts); so a row of a step
+    with n real rows in all weighs ranks * parts / n. The count over ranks never visits the CPU.
+    """
+    rows = torch.tensor(float(sum(len(batch.pairing.sequence) for batch in batches)), device=world.device)
+    weight = world.size * len(batches) / all_sum(rows).clamp(min=1)
+    moved = [batch.to(world.device) for batch in batches]
+    return [
+        replace(batch, pairing=replace(batch.pairing, weight=weight.expand(len(batch.pairing.sequence))))
+        for batch in moved
+    ]
+
+
+def loader(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Iterator[Batch]:
+    """Micro-batches of steps start .. steps-1, in order, made by `workers` processes (0: by this one)."""
+    parts = micros.shares.accumulate
+    return iter(
+        DataLoader(
+            micros,
+            batch_size=None,
+            sampler=range(start * parts, steps * parts),
+            num_workers=workers,
+            pin_memory=pin,
+            prefetch_factor=4 if workers else None,
+            multiprocessing_context="fork" if workers else None,  # plugin files cannot be imported by name elsewhere
+        )
+    )
+
+
+def fake_batch(sources: Sources, encoder: Encoder, images: int, device: torch.device | str = "cpu") -> Batch:
+    """A batch with real masks and empty pixels, for the dry run; the data set is not touched."""
+    groups = {}
+    for name, views in sources.views.items():
+        sampler = sources.masks.get(name)
+        grid = encoder.grid(views.view.size)
+        mask = None if sampler is None else draw_mask(sampler, grid, 0, 0, range(images), views.count)
+        pixels = torch.zeros(1, 1, 1, 1, 1).expand(views.count, images, 3, *views.view.size)
+        groups[name] = Group(pixels, torch.zeros(views.count, images, 4), mask, views.role)
+    batch = Batch(groups, pair(groups))
+    return weigh([batch], World(device=torch.device(device)))[0]

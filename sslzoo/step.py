@@ -1,0 +1,112 @@
+"""What happens between a batch and its loss? Where the families meet: the file to read first.
+
+    pixels, context Patches --> encoder --> Tokens --> predictor --> predictor.NAME --+
+                            target Patches ----------------^                          |
+    pixels, target Patches  --> target generator (owns any teacher) --> TARGET.NAME --+--> losses --> scalar
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sslzoo.contracts import Batch, Group, Reading, Student
+from sslzoo.progress import Progress
+from sslzoo.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of a recipe: which signals it compares, and what it counts for."""
+
+    predict: str  # such as predictor.patch
+    target: str | None  # such as teacher.patch
+    weight: Schedule
+
+
+class Parts(nn.Module):
+    """Everything of a method that has parameters or buffers, wired by the recipe."""
+
+    def __init__(
+        self,
+        student: Student,
+        targets: Mapping[str, nn.Module],
+        losses: Mapping[str, nn.Module],
+        terms: Mapping[str, Term],
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.targets = nn.ModuleDict(targets)
+        self.losses = nn.ModuleDict(losses)
+        self.terms = dict(terms)
+
+    def forward(self, batch: Batch, at: Progress, watch: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """`losses_of` these parts; data parallel wraps this call."""
+        return losses_of(self, batch, at, watch)
+
+
+def losses_of(parts: Parts, batch: Batch, at: Progress, watch: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """Everything between a batch and its loss: the sum of the terms, and 0-d metrics that stay on the device.
+
+    With `watch`, also the statistics that only a log line needs.
+    """
+    student = encode_and_predict(parts.student, batch, at)
+    signals = {f"predictor.{name}": signal for name, signal in student.signals.items()}
+    for name, target in parts.targets.items():
+        signals |= {f"{name}.{key}": signal for key, signal in target(batch, student, at).items()}
+    total, metrics = torch.zeros((), device=student_device(student)), {}
+    with torch.autocast(total.device.type, enabled=False):
+        for name, term in parts.terms.items():
+            target = None if term.target is None else _full(signals[term.target])
+            value, extra = parts.losses[name](_full(signals[term.predict]), target, batch.pairing, at)
+            total = total + term.weight(at) * value
+            metrics |= {f"loss/{name}": value.detach()} | {f"{name}/{key}": x.detach() for key, x in extra.items()}
+        if watch:
+            metrics |= _spread(parts, signals)
+    return total, metrics
+
+
+def encode_and_predict(student: Student, batch: Batch, at: Progress) -> Reading:
+    """Tokens of every group the student reads, and its signals: patches joined along t, images along v."""
+    tokens, found = {}, {name: [] for name in student.predictor.outputs}
+    for name, group in batch.groups.items():
+        if group.role == "target":
+            continue
+        mask = group.mask
+        pixels = sequences(group)
+        tokens[name] = student.encoder(pixels, None if mask is None else mask.context)
+        said = student.predictor(tokens[name], None if mask is None else mask.target, at)
+        for key, signal in student.predictor.outputs.items():
+            if signal.kind == "image":
+                found[key].append(said[key].unflatten(0, (-1, group.pixels.shape[1])))  # (c v b) e -> (c v) b e
+            elif mask is not None:
+                found[key].append(said[key])
+    return Reading(tokens, {key: parts[0] if len(parts) == 1 else torch.cat(parts) for key, parts in found.items()})
+
+
+def sequences(group: Group) -> Tensor:
+    """The pixels of a group, one view a sequence: [v b 3 H W] -> [s 3 H W]."""
+    pixels = group.pixels.flatten(0, 1)
+    return pixels if group.mask is None else group.mask.rows(pixels)
+
+
+def student_device(reading: Reading) -> torch.device:
+    """Where the student's tokens live."""
+    return next(iter(reading.tokens.values())).patches.device
+
+
+def _full(signal: Tensor) -> Tensor:
+    return signal.float() if signal.is_floating_point() else signal
+
+
+def _spread(parts: Parts, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Standard deviation over rows, mean over channels, of what is guessed and what is right: 0 is collapse."""
+    spread = {}
+    for name, term in parts.terms.items():
+        for side, key in (("prediction", term.predict), ("target", term.target)):
+            if key is not None and signals[key].is_floating_point():
+                spread[f"{name}/{side}_std"] = _full(signals[key].detach()).flatten(0, -2).std(0).mean()
+    return spread
