@@ -42,7 +42,35 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = sorted([*_HOME_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "Batch",
+    "Duration",
+    "Features",
+    "Grid",
+    "Group",
+    "Mask",
+    "Pairing",
+    "Patches",
+    "PluginError",
+    "Progress",
+    "Reading",
+    "RecipeError",
+    "Rng",
+    "RunError",
+    "Schedule",
+    "Signal",
+    "Student",
+    "Tokens",
+    "UserError",
+    "__version__",
+    "all_mean",
+    "all_sum",
+    "catalogue",
+    "gather",
+    "hookimpl",
+    "load",
+    "world_size",
+]
 
 
 def __getattr__(name: str) -> Any:

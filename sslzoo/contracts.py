@@ -249,7 +249,9 @@ class View(Protocol):
 
     size: tuple[int, int]  # H, W
 
-    def __call__(self, image: object) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, " 4"]]: ...
+    def __call__(self, image: object) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, " 4"]]:
+        """Pixels, and the box they were cut from: top, left, height, width as fractions of the image."""
+        ...
 
 
 @runtime_checkable
@@ -258,7 +260,9 @@ class MaskSampler(Protocol):
 
     ragged: bool  # true if context lengths may differ from row to row
 
-    def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask: ...
+    def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
+        """Masks of `batch` sequences, row i from row i of `rng` alone."""
+        ...
 
 
 @runtime_checkable
@@ -269,9 +273,13 @@ class Encoder(Protocol):
     ragged: bool  # true if it accepts contexts whose lengths differ
     blocks: nn.ModuleList  # what is compiled and sharded piece by piece
 
-    def grid(self, size: tuple[int, int]) -> Grid: ...
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """Rows and columns of patches of an image of this size. Raises ValueError where it does not fit."""
+        ...
 
-    def __call__(self, pixels: Float[Tensor, "s 3 H W"], context: Patches | None = None, layers: int = 0) -> Tokens: ...
+    def __call__(self, pixels: Float[Tensor, "s 3 H W"], context: Patches | None = None, layers: int = 0) -> Tokens:
+        """Tokens of the patches in `context` (None: all), with the outputs of the last `layers` blocks."""
+        ...
 
 
 @runtime_checkable
@@ -285,7 +293,9 @@ class Predictor(Protocol):
     projector: nn.Module | None  # what a teacher must copy beside the encoder, if it is asked to
     blocks: nn.ModuleList
 
-    def __call__(self, tokens: Tokens, target: Patches | None, at: Progress) -> Mapping[str, Tensor]: ...
+    def __call__(self, tokens: Tokens, target: Patches | None, at: Progress) -> Mapping[str, Tensor]:
+        """One tensor for each of `outputs`."""
+        ...
 
 
 @runtime_checkable
@@ -294,7 +304,9 @@ class TargetGenerator(Protocol):
 
     outputs: Mapping[str, Signal]
 
-    def __call__(self, batch: Batch, student: Reading, at: Progress) -> Mapping[str, Tensor]: ...
+    def __call__(self, batch: Batch, student: Reading, at: Progress) -> Mapping[str, Tensor]:
+        """One tensor for each of `outputs`."""
+        ...
 
     def after_step(self, student: Student, at: Progress) -> None:
         """Called once after every optimizer step: teachers follow here, and only here."""
@@ -312,7 +324,9 @@ class Loss(Protocol):
 
     def __call__(
         self, prediction: Tensor, target: Tensor | None, pairing: Pairing, at: Progress
-    ) -> tuple[Float[Tensor, ""], Mapping[str, Float[Tensor, ""]]]: ...
+    ) -> tuple[Float[Tensor, ""], Mapping[str, Float[Tensor, ""]]]:
+        """The value to minimise, and figures to log."""
+        ...
 
 
 @runtime_checkable

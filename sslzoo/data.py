@@ -158,12 +158,12 @@ def make_group(
             pixels.append(seen)
             boxes.append(box)
     shape = (views.count, len(images))
-    mask = None if sampler is None else draw_mask(sampler, grid, seed, step, places, views.count)
+    mask = None if sampler is None else draw_mask(sampler, grid, key(seed, name), step, places, views.count)
     return Group(torch.stack(pixels).unflatten(0, shape), torch.stack(boxes).unflatten(0, shape), mask, views.role)
 
 
 def draw_mask(sampler: MaskSampler, grid: Grid, seed: int, step: int, places: Sequence[int], views: int = 1) -> Mask:
-    """Masks of these places of a step, for each of the views."""
+    """Masks of these places of a step, for each of the views; groups pass seeds of their own."""
     rows = [view << 32 | place for view in range(views) for place in places]
     return sampler(len(rows), grid, Rng(seed, step, rows))
 
@@ -172,7 +172,7 @@ def seed_views(seed: int) -> None:
     """Seeds what augmentations draw from: torch, random and numpy."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - third-party augmentations use it
+    np.random.seed(seed & 0xFFFFFFFF)  # third-party augmentations draw from it
 
 
 def pair(groups: Mapping[str, Group]) -> Pairing:

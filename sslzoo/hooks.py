@@ -137,9 +137,9 @@ def sslzoo_probes() -> Mapping[str, type]:
 def sslzoo_recipes() -> Path:
     """A folder of recipes, found by name: `FOLDER/tiny/ijepa.yaml` is `sslzoo train tiny/ijepa`.
 
-        @hookimpl
-        def sslzoo_recipes():
-            return Path(__file__).parent / "recipes"
+    @hookimpl
+    def sslzoo_recipes():
+        return Path(__file__).parent / "recipes"
     """
     raise NotImplementedError
 

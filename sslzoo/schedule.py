@@ -6,9 +6,9 @@
     {linear: [0.04, 0.07], over: 30 epochs}                     then constant
     {warmup: {epochs: 40, from: 0, to: 1.0e-3, then: {cosine: 1.0e-6}}}
 
-Published codes count steps in three ways (`counting`): `zero` (MAE: the first step has x = 0), `one` (I-JEPA, MSN: the
-counter is increased before use), `inclusive` (DINO, iBOT: the warm-up reaches its end on its last step). `stretch: 1.25`
-plans for 25 % more steps than are run, as MSN and V-JEPA do.
+Published codes count steps in three ways (`counting`): `zero` (MAE: the first step has x = 0), `one` (I-JEPA, MSN:
+the counter is increased before use), `inclusive` (DINO, iBOT: the warm-up reaches its end on its last step).
+`stretch: 1.25` plans for 25 % more steps than are run, as MSN and V-JEPA do.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What happens between a batch and its loss? Where the families meet: the file to read first.
 
-    pixels, context Patches --> encoder --> Tokens --> predictor --> predictor.NAME --+
-                            target Patches ----------------^                          |
-    pixels, target Patches  --> target generator (owns any teacher) --> TARGET.NAME --+--> losses --> scalar
+pixels, context Patches --> encoder --> Tokens --> predictor --> predictor.NAME --+
+                        target Patches ----------------^                          |
+pixels, target Patches  --> target generator (owns any teacher) --> TARGET.NAME --+--> losses --> scalar
 """
 
 from __future__ import annotations

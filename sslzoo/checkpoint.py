@@ -1,0 +1,169 @@
+"""What survives a kill? One file a checkpoint: written whole, checked when read, and safe to open.
+
+A checkpoint is the parts' state dict, the optimizer's state by parameter name, and the number of steps done; randomness
+needs no state. The file is safetensors (no pickles). It is written beside its place, flushed to disk and renamed, so a
+kill during a save leaves the checkpoints before it; a checksum over all names and values tells damage from truth.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sslzoo.errors import RunError
+from sslzoo.optim import trainable
+from sslzoo.step import Parts
+
+NAME = re.compile(r"step-(\d{9})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint whose checksum was right: steps done, and its tensors by name."""
+
+    step: int
+    path: Path
+    tensors: Mapping[str, Tensor]
+
+
+def save(folder: Path, step: int, parts: Parts, optimizer: torch.optim.Optimizer) -> Path:
+    """Writes the checkpoint of `step` steps done; when this returns, it is on disk.
+
+    Raises:
+        RunError: it could not be written, such as on a full disk; earlier checkpoints are untouched.
+    """
+    tensors = _snapshot(parts, optimizer)
+    place = folder / f"step-{step:09d}.safetensors"
+    beside = place.with_suffix(".writing")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, beside, {"step": str(step), "crc32": str(_checksum(step, tensors))})
+        _flush(beside)
+        beside.rename(place)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise RunError(f"the checkpoint of step {step} could not be written to {folder}: {error}") from error
+    return place
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, damaged ones included, oldest first."""
+    found = (NAME.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(match[1]) for match in found if match)
+
+
+def read(path: Path) -> Saved:
+    """Reads a checkpoint.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        tensors = load_file(path)
+        metadata = _metadata(path)
+        step, checksum = int(metadata["step"]), int(metadata["crc32"])
+    except (OSError, SafetensorError, ValueError, KeyError, struct.error) as error:
+        raise RunError(f"checkpoint {path} is damaged: {error}") from error
+    if _checksum(step, tensors) != checksum:
+        raise RunError(f"checkpoint {path} is damaged: its checksum is wrong")
+    return Saved(step, path, tensors)
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> Saved | None:
+    """The newest checkpoint that can be read, or None where none was ever saved; `warn` hears of damaged ones.
+
+    Raises:
+        RunError: there are checkpoints, but none can be read.
+    """
+    damaged = []
+    for step in reversed(steps(folder)):
+        try:
+            return read(folder / f"step-{step:09d}.safetensors")
+        except RunError as error:
+            damaged.append(str(error))
+            warn(str(error))
+    if damaged:
+        raise RunError(
+            f"none of the {len(damaged)} checkpoints in {folder} can be read, and a run never starts again by itself; "
+            "restore one, or choose another folder with --out"
+        )
+    return None
+
+
+def restore(saved: Saved, parts: Parts, optimizer: torch.optim.Optimizer) -> None:
+    """Puts a checkpoint into parts and optimizer.
+
+    Raises:
+        RunError: names or shapes differ from the recipe's parts; nothing is left out silently.
+    """
+    restore_parts(saved, parts)
+    known = dict(trainable(parts))
+    for key, value in saved.tensors.items():
+        if not key.startswith("optim."):
+            continue
+        _, slot, name = key.split(".", 2)
+        if name not in known or (slot != "step" and value.shape != known[name].shape):
+            raise RunError(f"checkpoint {saved.path} does not fit the recipe: optimizer state {slot} of {name}")
+        # Fused kernels keep the count of steps beside the weights.
+        optimizer.state[known[name]][slot] = value.to(known[name].device, copy=True)
+
+
+def restore_parts(saved: Saved, parts: Parts) -> None:
+    """Puts the weights of a checkpoint into parts; raises RunError as `restore`."""
+    weights = {name.removeprefix("parts."): x for name, x in saved.tensors.items() if name.startswith("parts.")}
+    try:
+        parts.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise RunError(f"checkpoint {saved.path} does not fit the recipe: {error}") from error
+
+
+def prune(folder: Path, keep: int, milestone: int | None) -> None:
+    """Deletes all but the last `keep` checkpoints and those at multiples of `milestone` steps."""
+    for step in steps(folder)[:-keep]:
+        if not (milestone and step % milestone == 0):
+            (folder / f"step-{step:09d}.safetensors").unlink(missing_ok=True)
+
+
+def _snapshot(parts: Parts, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    # Copies, so that tied weights are written twice rather than refused.
+    tensors = {f"parts.{name}": value for name, value in parts.state_dict().items()}
+    for name, parameter in trainable(parts):
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optim.{slot}.{name}"] = value
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+
+
+def _checksum(step: int, tensors: Mapping[str, Tensor]) -> int:
+    total = zlib.crc32(str(step).encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        total = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), total)
+        total = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data, total) if value.numel() else total
+    return total
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        return json.loads(file.read(size))["__metadata__"]
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,88 @@
+"""What lies in a run folder?
+
+recipe.yaml      the resolved recipe with versions; trains again as it is
+metrics.jsonl    one object a line
+checkpoints/     step-000001000.safetensors ...
+unreadable.jsonl images that could not be read        nonfinite/   batches that gave nan or inf
+eval/            figures                              report/      plots
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sslzoo.errors import RunError
+from sslzoo.metrics import Lines
+
+# A resumed run may differ from its folder's recipe in these: they do not change what is computed.
+_RUN = "log_every save_every keep milestones workers device micro compile held held_every unreadable"
+HARMLESS = ("evaluate", "plugins", *(f"run.{key}" for key in _RUN.split()))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A run folder, by its parts."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Lines:
+        """The run's lines of metrics."""
+        return Lines(self.path / "metrics.jsonl")
+
+    def prepare(self, resolved: str) -> None:
+        """Makes the folder for this recipe, or sees that it already holds the same one.
+
+        Raises:
+            RunError: it cannot be written, or holds another recipe; says where they differ.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for left in self.checkpoints.glob("*.writing"):
+                left.unlink()  # a save that a kill cut short
+            if self.recipe.exists():
+                self._compare(resolved)
+            self.recipe.write_text(resolved)
+        except OSError as error:
+            raise RunError(f"the run folder {self.path} cannot be written: {error}") from error
+
+    def note(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Appends lines to a .jsonl file of the folder."""
+        with (self.path / name).open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def _compare(self, resolved: str) -> None:
+        had, asked = (dict(_leaves(yaml.safe_load(text))) for text in (self.recipe.read_text(), resolved))
+        places = [place for place in sorted({*had, *asked}) if had.get(place) != asked.get(place)]
+        changed = [place for place in places if not place.startswith(HARMLESS)]
+        if changed:
+            rows = [
+                f"    {at}: {had.get(at, '(absent)')} there, {asked.get(at, '(absent)')} asked for" for at in changed
+            ]
+            raise RunError(
+                f"{self.path} holds a run of another recipe:\n" + "\n".join(rows) + "\nchoose another folder with --out"
+            )
+
+
+def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, tree

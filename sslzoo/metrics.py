@@ -1,0 +1,98 @@
+"""What does a run tell? One JSON object a line; the numbers stay on the device until a line is due."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sslzoo.contracts import Batch, Grid
+from sslzoo.parallel import all_mean
+
+# Dense peak of the tensor cores in bfloat16, in FLOP/s, from the makers' data sheets.
+PEAK = {
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "A40": 150e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
+
+
+def rankme(x: Tensor, eps: float = 1e-7) -> Tensor:
+    """Effective rank of features [n d]: exp of the entropy of the normalised singular values (Garrido et al. 2023).
+
+    Not centred, in float32; between 1 (collapsed) and min(n, d).
+    """
+    values = torch.linalg.svdvals(x.float())
+    share = values / values.sum() + eps
+    return torch.exp(-(share * share.log()).sum())
+
+
+def mask_shares(batch: Batch, grids: Mapping[str, Grid]) -> dict[str, float]:
+    """Share of patches the student sees, and share it must guess (blocks that overlap count once), of a CPU batch."""
+    shares = {}
+    for name, group in batch.groups.items():
+        if group.mask is not None:
+            index, places = group.mask.target.index, math.prod(grids[name])
+            guessed = torch.zeros(len(index), places).scatter_(1, index.flatten(1), 1.0)
+            shares[f"context_share/{name}"] = group.mask.context.count / (len(index) * places)
+            shares[f"target_share/{name}"] = guessed.mean().item()
+    return shares
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Peak bfloat16 FLOP/s of a device, or None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for card, peak in PEAK.items() if card in name), None)
+
+
+def collect(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """0-d tensors, averaged over ranks, as numbers: one transfer and one reduction for all."""
+    if not metrics:
+        return {}
+    values = torch.stack([value.detach().double() for value in metrics.values()])
+    return dict(zip(metrics, all_mean(values).tolist(), strict=True))
+
+
+class Lines:
+    """A metrics.jsonl file: appended to while a run goes on, cut back to the checkpoint when it resumes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        """Drops lines after `step` steps, and a last line that a kill tore."""
+        kept = [json.dumps(line) + "\n" for line in self.read() if line["step"] <= step]
+        beside = self.path.with_suffix(".writing")
+        with beside.open("w") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self.path)
+
+    def write(self, line: Mapping[str, float]) -> None:
+        """Appends a line; numbers that JSON lacks (nan, inf) become null."""
+        clean = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in line.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(clean) + "\n")
+
+    def read(self) -> list[dict[str, float]]:
+        """Every whole line."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        found = []
+        for text in lines:
+            try:
+                found.append(json.loads(text))
+            except json.JSONDecodeError:
+                break  # torn by a kill: what follows a torn line was never written
+        return found

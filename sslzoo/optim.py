@@ -1,0 +1,76 @@
+"""How do weights move? Parameter groups by pattern, fused optimizers, and the schedules of their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sslzoo.progress import Progress
+from sslzoo.step import Parts
+
+if TYPE_CHECKING:
+    from sslzoo.recipe import Factors, Optim
+
+
+def trainable(parts: Parts) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter that learns, by the name recipes use: encoder.*, predictor.*, targets.NAME.*, losses.NAME.*."""
+    for name, parameter in parts.named_parameters():
+        if parameter.requires_grad:
+            yield name.removeprefix("student."), parameter
+
+
+def factors(name: str, patterns: Mapping[str, Factors]) -> tuple[float, float]:
+    """What multiplies the learning rate and the weight decay of a parameter: all patterns that match its name."""
+    lr = decay = 1.0
+    for pattern, factor in patterns.items():
+        if fnmatchcase(name, pattern):
+            lr, decay = lr * factor.lr, decay * factor.weight_decay
+    return lr, decay
+
+
+def make(parts: Parts, optim: Optim) -> torch.optim.Optimizer:
+    """The recipe's optimizer, fused, one group for each pair of factors."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trainable(parts):
+        groups.setdefault(factors(name, optim.groups), []).append(parameter)
+    listed = [{"params": params, "lr_factor": lr, "decay_factor": decay} for (lr, decay), params in groups.items()]
+    if optim.use == "sgd":
+        momentum = {"momentum": optim.momentum, "nesterov": optim.nesterov}
+        return torch.optim.SGD(listed, lr=0.0, fused=True, **momentum)
+    return torch.optim.AdamW(listed, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+def set_schedules(optimizer: torch.optim.Optimizer, optim: Optim, at: Progress) -> dict[str, float]:
+    """Sets learning rates and weight decays of this step; returns both, before factors."""
+    lr, decay = optim.lr(at), optim.weight_decay(at)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+        group["weight_decay"] = decay * group["decay_factor"]
+    return {"lr": lr, "weight_decay": decay}
+
+
+def clip(parts: Parts, most: float | None, each: bool = False) -> Tensor:
+    """Clips gradients to norm `most`, over all parameters or `each` tensor apart (as DINO does); returns the norm.
+
+    The norm is that of all gradients before clipping, 0-d, and stays on the device.
+    """
+    params = [parameter for _, parameter in trainable(parts) if parameter.grad is not None]
+    grads = [parameter.grad for parameter in params if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if most is not None and each:
+        norms = torch._foreach_norm(grads)
+        torch._foreach_mul_(grads, [torch.clamp(most / (one + 1e-6), max=1.0) for one in norms])
+    elif most is not None:
+        torch.nn.utils.clip_grads_with_norm_(params, most, norm)
+    return norm
+
+
+def step(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """One step, or none where `finite` (0-d bool) is false; the device decides, the CPU does not wait."""
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined] - read by fused kernels, as GradScaler sets it
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

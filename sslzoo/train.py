@@ -1,0 +1,294 @@
+"""The run, top to bottom: build, restore, loop, save."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sslzoo import checkpoint, data, optim
+from sslzoo.build import Flow, build, make
+from sslzoo.contracts import Batch
+from sslzoo.errors import RunError
+from sslzoo.folder import Folder
+from sslzoo.metrics import collect, mask_shares, peak_flops, rankme
+from sslzoo.parallel import World, all_sum
+from sslzoo.plugins import Catalogue
+from sslzoo.progress import Progress
+from sslzoo.recipe import Recipe, resolve
+from sslzoo.rng import key
+from sslzoo.step import Parts
+
+Say = Callable[[str], None]
+Show = Callable[[Progress, dict[str, float]], None]
+
+
+def train(recipe: Recipe, catalogue: Catalogue, flow: Flow, out: Path, world: World, say: Say, show: Show) -> Parts:
+    """Trains a recipe in a run folder, from its newest checkpoint if it has one; returns the trained parts.
+
+    `say` takes a line for a person, `show` every line of metrics; both are called on rank 0 only.
+
+    Raises:
+        RunError: the folder, its checkpoints or its data cannot be used, or three steps in a row were not finite.
+    """
+    run, folder = recipe.run, Folder(out)
+    if world.first:
+        folder.prepare(resolve(recipe, catalogue))
+    else:
+        say = show = _silent
+    parts, sources = build(recipe, catalogue)
+    parts.to(world.device).train()
+    optimizer = optim.make(parts, recipe.optim)
+
+    shares = data.split(run.batch, world.size, run.micro)
+    order = data.Order(len(sources.data), run.batch, run.seed)
+    steps = run.steps if run.steps is not None else int(run.epochs * order.epoch_steps)
+    start = resume(folder, parts, optimizer, world, say)
+    say(
+        f"steps {start} to {steps}, {order.epoch_steps} an epoch; batch {run.batch} = {world.size} process"
+        f"{'es' if world.size > 1 else ''} x {shares.accumulate} x {shares.micro}, on {world.device}, {run.precision}"
+    )
+    if start >= steps:
+        return parts
+
+    grids = {name: parts.student.encoder.grid(views.view.size) for name, views in sources.views.items()}
+    micros = data.Micros(sources, grids, order, shares, world.rank)
+    batches = data.loader(micros, start, steps, run.workers, pin=world.device.type == "cuda")
+    held = held_pixels(recipe, catalogue, sources) if world.first and run.held else None
+    model = prepare(parts, run.compile, world, bool(flow.unused))
+    cast = torch.autocast(world.device.type, torch.bfloat16, enabled=run.precision == "bf16")
+    save_every, held_every = (max(1, x.steps(order.epoch_steps)) for x in (run.save_every, run.held_every))
+    milestone = run.milestones.steps(order.epoch_steps) if run.milestones else None
+    guard, unreadable = Guard(folder, world), Unreadable(folder, run.unreadable, say)
+    clock = Clock(flow.flops, world, run.batch)
+
+    for step in range(start, steps):
+        at = Progress(step, steps, order.epoch_steps)
+        log_due = at.last or (step + 1) % run.log_every == 0
+        numbers = optim.set_schedules(optimizer, recipe.optim, at)
+        fresh = [clock.waiting(batches) for _ in range(shares.accumulate)]
+        loss, metrics = torch.zeros((), device=world.device), {}
+        for part, batch in enumerate(data.weigh(fresh, world)):
+            torch.manual_seed(key(run.seed, "noise", step, world.rank, part))
+            with cast, _together(model, part + 1 == shares.accumulate):
+                value, metrics = model(batch, at, log_due)
+                (value / shares.accumulate).backward()
+            loss += value.detach() / shares.accumulate
+        norm = optim.clip(parts, recipe.optim.clip, recipe.optim.clip_each)
+        finite = guard.check(at, loss, norm, fresh)
+        optim.step(optimizer, finite)
+        for target in parts.targets.values():
+            target.after_step(parts.student, at)  # teachers follow here, and only here
+
+        unreadable.note(fresh, (step + 1 - start) * shares.micro * shares.accumulate)
+        if log_due:
+            metrics |= {"loss": loss, "grad_norm": norm} | own_metrics(parts, at)
+            line = {"step": step + 1, "epoch": (step + 1) / order.epoch_steps} | collect(metrics) | numbers
+            line |= mask_shares(fresh[0], grids) | clock.read(step + 1 - start)
+            if held is not None and ((step + 1) % held_every < run.log_every or at.last):
+                line["rankme"] = rank_of(parts, held, world.device, cast)
+            if world.first:
+                folder.metrics.write(line)
+                catalogue.manager.hook.sslzoo_log(metrics=line, at=at, folder=folder.path)
+                show(at, line)
+        if at.last or (step + 1) % save_every == 0:
+            guard.settle(wait=True)
+            if world.first:
+                checkpoint.save(folder.checkpoints, step + 1, parts, optimizer)
+                checkpoint.prune(folder.checkpoints, run.keep, milestone)
+    return parts
+
+
+def resume(folder: Folder, parts: Parts, optimizer: torch.optim.Optimizer, world: World, say: Say) -> int:
+    """Restores the newest checkpoint, if any; returns the steps done."""
+    saved = checkpoint.newest(folder.checkpoints, lambda text: say(f"warning: {text}"))
+    if saved is not None:
+        checkpoint.restore(saved, parts, optimizer)
+        say(f"resumed from {saved.path.name}")
+    step = 0 if saved is None else saved.step
+    if world.first:
+        folder.metrics.rewind(step)
+    return step
+
+
+def prepare(parts: Parts, compiled: bool, world: World, unused: bool) -> nn.Module:
+    """Compiles block by block where asked, and wraps the parts for data parallel where there are several processes."""
+    if compiled:
+        for part in (parts.student.encoder, parts.student.predictor, *parts.targets.values()):
+            for block in getattr(part, "blocks", None) or getattr(getattr(part, "encoder", None), "blocks", ()):
+                block.compile(dynamic=None)
+    if world.size == 1:
+        return parts
+    # Buffers are equal on every rank by contract, so they need not travel.
+    return DistributedDataParallel(
+        parts, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused
+    )
+
+
+def _together(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    """Gradients meet once a step, in the backward of the last micro-batch."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def own_metrics(parts: Parts, at: Progress) -> dict[str, Tensor]:
+    """What targets and predictors say of themselves, as 0-d tensors."""
+    found = {}
+    for name, part in (("predictor", parts.student.predictor), *parts.targets.items()):
+        if hasattr(part, "metrics"):
+            found |= {f"{name}/{key}": value for key, value in part.metrics(at).items()}
+    return found
+
+
+@dataclass
+class Guard:
+    """Sees that numbers stay finite, without waiting for the device.
+
+    A step that is not finite changes no weights; its images are written to nonfinite/; three in a row end the run.
+    """
+
+    folder: Folder
+    world: World
+    limit: int = 3
+    row: int = 0
+    pending: deque[tuple[Progress, Tensor, Any, tuple[int, ...]]] = field(default_factory=deque)
+
+    def check(self, at: Progress, loss: Tensor, norm: Tensor, batches: list[Batch]) -> Tensor:
+        """Whether loss and gradients of all ranks are finite, 0-d bool on the device."""
+        finite = all_sum((~(loss.isfinite() & norm.isfinite())).float()) == 0
+        samples = tuple(index for batch in batches for index in batch.samples)
+        copied, done = finite.to("cpu", non_blocking=True), None
+        if finite.device.type == "cuda":
+            done = torch.cuda.Event()
+            done.record()
+        self.pending.append((at, copied, done, samples))
+        self.settle(wait=len(self.pending) > 64)
+        return finite
+
+    def settle(self, wait: bool = False) -> None:
+        """Deals with the steps whose verdict has arrived."""
+        while self.pending:
+            at, finite, done, samples = self.pending[0]
+            if done is not None and not done.query():
+                if not wait:
+                    return
+                done.synchronize()
+            self.pending.popleft()
+            self.row = 0 if finite else self.row + 1
+            if not finite:
+                self._report(at, samples)
+
+    def _report(self, at: Progress, samples: tuple[int, ...]) -> None:
+        place = self.folder.path / "nonfinite"
+        place.mkdir(exist_ok=True)
+        name = f"step-{at.step + 1:09d}-rank-{self.world.rank}.txt"
+        (place / name).write_text("\n".join(map(str, samples)) + "\n")
+        if self.row >= self.limit:
+            raise RunError(
+                f"{self.row} steps in a row, the last of them step {at.step + 1}, had a loss or gradient that is not "
+                f"finite; the images of their batches are listed in {place}; lower the learning rate, clip gradients "
+                "(optim.clip), or try run.precision: fp32"
+            )
+
+
+@dataclass
+class Unreadable:
+    """Counts images that could not be read; writes them down, and refuses when they are too many."""
+
+    folder: Folder
+    most: float
+    say: Say
+    count: int = 0
+
+    def note(self, batches: list[Batch], seen: int) -> None:
+        """Takes the failures of a step; `seen` images were drawn so far."""
+        failed = [one for batch in batches for one in batch.unreadable]
+        if not failed:
+            return
+        self.count += len(failed)
+        self.folder.note("unreadable.jsonl", ({"image": index, "error": error} for index, error in failed))
+        self.say(f"warning: {self.count} of {seen} images could not be read; the last: image {failed[-1][0]}")
+        if seen >= 100 and self.count > self.most * seen:
+            raise RunError(
+                f"{self.count} of {seen} images could not be read, more than run.unreadable = {self.most:g} allows; "
+                f"they are listed in {self.folder.path / 'unreadable.jsonl'}"
+            )
+
+
+@dataclass
+class Clock:
+    """Measures images per second, the share of time spent waiting for data, and the share of the device's peak."""
+
+    flops: float  # of one image, forward and backward
+    world: World
+    batch: int
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+
+    def waiting(self, batches: Iterator[Batch]) -> Batch:
+        """The next micro-batch, timed."""
+        start = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - start
+        return batch
+
+    def read(self, steps: int) -> dict[str, float]:
+        """Rates since the last reading; `steps` were done in this process so far."""
+        now = time.perf_counter()
+        took, rate = now - self.since, (steps - self.steps) * self.batch / (now - self.since)
+        found = {"images_per_second": rate, "data_wait": min(1.0, self.waited / took)}
+        peak = peak_flops(self.world.device)
+        if peak:
+            found["mfu"] = rate * self.flops / (peak * self.world.size)
+        self.since, self.waited, self.steps = now, 0.0, steps
+        return found
+
+
+def held_pixels(recipe: Recipe, catalogue: Catalogue, sources: data.Sources) -> Tensor:
+    """A fixed batch of images, for figures that must be comparable over time: [n 3 H W]."""
+    views = next(iter(sources.views.values())).view
+    view = views if recipe.evaluate is None else make(catalogue, "views", recipe.evaluate.view)
+    pixels = []
+    for index in range(min(recipe.run.held, len(sources.data))):
+        try:
+            image = sources.data.image(index)
+        except (OSError, ValueError, SyntaxError):
+            continue
+        data.seed_views(key(recipe.run.seed, "held", index))
+        pixels.append(view(image)[0])
+    return torch.stack(pixels)
+
+
+@torch.no_grad()
+def rank_of(parts: Parts, pixels: Tensor, device: torch.device, cast: AbstractContextManager[Any]) -> float:
+    """RankMe of the summaries of held images, from the teacher where there is one."""
+    encoder = evaluated_encoder(parts)
+    mode = encoder.training
+    encoder.eval()
+    with cast:
+        found = [encoder(some.to(device)).summary.float() for some in pixels.split(64)]
+    encoder.train(mode)
+    return rankme(torch.cat(found)).item()
+
+
+def evaluated_encoder(parts: Parts, network: str = "auto") -> nn.Module:
+    """The encoder to evaluate: of a named target generator, of the student, or of the first teacher (auto)."""
+    owners = {name: target.encoder for name, target in parts.targets.items() if hasattr(target, "encoder")}
+    owners["student"] = parts.student.encoder
+    if network == "auto":
+        return next(iter(owners.values()))
+    if network not in owners:
+        raise RunError(f"no network is called {network!r}; there is: {', '.join(owners)}")
+    return owners[network]
+
+
+def _silent(*_words: Any) -> None:
+    """Ranks other than the first say nothing."""
