@@ -1,0 +1,5 @@
+"""`python -m sslzoo` is `sslzoo`: what torchrun starts."""
+
+from sslzoo.cli import main
+
+main()

@@ -1,0 +1,98 @@
+"""A checkpoint is whole, checked and safe; what is damaged is never taken for the truth."""
+
+import pytest
+import torch
+from torch import nn
+
+from sslzoo import RunError, checkpoint
+
+
+def net():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    module[0].bias.requires_grad_(False)
+    return module
+
+
+def stepped(steps=3):
+    parts = net()
+    optimizer = torch.optim.AdamW([p for p in parts.parameters() if p.requires_grad], lr=0.1, fused=True)
+    for step in range(steps):
+        parts(torch.randn(8, 3, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return parts, optimizer
+
+
+def test_what_is_restored_goes_on_as_if_never_stopped(tmp_path):
+    parts, optimizer = stepped(3)
+    checkpoint.save(tmp_path, 3, parts, optimizer)
+    other, second = stepped(1)
+    checkpoint.restore(checkpoint.newest(tmp_path, print), other, second)
+    for one, opt in ((parts, optimizer), (other, second)):
+        one(torch.ones(8, 3)).square().sum().backward()
+        opt.step()
+    assert all(torch.equal(a, b) for a, b in zip(parts.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text"])
+def test_a_damaged_newest_falls_back_with_a_warning(tmp_path, damage):
+    parts, optimizer = stepped()
+    checkpoint.save(tmp_path, 3, parts, optimizer)
+    path = checkpoint.save(tmp_path, 5, parts, optimizer)
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[-3] ^= 1
+    path.write_bytes({"flip": content, "cut": content[:-10], "empty": b"", "text": b"not a checkpoint at all"}[damage])
+    said = []
+    found = checkpoint.newest(tmp_path, said.append)
+    assert found.step == 3
+    assert len(said) == 1
+    assert str(path) in said[0]
+
+
+def test_with_none_readable_it_refuses(tmp_path):
+    path = checkpoint.save(tmp_path, 3, *stepped())
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunError, match="never starts again by itself"):
+        checkpoint.newest(tmp_path, print)
+    assert checkpoint.newest(tmp_path / "nothing", print) is None
+
+
+def test_every_flipped_byte_is_noticed(tmp_path):
+    path = checkpoint.save(tmp_path, 3, *stepped())
+    content = path.read_bytes()
+    for place in range(0, len(content), 97):
+        broken = bytearray(content)
+        broken[place] ^= 4
+        path.write_bytes(broken)
+        with pytest.raises(RunError, match="damaged"):
+            checkpoint.read(path)
+
+
+def test_other_parts_are_refused(tmp_path):
+    parts, optimizer = stepped()
+    saved = checkpoint.read(checkpoint.save(tmp_path, 3, parts, optimizer))
+    with pytest.raises(RunError, match="does not fit"):
+        checkpoint.restore_parts(saved, nn.Sequential(nn.Linear(3, 4)))
+
+
+def test_a_failed_save_leaves_the_earlier_ones(tmp_path, monkeypatch):
+    parts, optimizer = stepped()
+    checkpoint.save(tmp_path, 3, parts, optimizer)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_flush", full)
+    with pytest.raises(RunError, match="No space left"):
+        checkpoint.save(tmp_path, 5, parts, optimizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000003.safetensors"]
+
+
+def test_the_last_few_and_milestones_are_kept(tmp_path):
+    parts, optimizer = stepped()
+    for step in range(1, 11):
+        checkpoint.save(tmp_path, step, parts, optimizer)
+        checkpoint.prune(tmp_path, keep=2, milestone=4)
+    assert checkpoint.steps(tmp_path) == [4, 8, 9, 10]

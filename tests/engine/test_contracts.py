@@ -1,0 +1,49 @@
+"""Patches, masks and tokens against brute force."""
+
+import pytest
+import torch
+
+from sslzoo import Mask, Patches, Tokens
+
+
+def test_take_and_flat_rectangular():
+    x = torch.randn(3, 10, 4)
+    index = torch.stack([torch.randperm(10)[:6] for _ in range(3)]).reshape(3, 2, 3)
+    patches = Patches(index)
+    taken = patches.take(x)
+    for s in range(3):
+        for m in range(2):
+            for q in range(3):
+                assert torch.equal(taken[s, m, q], x[s, index[s, m, q]])
+    assert torch.equal(patches.flat(taken), taken.reshape(18, 4))
+    assert patches.count == 18
+
+
+def test_ragged_rows_drop_their_padding():
+    index = torch.tensor([[[3, 1, 3]], [[0, 2, 4]]])
+    patches = Patches(index, torch.tensor([[2], [3]]))
+    flat = patches.flat(patches.take(torch.arange(10.0).reshape(2, 5, 1)))
+    assert flat[:, 0].tolist() == [3, 1, 5, 7, 9]
+    assert patches.count == 5
+    assert patches.cu_seqlens().tolist() == [0, 2, 5]
+    assert patches.cu_seqlens().dtype == torch.int32
+    assert Patches(index).cu_seqlens().tolist() == [0, 3, 6]
+
+
+def test_ragged_patches_are_not_made_on_a_device():
+    with pytest.raises(ValueError, match="made on the CPU"):
+        Patches(torch.zeros(1, 2, dtype=torch.long, device="meta"), torch.ones(1, dtype=torch.long, device="meta"))
+    moved = Patches(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, dtype=torch.long)).to("meta")
+    assert moved.real is not None
+    assert moved.real.device.type == "meta"
+
+
+def test_source_repeats_views():
+    mask = Mask(Patches(torch.zeros(4, 1).long()), Patches(torch.zeros(4, 1, 1).long()), torch.tensor([0, 1, 0, 1]))
+    assert mask.rows(torch.tensor([[5.0], [6.0]]))[:, 0].tolist() == [5, 6, 5, 6]
+
+
+def test_reading_hidden_places_fails_clearly():
+    tokens = Tokens(torch.zeros(1, 3, 2), torch.arange(3)[None], torch.zeros(1, 2), (2, 2))
+    with pytest.raises(ValueError, match=r"3 of 2 x 2 patches.*hidden to fill"):
+        tokens.at(Patches(torch.zeros(1, 1, 1).long()))
