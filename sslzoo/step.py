@@ -8,7 +8,9 @@ pixels, target Patches  --> target generator (owns any teacher) --> TARGET.NAME 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +60,7 @@ def losses_of(parts: Parts, batch: Batch, at: Progress, watch: bool = False) -> 
     for name, target in parts.targets.items():
         signals |= {f"{name}.{key}": signal for key, signal in target(batch, student, at).items()}
     total, metrics = torch.zeros((), device=student_device(student)), {}
-    with torch.autocast(total.device.type, enabled=False):
+    with _full_precision(total.device):
         for name, term in parts.terms.items():
             target = None if term.target is None else _full(signals[term.target])
             value, extra = parts.losses[name](_full(signals[term.predict]), target, batch.pairing, at)
@@ -96,6 +98,11 @@ def sequences(group: Group) -> Tensor:
 def student_device(reading: Reading) -> torch.device:
     """Where the student's tokens live."""
     return next(iter(reading.tokens.values())).patches.device
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    # The meta device, where steps are rehearsed, knows no autocast.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _full(signal: Tensor) -> Tensor:

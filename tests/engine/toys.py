@@ -236,9 +236,10 @@ class NtXent(nn.Module):
         rank = torch.distributed.get_rank() if world_size() > 1 else 0
         everyone = torch.cat([gather(mine[0]), gather(mine[1])])
         total = len(everyone) // 2
-        own = torch.cat([torch.arange(b) + rank * b, torch.arange(b) + rank * b + total])
+        own = torch.arange(rank * b, rank * b + b, device=mine.device)
+        own = torch.cat([own, own + total])
         logits = mine.flatten(0, 1) @ everyone.T / self.temperature
-        logits = logits.index_put((torch.arange(2 * b), own), torch.tensor(float("-inf")))
+        logits = logits.scatter(1, own[:, None], float("-inf"))
         return F.cross_entropy(logits, (own + total) % (2 * total)), {}
 
 

@@ -1,0 +1,35 @@
+"""Writes the pages that are made from the code: `python docs/generate.py`. A test sees that they are up to date."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from pathlib import Path
+
+from sslzoo import hooks
+
+HEAD = """# Hooks: what a plugin can offer
+
+A plugin is a module whose functions, marked `@hookimpl`, carry the names below. It is found through the entry-point
+group `sslzoo`, or named as a file: in a recipe (`plugins: [./my_masks.py]`) or on the command line
+(`--plugin my_masks.py`). `SSLZOO_PLUGINS=vit,ijepa` loads only these installed plugins; `SSLZOO_TRACE=1` prints every
+hook call.
+
+This page is made from `sslzoo/hooks.py` by `python docs/generate.py`.
+"""
+
+
+def hooks_page() -> str:
+    """docs/hooks.md, from the live hook specifications."""
+    parts = [HEAD]
+    for name, function in vars(hooks).items():
+        if name.startswith("sslzoo_"):
+            text, _, example = inspect.getdoc(function).partition("    @hookimpl")
+            code = textwrap.dedent("    @hookimpl" + example).strip()
+            signature = str(inspect.signature(function)).replace("'", "")
+            parts.append(f"## `{name}{signature}`\n\n{text.strip()}\n\n```python\n{code}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("hooks.md").write_text(hooks_page())

@@ -1,0 +1,320 @@
+"""How does a recipe become parts, and do they fit? Builds them; checks the wiring; rehearses one step on nothing.
+
+`check` is the third pass of validation: signals exist and agree, roles and masks suit, then one step forward and
+backward on the meta device, where tensors have shapes and no numbers. It opens no data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sslzoo import signature
+from sslzoo.contracts import Batch, Dataset, Student
+from sslzoo.data import Sources, Views, fake_batch
+from sslzoo.errors import Problem, RecipeError, did_you_mean
+from sslzoo.optim import trainable
+from sslzoo.plugins import Catalogue
+from sslzoo.progress import Progress
+from sslzoo.recipe import GroupKeys, Recipe, Spec, TermKeys, split_keys
+from sslzoo.rng import key
+from sslzoo.step import Parts, Term, losses_of
+
+DRY_IMAGES = 2  # images of the rehearsal
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What a rehearsed step showed."""
+
+    rows: tuple[tuple[str, str, str], ...]  # part, shape, remark
+    parameters: Mapping[str, int]
+    flops: float  # of one image, forward and backward
+    unused: tuple[str, ...]  # parameters that no gradient reaches
+
+    def __str__(self) -> str:
+        wide = [max(len(row[column]) for row in self.rows) for column in (0, 1)]
+        lines = [f"{name:<{wide[0]}}  {shape:<{wide[1]}}  {remark}".rstrip() for name, shape, remark in self.rows]
+        if self.unused:
+            lines.append(f"no gradient reaches {', '.join(self.unused)}")
+        return "\n".join(lines)
+
+
+def make(installed: Catalogue, family: str, spec: Spec, *given: Any, place: str = "") -> Any:
+    """One part from its spec, {use: NAME, ...}; `given` is what the engine gives its constructor.
+
+    Raises:
+        RecipeError: the part refused its keys, or a path names an environment variable that is not set.
+    """
+    part = installed.find(family, spec["use"])
+    own, _ = split_keys(spec, place)
+    model = signature.keys_of(part.make)
+    place = place or family
+    keys, problems = signature.validate(model, own, place, repr(part.name))
+    if not problems:
+        try:
+            return part.make(*given, **{name: signature.expand(value) for name, value in keys.items()})
+        except ValueError as error:
+            problems = [Problem(place, f"{part.name!r} (plugin {part.plugin} {part.version}): {error}")]
+    raise RecipeError("recipe", problems)
+
+
+def build(recipe: Recipe, installed: Catalogue) -> tuple[Parts, Sources]:
+    """Parts with their starting weights, on the CPU, and the sources of batches, data set opened.
+
+    Each part starts from a seed of its own, so swapping one leaves the start of the others.
+
+    Raises:
+        RecipeError: a part refused its keys, or the data set cannot be opened.
+    """
+    problems: list[Problem] = []
+    parts, sources = _build(recipe, installed, problems)
+    if recipe.data:
+        data = _attempt(problems, recipe, installed, "datasets", recipe.data, "data")
+    if problems:
+        raise _error(recipe, problems)
+    return parts, replace(sources, data=data)
+
+
+def check(recipe: Recipe, installed: Catalogue) -> Flow:
+    """Checks the wiring and rehearses a step.
+
+    Raises:
+        RecipeError: everything that does not fit, at once.
+    """
+    problems: list[Problem] = []
+    with torch.device("meta"):
+        parts, sources = _build(recipe, installed, problems)
+    if not problems:
+        problems += list(_wiring(recipe, parts, sources))
+    if problems:
+        raise _error(recipe, problems)
+    return _rehearse(recipe, parts, sources)
+
+
+def _build(recipe: Recipe, installed: Catalogue, problems: list[Problem]) -> tuple[Parts, Sources]:
+    def one(family: str, spec: Spec, place: str, *given: Any) -> Any:
+        torch.manual_seed(key(recipe.run.seed, "init", place))
+        return _attempt(problems, recipe, installed, family, spec, place, *given)
+
+    views = {}
+    with torch.device("cpu"):
+        for name, spec in recipe.views.items():
+            group = GroupKeys(**split_keys(spec, "views")[1])
+            views[name] = Views(one("views", spec, f"views.{name}"), group.count, group.role)
+        masks = {name: one("masks", spec, f"masks.{name}") for name, spec in recipe.masks.items()}
+    sources = Sources(_NoData(), views, masks)
+    if not isinstance(encoder := one("encoders", recipe.encoder, "encoder"), nn.Module):
+        raise _error(recipe, problems)
+    if not isinstance(predictor := one("predictors", recipe.predictor, "predictor", encoder), nn.Module):
+        raise _error(recipe, problems)
+    student = Student(encoder, predictor)  # type: ignore[arg-type]
+    targets = {name: one("targets", spec, f"targets.{name}", student) for name, spec in recipe.targets.items()}
+    if problems:
+        raise _error(recipe, problems)
+    signals = _signals(student, targets)
+    terms = {name: Term(**TermKeys(**split_keys(spec, "losses")[1]).__dict__) for name, spec in recipe.losses.items()}
+    losses = {}
+    for name, spec in recipe.losses.items():
+        if terms[name].predict not in signals:
+            problems.append(_no_signal(f"losses.{name}.predict", terms[name].predict, signals))
+        else:
+            losses[name] = one("losses", spec, f"losses.{name}", signals[terms[name].predict])
+    if problems:
+        raise _error(recipe, problems)
+    return Parts(student, targets, losses, terms), sources
+
+
+def _attempt(
+    problems: list[Problem], recipe: Recipe, installed: Catalogue, family: str, spec: Spec, place: str, *given: Any
+) -> Any:
+    try:
+        return make(installed, family, spec, *given, place=place)
+    except RecipeError as error:
+        problems += error.problems
+        return None
+
+
+def _signals(student: Student, targets: Mapping[str, Any]) -> dict[str, Any]:
+    signals = {f"predictor.{name}": signal for name, signal in student.predictor.outputs.items()}
+    for name, target in targets.items():
+        signals |= {f"{name}.{key}": signal for key, signal in target.outputs.items()}
+    return signals
+
+
+def _no_signal(place: str, name: str, signals: Mapping[str, Any]) -> Problem:
+    owners = sorted({signal.split(".")[0] for signal in signals} - {"predictor"})
+    owner = name.split(".")[0]
+    if owner not in {*owners, "predictor"}:
+        there = f"there is: {', '.join(owners)}" if owners else "there is none"
+        text = f"reads {name!r}, but no target generator is called {owner!r}{did_you_mean(owner, owners)}\n{there}"
+        return Problem(place, text)
+    return Problem(place, f"reads {name!r}, which nothing gives{did_you_mean(name, signals)}\nsignals: {', '.join(signals)}")
+
+
+def _wiring(recipe: Recipe, parts: Parts, sources: Sources) -> Iterator[Problem]:
+    signals = _signals(parts.student, parts.targets)
+    masked = {name: sources.views[name] for name in recipe.masks if name in sources.views}
+    for name in recipe.masks:
+        if name not in sources.views:
+            close = did_you_mean(name, sources.views)
+            yield Problem(f"masks.{name}", f"no group of views is called {name!r}{close}\nviews: {', '.join(sources.views)}")
+    for name, views in sources.views.items():
+        try:
+            grid = parts.student.encoder.grid(views.view.size)
+            if name in masked:
+                sources.masks[name](2, grid, _rng())
+        except ValueError as error:
+            yield Problem(f"masks.{name}" if name in masked else f"views.{name}", str(error))
+    ragged = [name for name in masked if sources.masks[name].ragged]
+    if ragged and not parts.student.encoder.ragged:
+        yield Problem(f"masks.{ragged[0]}", "contexts differ in length, which this encoder does not accept")
+    readers = {views.role for views in sources.views.values()}
+    if not readers & {"context", "both"}:
+        yield Problem("views", "no group is read by the student: give one the role context or both")
+    for name, term in parts.terms.items():
+        yield from _term(name, term, signals, parts, masked, recipe)
+
+
+def _term(
+    name: str, term: Term, signals: Mapping[str, Any], parts: Parts, masked: Mapping[str, Views], recipe: Recipe
+) -> Iterator[Problem]:
+    place, loss = f"losses.{name}", parts.losses[name]
+    if getattr(loss, "whole_batch", False) and recipe.run.micro is not None:
+        yield Problem(
+            "run.micro", f"the loss {name!r} relates all images of a batch, so a batch cannot be split into parts"
+        )
+    predicted = signals[term.predict]
+    if predicted.kind == "patch" and not masked:
+        yield Problem(f"{place}.predict", f"{term.predict} speaks of hidden patches, but there is no section masks")
+    if term.target is None:
+        if loss.needs_target:
+            yield Problem(place, "this loss needs the key target")
+        return
+    if term.target not in signals:
+        yield _no_signal(f"{place}.target", term.target, signals)
+        return
+    wanted = signals[term.target]
+    if (wanted.kind, wanted.width) != (predicted.kind, predicted.width):
+        yield Problem(
+            place,
+            f"{term.predict} is {predicted.kind} of width {predicted.width}, "
+            f"{term.target} is {wanted.kind} of width {wanted.width}",
+        )
+    if wanted.kind == "patch" and not term.target.startswith("predictor."):
+        for group, views in masked.items():
+            if views.role != "both":
+                yield Problem(f"views.{group}.role", f"found {views.role}; a group with patch targets has the role both")
+
+
+def _rng() -> Any:
+    from sslzoo.rng import Rng
+
+    return Rng(0, 0, range(2))
+
+
+def _rehearse(recipe: Recipe, parts: Parts, sources: Sources) -> Flow:
+    batch = fake_batch(sources, parts.student.encoder, DRY_IMAGES, "meta")
+    at = Progress(0, 1)
+    seen: dict[str, str] = {}
+    with _shapes(parts, seen), FlopCounterMode(display=False) as counter:
+        try:
+            loss, _ = losses_of(parts, batch, at)
+            loss.backward()
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            where = seen.get("last", "the step")
+            raise _error(recipe, [Problem(where, f"failed in a rehearsed step: {type(error).__name__}: {error}")]) from error
+    unused = tuple(name for name, parameter in trainable(parts) if parameter.grad is None)
+    counts = {name: _count(part) for name, part in _named(parts).items()}
+    return Flow(tuple(_rows(recipe, batch, parts, counts, seen)), counts, counter.get_total_flops() / DRY_IMAGES, unused)
+
+
+@contextmanager
+def _shapes(parts: Parts, seen: dict[str, str]) -> Iterator[None]:
+    """Notes the shapes that parts return, and which part was entered last."""
+    hooks = []
+    for name, part in _named(parts).items():
+
+        def enter(_module: nn.Module, _given: Any, name: str = name) -> None:
+            seen["last"] = name
+
+        def leave(_module: nn.Module, _given: Any, out: Any, name: str = name) -> None:
+            seen[name] = _shape_of(out)
+
+        hooks += [part.register_forward_pre_hook(enter), part.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _shape_of(out: Any) -> str:
+    if isinstance(out, Mapping):
+        return ", ".join(f"{name} {_letters(value)}" for name, value in out.items())
+    return _letters(out.patches) if hasattr(out, "patches") else ""
+
+
+def _letters(x: Tensor) -> str:
+    return f"[{' '.join(map(str, x.shape))}]"
+
+
+def _named(parts: Parts) -> dict[str, nn.Module]:
+    named: dict[str, nn.Module] = {"encoder": parts.student.encoder, "predictor": parts.student.predictor}  # type: ignore[dict-item]
+    named |= {f"targets.{name}": target for name, target in parts.targets.items()}
+    return named | {f"losses.{name}": loss for name, loss in parts.losses.items()}
+
+
+def _count(part: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in part.parameters())
+
+
+def _rows(
+    recipe: Recipe, batch: Batch, parts: Parts, counts: Mapping[str, int], seen: Mapping[str, str]
+) -> Iterator[tuple[str, str, str]]:
+    for name, group in batch.groups.items():
+        grid = parts.student.encoder.grid((group.pixels.shape[-2], group.pixels.shape[-1]))
+        yield name, _letters(group.pixels), f"grid {grid[0]} x {grid[1]}, read by {_READERS[group.role]}"
+        if group.mask is not None:
+            context, target = group.mask.context.index, group.mask.target.index
+            use = recipe.masks[name]["use"]
+            yield f"  {use}", f"context {_letters(context)}, target {_letters(target)}", "lengths may differ from step to step"
+    specs = {"encoder": recipe.encoder, "predictor": recipe.predictor}
+    specs |= {f"targets.{name}": spec for name, spec in recipe.targets.items()}
+    for name, spec in specs.items():
+        yield f"{name.removeprefix('targets.')} {spec['use']}", seen.get(name, ""), f"{counts[name] / 1e6:.1f} M parameters"
+    for name, term in parts.terms.items():
+        arrow = term.predict if term.target is None else f"{term.predict} -> {term.target}"
+        yield f"{name} {recipe.losses[name]['use']}", arrow, ""
+
+
+_READERS = {"context": "the student", "target": "the teacher", "both": "both"}
+
+
+class _NoData:
+    """Stands where no data set was opened."""
+
+    tasks: Mapping[str, int] = {}
+
+    def __len__(self) -> int:
+        raise RuntimeError("no data set was opened")
+
+    def image(self, i: int) -> object:
+        raise RuntimeError(f"no data set was opened, so there is no image {i}")
+
+    def label(self, i: int) -> Mapping[str, int]:
+        raise RuntimeError(f"no data set was opened, so there is no label {i}")
+
+
+_: Dataset = _NoData()
+
+
+def _error(recipe: Recipe, problems: list[Problem]) -> RecipeError:
+    text = recipe.text
+    return RecipeError(text.source, [Problem(p.place, p.message, p.line or text.line(p.place)) for p in problems])

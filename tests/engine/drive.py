@@ -1,0 +1,29 @@
+"""Trains recipes, each in its own folder: what the tests start alone, under torchrun, and kill.
+
+    python drive.py OUT RECIPE... [-- KEY=VALUE...]
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from sslzoo import parallel
+from sslzoo.build import check
+from sslzoo.recipe import load
+from sslzoo.train import train
+
+
+def main(out: str, *words: str) -> None:
+    split = words.index("--") if "--" in words else len(words)
+    recipes, sets = words[:split], words[split + 1 :]
+    torch.set_num_threads(1)
+    world = parallel.join("cpu")
+    for recipe in recipes:
+        read, catalogue = load(recipe, sets)
+        train(read, catalogue, check(read, catalogue), Path(out) / read.name, world, print, lambda *_: None)
+    parallel.leave()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,265 @@
+"""Runs of toy methods through the unchanged engine: alone and in pairs, broken and unbroken."""
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import HERE, drive, losses, weights
+from toy_recipes import METHODS
+
+from sslzoo import RunError, data
+from sslzoo.build import build, check
+from sslzoo.folder import Folder
+from sslzoo.parallel import World
+from sslzoo.recipe import load
+from sslzoo.train import train
+
+
+def run(recipe, out, *sets):
+    """Trains in this process; returns the run folder."""
+    read, catalogue = load(str(recipe), sets)
+    train(read, catalogue, check(read, catalogue), Path(out), World(), lambda *_: None, lambda *_: None)
+    return Path(out)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def gap(one, other):
+    assert one.keys() == other.keys()
+    return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Every toy method trained ten steps by one process and by two."""
+    import os
+
+    from toy_recipes import write
+
+    folder = tmp_path_factory.mktemp("pairs")
+    os.environ["SSLZOO_PLUGINS"] = ""
+    recipes = [write(folder, method) for method in METHODS]
+    for ranks in (1, 2):
+        done = drive(folder / f"by{ranks}", *recipes, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.two_ranks
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_equal_one_process(pairs, method):
+    one, two = (pairs / f"by{ranks}" / f"toy-{method}" for ranks in (1, 2))
+    assert gap(weights(one), weights(two)) < 1e-5
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert len(losses(one)) == 10
+    assert all(map(math.isfinite, losses(one).values()))
+
+
+def test_the_loss_of_every_method_moves(pairs):
+    for method in METHODS:
+        found = losses(pairs / "by1" / f"toy-{method}")
+        assert found[1] != found[10]
+
+
+@pytest.mark.parametrize("method", ["jepa", "data2vec"])
+def test_accumulation_is_exact(tmp_path, toy, method):
+    recipe = toy(method)
+    whole = run(recipe, tmp_path / "whole")
+    parts = run(recipe, tmp_path / "parts", "run.micro=4")
+    assert gap(weights(whole), weights(parts)) < 1e-6
+
+
+def test_workers_change_nothing(tmp_path, toy):
+    recipe = toy("ibot")
+    assert same(weights(run(recipe, tmp_path / "a")), weights(run(recipe, tmp_path / "b", "run.workers=2")))
+
+
+def test_a_seed_repeats_and_another_differs(tmp_path, toy):
+    recipe = toy("jepa")
+    first = weights(run(recipe, tmp_path / "a"))
+    assert same(first, weights(run(recipe, tmp_path / "b")))
+    assert not same(first, weights(run(recipe, tmp_path / "c", "run.seed=1")))
+
+
+@pytest.mark.parametrize("stop", [1, 5, 9])
+def test_a_run_that_stops_goes_on_as_if_unbroken(tmp_path, toy, stop, monkeypatch):
+    recipe = toy("ibot")
+    whole = run(recipe, tmp_path / "whole")
+    from sslzoo import optim
+
+    real, steps = optim.step, iter(range(100))
+
+    def dies(*words):
+        if next(steps) == stop:
+            raise KeyboardInterrupt
+        real(*words)
+
+    monkeypatch.setattr(optim, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "broken", "run.save_every=2")
+    monkeypatch.setattr(optim, "step", real)
+    broken = run(recipe, tmp_path / "broken")
+    assert same(weights(whole), weights(broken))
+    assert losses(whole) == losses(broken)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_equals_unbroken(tmp_path, toy):
+    recipe = toy("ibot")
+    sets = ("--", "run.steps=400", "run.save_every=1", "run.log_every=1", "run.keep=3", "run.held=0")
+    assert drive(tmp_path / "whole", recipe, *sets).returncode == 0
+    moments = random.Random(0)
+    command = [sys.executable, str(HERE / "drive.py"), str(tmp_path / "killed"), str(recipe), *sets]
+    killed = during_save = 0
+    folder = tmp_path / "killed" / "toy-ibot"
+    while killed < 10:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        before = Folder(folder).metrics.read()
+        while process.poll() is None and len(Folder(folder).metrics.read()) <= len(before):
+            time.sleep(0.02)  # let it get somewhere
+        time.sleep(moments.uniform(0, 0.3))
+        if killed % 2:  # every other time: in the middle of a save
+            waited = time.monotonic()
+            while process.poll() is None and not list(folder.glob("checkpoints/*.writing")):
+                assert time.monotonic() - waited < 30
+            during_save += 1
+        assert process.poll() is None, process.stderr.read().decode()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+    assert during_save == 5
+    assert drive(tmp_path / "killed", recipe, *sets).returncode == 0
+    assert same(weights(tmp_path / "whole" / "toy-ibot"), weights(folder))
+    assert losses(tmp_path / "whole" / "toy-ibot") == losses(folder)
+
+
+def test_a_damaged_newest_checkpoint_costs_only_the_steps_after_the_one_before(tmp_path, toy):
+    recipe = toy("jepa")
+    whole = weights(run(recipe, tmp_path / "whole"))
+    out = run(recipe, tmp_path / "run", "run.save_every=4")
+    newest = sorted(Folder(out).checkpoints.iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-5])
+    said = []
+    read, catalogue = load(str(recipe), ())
+    train(read, catalogue, check(read, catalogue), out, World(), said.append, lambda *_: None)
+    assert any("damaged" in line for line in said)
+    assert any("step-000000008" in line for line in said)
+    assert same(whole, weights(out))
+
+
+def test_another_recipe_in_the_folder_is_refused(tmp_path, toy):
+    recipe = toy("jepa")
+    out = run(recipe, tmp_path / "run")
+    with pytest.raises(RunError, match=r"optim.clip: 1.0 there, 2.0 asked for"):
+        run(recipe, out, "optim.clip=2.0")
+    run(recipe, out, "run.log_every=2")  # harmless
+
+
+def test_a_checkpoint_of_one_process_goes_on_under_two(tmp_path, toy):
+    recipe = toy("jepa")
+    drive(tmp_path / "one", recipe)
+    drive(tmp_path / "both", recipe)
+    for path in Folder(tmp_path / "both" / "toy-jepa").checkpoints.glob("*10.safetensors"):
+        path.unlink()
+    done = drive(tmp_path / "both", recipe, ranks=2)
+    assert "resumed from step-000000005" in done.stdout
+    assert gap(weights(tmp_path / "one" / "toy-jepa"), weights(tmp_path / "both" / "toy-jepa")) < 1e-5
+
+
+@pytest.mark.two_ranks
+def test_a_rank_that_fails_ends_the_job(tmp_path, toy):
+    recipe = toy("jepa")
+    text = recipe.read_text().replace("length: 64", "length: 64, broken: 1")
+    recipe.write_text(text)
+    started = time.monotonic()
+    done = drive(tmp_path / "out", recipe, ranks=2)
+    assert done.returncode != 0
+    assert "could not be read" in done.stderr
+    assert time.monotonic() - started < 120
+
+
+def test_steps_that_are_not_finite_change_nothing_and_three_end_the_run(tmp_path, toy):
+    recipe = toy("jepa")
+    recipe.write_text(recipe.read_text().replace("length: 64", "length: 64, nan_from: 63"))
+    out = tmp_path / "run"
+    run(recipe, out, "run.batch=8", "run.steps=8")  # one batch an epoch holds the bad image
+    reports = list((out / "nonfinite").iterdir())
+    assert len(reports) == 1
+    assert "63" in reports[0].read_text().split()
+    assert all(torch.isfinite(value).all() for value in weights(out).values())
+    recipe.write_text(recipe.read_text().replace("nan_from: 63", "nan_from: 1"))
+    with pytest.raises(RunError, match="3 steps in a row"):
+        run(recipe, tmp_path / "bad")
+
+
+def test_unreadable_images_are_replaced_counted_and_too_many_refused(tmp_path, toy):
+    recipe = toy("jepa")
+    recipe.write_text(recipe.read_text().replace("length: 64", "length: 64, broken: 40"))
+    out = run(recipe, tmp_path / "few", "run.unreadable=0.1")
+    listed = [json.loads(line) for line in (out / "unreadable.jsonl").read_text().splitlines()]
+    assert {line["image"] for line in listed} == {0, 40}
+    assert "truncated file" in listed[0]["error"]
+    with pytest.raises(RunError, match=r"more than run.unreadable = 0.01"):
+        run(recipe, tmp_path / "many")
+
+
+def test_a_batch_is_split_evenly_or_refused():
+    assert data.split(64, 4, 5) == data.Split(64, 4, 4)
+    assert data.split(64, 1, None).micro == 64
+    with pytest.raises(RunError, match="cannot be split evenly over 3"):
+        data.split(64, 3, None)
+    places = [place for part in range(4) for rank in range(4) for place in data.Split(64, 4, 4).places(rank, part)]
+    assert places == list(range(64))
+
+
+def test_every_image_is_seen_once_an_epoch():
+    order = data.Order(50, 8, 3)
+    assert order.epoch_steps == 6
+    assert sorted(order.epoch(0).tolist()) == list(range(50))
+    assert not torch.equal(order.epoch(0), order.epoch(1))
+    with pytest.raises(RunError, match="larger than the data set of 5"):
+        data.Order(5, 8, 0)
+
+
+def test_metrics_hold_what_a_run_should_tell(tmp_path, toy):
+    out = run(toy("jepa"), tmp_path / "run")
+    line = Folder(out).metrics.read()[4]
+    wanted = "step epoch loss loss/guess grad_norm lr weight_decay guess/prediction_std guess/target_std "
+    wanted += "context_share/image target_share/image images_per_second data_wait rankme"
+    assert set(wanted.split()) <= set(line)
+    assert line["context_share/image"] == 0.5
+    assert line["target_share/image"] == 0.5
+    assert line["lr"] == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 1 / 7)) + 0.001 * (1 - 0.5 * (1 + math.cos(math.pi * 1 / 7))))
+
+
+def test_loss_in_the_file_is_in_full_precision(tmp_path, toy):
+    recipe = toy("jepa")
+    read, catalogue = load(str(recipe), ())
+    seen = []
+    train(read, catalogue, check(read, catalogue), tmp_path / "run", World(), lambda *_: None, lambda _at, x: seen.append(x))
+    assert [line["loss"] for line in Folder(tmp_path / "run").metrics.read()] == [line["loss"] for line in seen]
+    assert all(torch.tensor(line["loss"]).item() == line["loss"] for line in seen)  # exact float32 values
+
+
+def test_the_resolved_recipe_trains_the_same(tmp_path, toy):
+    first = run(toy("msn"), tmp_path / "a", "run.steps=4")
+    assert yaml.safe_load((first / "recipe.yaml").read_text())["run"]["steps"] == 4
+    assert same(weights(first), weights(run(first / "recipe.yaml", tmp_path / "b")))
+
+
+def test_swapping_a_part_leaves_the_start_of_the_others(tmp_path, toy):
+    starts = []
+    for sets in ((), ("predictor={use: head}", "losses.guess.predict=predictor.image", "losses.guess.use=centred")):
+        read, catalogue = load(str(toy("jepa")), sets)
+        starts.append(build(read, catalogue)[0].student.encoder.state_dict())
+    assert same(*starts)

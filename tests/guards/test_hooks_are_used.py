@@ -1,0 +1,37 @@
+"""Every hook is documented with its live signature, and used by a plugin that ships."""
+
+import importlib.util
+from pathlib import Path
+
+from sslzoo import hooks, load
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_of_hooks_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert (ROOT / "docs" / "hooks.md").read_text() == generate.hooks_page(), "run: python docs/generate.py"
+
+
+def test_every_hook_is_used_by_a_shipped_plugin():
+    manager = load()
+    names = [name for name in vars(hooks) if name.startswith("sslzoo_")]
+    unused = [name for name in names if not getattr(manager.hook, name).get_hookimpls()]
+    assert not unused
+
+
+def test_every_shipped_part_describes_itself_and_its_keys():
+    import inspect
+
+    from sslzoo import catalogue
+
+    silent = []
+    for family in catalogue().parts.values():
+        for part in family.values():
+            doc = inspect.getdoc(part.make) or ""
+            keys = [p.name for p in inspect.signature(part.make).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            silent += [f"{part.family} {part.name}: {key}" for key in keys if f"{key}:" not in doc]
+            silent += [f"{part.family} {part.name}"] if not doc else []
+    assert not silent
