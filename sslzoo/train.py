@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -127,9 +128,11 @@ def prepare(parts: Parts, compiled: bool, world: World, unused: bool) -> nn.Modu
                 block.compile(dynamic=None)
     if world.size == 1:
         return parts
-    # Buffers are equal on every rank by contract, so they need not travel.
+    # Buffers are equal on every rank by contract, so they need not travel before each step.
+    known = inspect.signature(DistributedDataParallel).parameters
+    still = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
-        parts, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused
+        parts, gradient_as_bucket_view=True, find_unused_parameters=unused, **{still: False}
     )
 
 
@@ -264,6 +267,8 @@ def held_pixels(recipe: Recipe, catalogue: Catalogue, sources: data.Sources) -> 
             continue
         data.seed_views(key(recipe.run.seed, "held", index))
         pixels.append(view(image)[0])
+    if not pixels:
+        raise RunError(f"none of the first {recipe.run.held} images could be read")
     return torch.stack(pixels)
 
 

@@ -1,1 +1,65 @@
-"""To be filled."""
+"""Who guesses, in MAE? A decoder over all places, hidden ones filled with a token (He et al. 2021, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
+from sslzoo.contracts import Encoder
+from sslzoo.nn import Block, LayerNorm, Positions, start_xavier
+
+
+class Decoder(nn.Module):
+    """MAE's decoder: predicts the pixels of target patches from visible tokens and mask tokens.
+
+    Args:
+        width: channels inside.
+        depth: blocks.
+        heads: attention heads.
+    """
+
+    projector = None
+
+    def __init__(self, encoder: Encoder, *, width: int = 512, depth: int = 8, heads: int = 16) -> None:
+        super().__init__()
+        patch = getattr(encoder, "patch", None)
+        if patch is None:
+            raise ValueError("the encoder has no attribute patch, so there are no pixels of patches to predict")
+        if width % heads:
+            raise ValueError(f"width: {width} channels do not split over {heads} heads")
+        pixels = 3 * patch[0] * patch[1]
+        self.outputs = {"patch": Signal("patch", pixels)}
+        self.decoder_embed = nn.Linear(encoder.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = Positions(width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.decoder_norm = LayerNorm(width)
+        self.decoder_pred = nn.Linear(width, pixels)
+        self.apply(start_xavier)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:
+        """Pixels of target patches, [s k d] -> {"patch": [t 3*ph*pw]}."""
+        if target is None:
+            return {}
+        place = self.positions(tokens.grid, tokens.patches.device)
+        seen = self.decoder_embed(tokens.patches)
+        whole = self.mask_token.to(seen.dtype).expand(len(seen), len(place), -1)
+        # Class token and registers have no place: their row of the position table is zero.
+        x = whole.scatter(1, tokens.index[..., None].expand_as(seen), seen) + place.to(seen.dtype)
+        ahead = 0
+        if tokens.prefix is not None:
+            x = torch.cat([self.decoder_embed(tokens.prefix), x], 1)
+            ahead = tokens.prefix.shape[1]
+        for block in self.blocks:
+            x = block(x)
+        # Reading the targets first spares the rest the last layer: it acts on each token alone.
+        guess = target.flat(target.take(x[:, ahead:]))
+        return {"patch": self.decoder_pred(self.decoder_norm(guess))}
+
+
+@hookimpl
+def sslzoo_predictors() -> dict[str, type]:
+    """The predictor `mae`."""
+    return {"mae": Decoder}

@@ -1,1 +1,115 @@
-"""To be filled."""
+"""What may be seen, and what must be guessed? Simple answers: at random, a block, a quadrant, a checkerboard."""
+
+from __future__ import annotations
+
+import torch
+
+from sslzoo import Grid, Mask, Patches, Rng, hookimpl
+from sslzoo.blocks import Range, check_ranges, covered, draw_size, places
+
+
+class Random:
+    """Hides a share of the patches at random; the hidden ones are one block to guess (MAE).
+
+    Args:
+        hide: share of the patches hidden; the number kept is rounded down.
+    """
+
+    ragged = False
+
+    def __init__(self, *, hide: float = 0.75) -> None:
+        if not 0 < hide < 1:
+            raise ValueError(f"hide: found {hide}; a share between 0 and 1")
+        self.hide = hide
+
+    def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
+        """Context [s k], target [s 1 q]. Raises ValueError if nothing would be kept, or nothing hidden."""
+        patches = grid[0] * grid[1]
+        kept = int(patches * (1 - self.hide))
+        if not 0 < kept < patches:
+            raise ValueError(f"hide: {self.hide} of {grid[0]} x {grid[1]} patches keeps {kept} and hides {patches - kept}")
+        order = rng.permutation(patches)
+        return Mask(Patches(order[:, :kept]), Patches(order[:, None, kept:]))
+
+
+class Block:
+    """Hides one block; the rest is the context (the I-JEPA paper's ablation, table 6).
+
+    Args:
+        scale: share of the patches the block covers, [low, high]; drawn once a step.
+        aspect: height over width of the block, [low, high]; drawn once a step.
+    """
+
+    ragged = False
+
+    def __init__(self, *, scale: Range = (0.6, 0.6), aspect: Range = (0.75, 1.5)) -> None:
+        check_ranges(scale=scale, aspect=aspect)
+        self.scale, self.aspect = scale, aspect
+
+    def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
+        """Context [s k], target [s 1 q]. Raises ValueError if the block may cover the whole grid."""
+        size = draw_size(grid, self.scale, self.aspect, rng.shared)
+        left = grid[0] * grid[1] - size[0] * size[1]
+        if not left:
+            raise ValueError(f"scale: a block of {size[0]} x {size[1]} leaves nothing of a grid of {grid[0]} x {grid[1]}")
+        corner = rng.uniform(1, 2)
+        top = (corner[..., 0] * (grid[0] - size[0] + 1)).long()
+        across = (corner[..., 1] * (grid[1] - size[1] + 1)).long()
+        hidden = covered(top, across, size, grid)
+        context = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, :left]
+        return Mask(Patches(context), Patches(places(top, across, size, grid)))
+
+
+class Rasterized:
+    """One quadrant is seen, the other three are blocks to guess (the I-JEPA paper's ablation, table 6).
+
+    On a grid of odd height or width the middle line belongs to no quadrant.
+    """
+
+    ragged = False
+
+    def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
+        """Context [s k], target [s 3 k]. Raises ValueError on a grid of a single row or column."""
+        size = (grid[0] // 2, grid[1] // 2)
+        if not size[0] * size[1]:
+            raise ValueError(f"a grid of {grid[0]} x {grid[1]} has no quadrants")
+        tops = torch.tensor([0, 0, grid[0] - size[0], grid[0] - size[0]])
+        lefts = torch.tensor([0, grid[1] - size[1], 0, grid[1] - size[1]])
+        quadrants = places(tops, lefts, size, grid)
+        shown = rng.integers(4)
+        others = (shown[:, None] + torch.arange(1, 4)) % 4
+        return Mask(Patches(quadrants[shown]), Patches(quadrants[others.sort(1).values]))
+
+
+class Checkerboard:
+    """Keeps one colour of a checkerboard and asks for the other.
+
+    Args:
+        cell: side of a square, in patches.
+    """
+
+    ragged = False
+
+    def __init__(self, *, cell: int = 2) -> None:
+        if cell < 1:
+            raise ValueError(f"cell: found {cell}; at least 1")
+        self.cell = cell
+
+    def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
+        """Context [s k], target [s 1 k]. Raises ValueError if a square covers the grid."""
+        rows, columns = (torch.arange(n) // self.cell for n in grid)
+        dark = (rows[:, None] + columns).flatten() % 2 == 0
+        kept, asked = dark.nonzero()[:, 0], (~dark).nonzero()[:, 0]
+        size = min(len(kept), len(asked))  # either colour may be kept, so both have the same length
+        if not size:
+            raise ValueError(f"cell: a square of {self.cell} covers the grid of {grid[0]} x {grid[1]}")
+        swap = (rng.uniform() < 0.5)[:, None]
+        context = torch.where(swap, asked[:size], kept[:size])
+        target = torch.where(swap, kept[:size], asked[:size])
+        return Mask(Patches(context), Patches(target[:, None]))
+
+
+@hookimpl
+def sslzoo_masks() -> dict[str, type]:
+    """The samplers `random`, `block`, `rasterized` and `checkerboard`."""
+    return {"random": Random, "block": Block, "rasterized": Rasterized, "checkerboard": Checkerboard}

@@ -1,1 +1,47 @@
-"""To be filled."""
+"""What is right? The pixels themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sslzoo import Batch, Progress, Reading, Signal, Student, hookimpl
+from sslzoo.nn import patchify
+
+
+class Pixels(nn.Module):
+    """Pixels of the target patches, each patch as (row, column, channel) (He et al. 2021, section 3).
+
+    Args:
+        normalise: subtract each patch's mean and divide by its deviation (unbiased, 1e-6 added to the variance).
+    """
+
+    def __init__(self, student: Student, *, normalise: bool = True) -> None:
+        super().__init__()
+        patch = getattr(student.encoder, "patch", None)
+        if patch is None:
+            raise ValueError("the encoder has no attribute patch, so its patches have no pixels to speak of")
+        self.patch, self.normalise = patch, normalise
+        self.outputs = {"patch": Signal("patch", 3 * patch[0] * patch[1])}
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, student: Reading, at: Progress) -> dict[str, Tensor]:
+        """{"patch": [t 3*ph*pw]} of every group with a mask that a teacher reads."""
+        found = []
+        for group in batch.groups.values():
+            if group.mask is not None and group.role != "context":
+                rows = group.mask.rows(patchify(group.pixels.flatten(0, 1), self.patch))
+                found.append(group.mask.target.flat(group.mask.target.take(rows)).float())
+        x = torch.cat(found)
+        if self.normalise:
+            x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
+        return {"patch": x}
+
+    def after_step(self, student: Student, at: Progress) -> None:
+        """Pixels do not learn."""
+
+
+@hookimpl
+def sslzoo_targets() -> dict[str, type]:
+    """The target generator `pixels`."""
+    return {"pixels": Pixels}

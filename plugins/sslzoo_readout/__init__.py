@@ -1,1 +1,42 @@
-"""To be filled."""
+"""Who guesses, where the encoder did the work? A linear layer on the tokens at target places (SimMIM, data2vec)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
+from sslzoo.contracts import Encoder
+
+
+class Linear(nn.Module):
+    """A linear read-out of target tokens; the encoder keeps hidden patches (hidden: fill).
+
+    Args:
+        to: tokens (as wide as the encoder) or pixels of a patch.
+    """
+
+    projector = None
+    blocks = nn.ModuleList()
+
+    def __init__(self, encoder: Encoder, *, to: Literal["tokens", "pixels"] = "tokens") -> None:
+        super().__init__()
+        patch = getattr(encoder, "patch", None)
+        if to == "pixels" and patch is None:
+            raise ValueError("to: the encoder has no attribute patch, so there are no pixels of patches to predict")
+        width = encoder.width if patch is None or to == "tokens" else 3 * patch[0] * patch[1]
+        self.outputs = {"patch": Signal("patch", width)}
+        self.out = nn.Linear(encoder.width, width)
+        nn.init.normal_(self.out.weight, std=0.02)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:
+        """{"patch": [t e]}."""
+        return {} if target is None else {"patch": self.out(target.flat(tokens.at(target)))}
+
+
+@hookimpl
+def sslzoo_predictors() -> dict[str, type]:
+    """The predictor `linear`."""
+    return {"linear": Linear}

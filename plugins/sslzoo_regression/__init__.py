@@ -1,1 +1,96 @@
-"""To be filled."""
+"""How wrong was the guess? Distances between a guess and what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from sslzoo import Pairing, Progress, Signal, hookimpl
+
+Result = tuple[Tensor, dict[str, Tensor]]
+
+
+def over_rows(distance: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, target: Tensor, pairing: Pairing) -> Tensor:
+    """Mean of a distance [.. e] x [.. e] -> [..]: over rows of patches [t e], or over image pairs that may meet.
+
+    Images [v b e] meet [u b e] where `pairing.match` holds.
+    """
+    if prediction.ndim == 2:
+        return (pairing.weight * distance(prediction, target)).sum()
+    each = distance(prediction[:, None], target[None]).mean(-1)  # v u
+    return (each * pairing.match).sum() / pairing.match.sum()
+
+
+class SmoothL1(nn.Module):
+    """Smooth L1 distance, mean over channels and rows (I-JEPA's released code).
+
+    Args:
+        beta: where the square turns into a line; data2vec uses 2.
+    """
+
+    needs_target = True
+
+    def __init__(self, signal: Signal, *, beta: float = 1.0) -> None:
+        super().__init__()
+        if beta <= 0:
+            raise ValueError(f"beta: found {beta}; above 0")
+        self.beta = beta
+
+    def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
+        """[t e] against [t e], or [v b e] against [u b e]."""
+        return over_rows(self._distance, prediction, target, pairing), {}
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = torch.broadcast_tensors(a, b)
+        return F.smooth_l1_loss(a, b, reduction="none", beta=self.beta).mean(-1)
+
+
+class Mse(nn.Module):
+    """Squared distance: the mean, or the sum of the I-JEPA paper's equation 1.
+
+    Args:
+        reduce: mean over channels and rows; or sum over the channels and patches of a block, then mean over blocks.
+    """
+
+    needs_target = True
+
+    def __init__(self, signal: Signal, *, reduce: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__()
+        if reduce == "sum" and signal.kind == "image":
+            raise ValueError("reduce: sum is over the patches of a block, but this signal is of whole images")
+        self.reduce = reduce
+
+    def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
+        """[t e] against [t e], or [v b e] against [u b e]."""
+        if self.reduce == "sum":
+            return (prediction - target).square().sum() / pairing.blocks, {}
+        return over_rows(lambda a, b: (a - b).square().mean(-1), prediction, target, pairing), {}
+
+
+class Cosine(nn.Module):
+    """One minus the cosine, times `scale` (2: the squared distance of normalised vectors, as BYOL).
+
+    Args:
+        scale: what the distance is multiplied by.
+    """
+
+    needs_target = True
+
+    def __init__(self, signal: Signal, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
+        """[t e] against [t e], or [v b e] against [u b e]."""
+        value = over_rows(lambda a, b: 1.0 - F.cosine_similarity(a, b, dim=-1), prediction, target, pairing)
+        return self.scale * value, {}
+
+
+@hookimpl
+def sslzoo_losses() -> dict[str, type]:
+    """The losses `smooth_l1`, `mse` and `cosine`."""
+    return {"smooth_l1": SmoothL1, "mse": Mse, "cosine": Cosine}

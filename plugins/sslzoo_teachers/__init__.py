@@ -1,1 +1,108 @@
-"""To be filled."""
+"""What is right? What a teacher says: a copy of the student that follows it by a moving average."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from sslzoo import Batch, Progress, Reading, Schedule, Signal, Student, hookimpl
+from sslzoo.contracts import Group
+
+Pair = tuple[list[Tensor], list[Tensor]]
+
+
+class Ema(nn.Module):
+    """Teacher that follows the student by an exponential moving average, and sees all patches.
+
+    I-JEPA (Assran et al. 2023, section 3): norm layer, layers 0. data2vec (Baevski et al. 2022): layers 6.
+    BYOL, DINO: project. Signals: patch [t d] where groups have masks, image [u b e].
+
+    Args:
+        momentum: share of the teacher kept at a step.
+        norm: layer (normalise each target over its channels, without scale and shift) or none.
+        layers: 0 for the tokens after the final norm; n for the mean of the last n blocks, each normalised.
+        project: copy the predictor's projector too, and give what it says of the summary as the image signal.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        *,
+        momentum: Schedule = Schedule.parse({"linear": [0.996, 1.0]}),
+        norm: Literal["layer", "none"] = "layer",
+        layers: int = 0,
+        project: bool = False,
+    ) -> None:
+        super().__init__()
+        if layers < 0:
+            raise ValueError(f"layers: found {layers}; 0 or more")
+        if project and student.predictor.projector is None:
+            raise ValueError("project: the predictor has no projector to copy")
+        self.momentum = Schedule.parse(momentum)
+        self.norm, self.layers = norm, layers
+        self.encoder = copy.deepcopy(student.encoder).requires_grad_(False)  # type: ignore[attr-defined]
+        self.projector = copy.deepcopy(student.predictor.projector).requires_grad_(False) if project else None
+        width = student.predictor.outputs["image"].width if project else student.encoder.width
+        self.outputs = {"patch": Signal("patch", student.encoder.width), "image": Signal("image", width)}
+        self._pairs: tuple[Pair, Pair] | None = None
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, student: Reading, at: Progress) -> dict[str, Tensor]:
+        """Targets of every group a teacher reads: {"patch": [t d], "image": [u b e]}."""
+        patch, image = [], []
+        for group in batch.groups.values():
+            if group.role != "context":
+                tokens = self.encoder(group.pixels.flatten(0, 1), None, self.layers)
+                summary = tokens.summary if self.projector is None else self.projector(tokens.summary)
+                image.append(summary.unflatten(0, group.pixels.shape[:2]))
+                patch += [] if group.mask is None else [self._at(group, tokens.layers or (tokens.patches,))]
+        signals = {"image": torch.cat(image)} if image else {}
+        return signals | ({"patch": torch.cat(patch)} if patch else {})
+
+    @torch.no_grad()
+    def after_step(self, student: Student, at: Progress) -> None:
+        """theirs <- m theirs + (1 - m) the student's; buffers are copied."""
+        (own, others), (own_buffers, other_buffers) = self._followed(student)
+        torch._foreach_lerp_(own, others, 1.0 - self.momentum(at))
+        if own_buffers:
+            torch._foreach_copy_(own_buffers, other_buffers)
+
+    def metrics(self, at: Progress) -> dict[str, Tensor]:
+        """The momentum of this step."""
+        return {"momentum": torch.tensor(self.momentum(at), dtype=torch.float64)}
+
+    def _at(self, group: Group, layers: tuple[Tensor, ...]) -> Tensor:
+        # Normalising acts on each token alone, so only the targets' tokens need it.
+        assert group.mask is not None
+        target, total = group.mask.target, None
+        for layer in layers:
+            taken = target.flat(target.take(group.mask.rows(layer))).float()
+            taken = F.layer_norm(taken, taken.shape[-1:]) if self.norm == "layer" else taken
+            total = taken if total is None else total + taken
+        assert total is not None
+        return total / len(layers)
+
+    def _followed(self, student: Student) -> tuple[Pair, Pair]:
+        if self._pairs is None:
+            pairs = [(self.encoder, student.encoder)]
+            if self.projector is not None:
+                pairs.append((self.projector, student.predictor.projector))
+            parameters = [list(zip(*(m.parameters() for m in pair), strict=True)) for pair in pairs]  # type: ignore[union-attr]
+            buffers = [list(zip(*(m.buffers() for m in pair), strict=True)) for pair in pairs]  # type: ignore[union-attr]
+            self._pairs = _columns(parameters), _columns(buffers)
+        return self._pairs
+
+
+def _columns(rows: list[list[tuple[Tensor, ...]]]) -> Pair:
+    flat = [row for some in rows for row in some]
+    return [row[0] for row in flat], [row[1] for row in flat]
+
+
+@hookimpl
+def sslzoo_targets() -> dict[str, type]:
+    """The target generator `ema`."""
+    return {"ema": Ema}

@@ -1,1 +1,209 @@
-"""To be filled."""
+"""Who sees? A vision transformer on timm's blocks, that embeds only the patches it is shown."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from sslzoo import Grid, Patches, Tokens, hookimpl
+from sslzoo.nn import Block, LayerNorm, Positions, key_mask, patchify, start_normal, start_xavier
+
+# width, depth, heads, MLP hidden over width (Dosovitskiy et al. 2020; Zhai et al. 2021 for giant)
+SIZES = {
+    "tiny": (192, 12, 3, 4.0),
+    "small": (384, 12, 6, 4.0),
+    "base": (768, 12, 12, 4.0),
+    "large": (1024, 24, 16, 4.0),
+    "huge": (1280, 32, 16, 4.0),
+    "giant": (1408, 40, 16, 48 / 11),
+}
+
+
+class ViT(nn.Module):
+    """Vision transformer (timm's blocks); hidden patches are dropped, or filled with a token.
+
+    Args:
+        size: tiny, small, base, large, huge or giant; or give width, depth and heads.
+        width: channels of a token.
+        depth: blocks.
+        heads: attention heads of a block.
+        mlp_ratio: hidden channels of the MLP over width.
+        patch: side of a patch in pixels, or [height, width].
+        class_token: put a learned class token first; it is then the summary of the image (else the mean of patches).
+        registers: learned tokens beside the patches (Darcet et al. 2023).
+        positions: sincos (fixed, for any grid) or learned (interpolated to other grids).
+        image: side of the images that learned positions are made for, or [height, width].
+        hidden: drop hidden patches before the first block, or fill their places with a learned token.
+        drop_path: largest rate of dropped residual branches; grows linearly over the blocks.
+        init: normal (deviation 0.02, as I-JEPA) or xavier (as MAE; the better choice for small widths).
+        rescale: divide the output weights of block l by sqrt(2 l), as BEiT; I-JEPA's released code undoes this.
+    """
+
+    ragged = True
+
+    def __init__(
+        self,
+        *,
+        size: Literal["tiny", "small", "base", "large", "huge", "giant"] | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        mlp_ratio: float | None = None,
+        patch: int | tuple[int, int] = 16,
+        class_token: bool = False,
+        registers: int = 0,
+        positions: Literal["sincos", "learned"] = "sincos",
+        image: int | tuple[int, int] | None = None,
+        hidden: Literal["drop", "fill"] = "drop",
+        drop_path: float = 0.0,
+        init: Literal["normal", "xavier"] = "normal",
+        rescale: bool = False,
+    ) -> None:
+        super().__init__()
+        width, depth, heads, mlp_ratio = _shape(size, width, depth, heads, mlp_ratio)
+        self.width, self.depth, self.heads = width, depth, heads
+        self.patch = (patch, patch) if isinstance(patch, int) else patch
+        self.hidden = hidden
+        self.patch_embed = PatchEmbed(width, self.patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if hidden == "fill" else None
+        self.pos_embed, self.native = self._learned(image) if positions == "learned" else (None, None)
+        self.positions = Positions(width) if positions == "sincos" else None
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rates)
+        self.norm = LayerNorm(width)
+        self._start(init, rescale)
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """Rows and columns of patches of an image of this size.
+
+        Raises:
+            ValueError: the patches do not fit the image.
+        """
+        if size[0] % self.patch[0] or size[1] % self.patch[1]:
+            raise ValueError(f"an image of {size[0]} x {size[1]} does not split into patches of {self.patch[0]} x {self.patch[1]}")
+        return size[0] // self.patch[0], size[1] // self.patch[1]
+
+    def forward(self, pixels: Tensor, context: Patches | None = None, layers: int = 0) -> Tokens:
+        """Tokens of an image, [s 3 H W] -> [s k d] after the final norm; `layers` are the last blocks' raw outputs."""
+        grid = self.grid((pixels.shape[-2], pixels.shape[-1]))
+        s, places = len(pixels), grid[0] * grid[1]
+        x = patchify(pixels, self.patch)
+        position = self._position(grid, pixels.device)
+        index, length = torch.arange(places, device=pixels.device).expand(s, -1), None
+        if context is not None and self.hidden == "drop":
+            # Embedding and positions act on each patch alone, so only what is seen need be embedded.
+            x, index, length = context.take(x), context.index, context.length
+            x = self.patch_embed(x) + position[index]
+        elif context is not None:
+            x = self._fill(self.patch_embed(x), context) + position
+        else:
+            x = self.patch_embed(x) + position
+        x, outs, ahead = self._blocks(x, length, layers)
+        x = self.norm(x)
+        prefix, patches = (x[:, :ahead], x[:, ahead:]) if ahead else (None, x)
+        summary = x[:, 0] if self.cls_token is not None else _mean(patches, length)
+        return Tokens(patches, index, summary, grid, prefix, outs, length)
+
+    def _blocks(self, x: Tensor, length: Tensor | None, layers: int) -> tuple[Tensor, tuple[Tensor, ...], int]:
+        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        seen = x.shape[1]
+        x = torch.cat([*prefix, x], 1) if prefix else x
+        ahead = x.shape[1] - seen
+        mask, outs = key_mask(length, seen, ahead), []
+        for number, block in enumerate(self.blocks):
+            x = block(x) if mask is None else block(x, attn_mask=mask)
+            if number >= self.depth - layers:
+                outs.append(x[:, ahead:])
+        return x, tuple(outs), ahead
+
+    def _fill(self, x: Tensor, context: Patches) -> Tensor:
+        if context.length is None:
+            shown, kept = context.index, torch.ones_like(context.index, dtype=x.dtype)
+        else:  # padding repeats a legal index: only true entries count
+            shown = context.index
+            kept = (torch.arange(shown.shape[1], device=x.device) < context.length[:, None]).to(x.dtype)
+        seen = torch.zeros(x.shape[:2], device=x.device, dtype=x.dtype).scatter_reduce(1, shown, kept, "amax")[..., None]
+        return torch.where(seen > 0, x, self.mask_token.to(x.dtype))
+
+    def _learned(self, image: int | tuple[int, int] | None) -> tuple[nn.Parameter, Grid]:
+        if image is None:
+            raise ValueError("image: learned positions need the size of image they are made for, such as 224")
+        native = self.grid((image, image) if isinstance(image, int) else image)
+        return nn.Parameter(torch.zeros(1, native[0] * native[1], self.width)), native
+
+    def _position(self, grid: Grid, device: torch.device) -> Tensor:
+        if self.positions is not None:
+            return self.positions(grid, device)
+        table, native = self.pos_embed, self.native
+        assert table is not None
+        assert native is not None
+        if grid == native:
+            return table[0]
+        # All N rows are places: there is no class row in the table to set aside.
+        plane = table.reshape(1, *native, self.width).permute(0, 3, 1, 2)
+        plane = F.interpolate(plane.float(), grid, mode="bicubic", antialias=True, align_corners=False)
+        return plane[0].flatten(1).T
+
+    def _start(self, init: str, rescale: bool) -> None:
+        self.apply(start_xavier if init == "xavier" else start_normal)
+        with torch.no_grad():
+            tokens = (self.cls_token, self.reg_token, self.mask_token, self.pos_embed)
+            for token in (token for token in tokens if token is not None):
+                token.normal_(std=0.02)
+            self.patch_embed.start(init)
+            if rescale:
+                for number, block in enumerate(self.blocks, 1):
+                    block.attn.proj.weight.div_((2 * number) ** 0.5)
+                    block.mlp.fc2.weight.div_((2 * number) ** 0.5)
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of patches; its weight has the layout of the usual convolution, [d 3 ph pw]."""
+
+    def __init__(self, width: int, patch: tuple[int, int]) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Patches as (row, column, channel), [s k ph*pw*3] -> [s k d]."""
+        return F.linear(x, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
+
+    def start(self, init: str) -> None:
+        """Starting weights, as those of a linear layer."""
+        if init == "xavier":
+            nn.init.xavier_uniform_(self.proj.weight.view(len(self.proj.weight), -1))
+        else:
+            nn.init.normal_(self.proj.weight, std=0.02)
+        if self.proj.bias is not None:
+            nn.init.zeros_(self.proj.bias)
+
+
+def _shape(
+    size: str | None, width: int | None, depth: int | None, heads: int | None, mlp_ratio: float | None
+) -> tuple[int, int, int, float]:
+    if size is None and (width is None or depth is None or heads is None):
+        raise ValueError(f"give a size ({', '.join(SIZES)}), or width, depth and heads")
+    named = SIZES[size] if size is not None else (0, 0, 0, 4.0)
+    given = (width, depth, heads, mlp_ratio)
+    w, d, h, ratio = (theirs if mine is None else mine for mine, theirs in zip(given, named, strict=True))
+    if w % h:
+        raise ValueError(f"width: {w} channels do not split over {h} heads")
+    return int(w), int(d), int(h), float(ratio)
+
+
+def _mean(patches: Tensor, length: Tensor | None) -> Tensor:
+    if length is None:
+        return patches.mean(1)
+    true = (torch.arange(patches.shape[1], device=patches.device) < length[:, None])[..., None]
+    return (patches * true).sum(1) / length[:, None]
+
+
+@hookimpl
+def sslzoo_encoders() -> dict[str, type]:
+    """The encoder `vit`."""
+    return {"vit": ViT}

@@ -79,7 +79,12 @@ class Tiny(nn.Module):
         self.width, self.hidden = width, hidden
         self.embed, self.place = nn.Linear(12, width), nn.Linear(2, width)
         self.token = nn.Parameter(torch.zeros(width))
-        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, 2, 16, 0.0, batch_first=True) for _ in range(2))
+        self.blocks = nn.ModuleList(self._block(width) for _ in range(2))
+
+    @staticmethod
+    def _block(width):
+        # Without biases: the gradient of a key's bias is zero but for rounding, which AdamW would blow up.
+        return nn.TransformerEncoderLayer(width, 2, 16, 0.0, batch_first=True, bias=False)
 
     def grid(self, size):
         return size[0] // 2, size[1] // 2

@@ -1,0 +1,150 @@
+"""Who guesses, in I-JEPA? A narrow transformer over context and mask tokens; and a cheaper one that only reads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from sslzoo import Patches, Progress, Signal, Tokens
+from sslzoo.contracts import Encoder
+from sslzoo.nn import Block, LayerNorm, Positions, key_mask, start_normal
+
+# depth and heads published for each encoder width (Assran et al. 2023, appendix A.1, and the released settings)
+PUBLISHED = {192: (6, 3), 384: (6, 6), 768: (6, 12), 1024: (12, 16), 1280: (12, 16), 1408: (16, 16)}
+
+
+class Joint(nn.Module):
+    """I-JEPA's predictor: context and mask tokens attend to each other, each target block apart from the others.
+
+    Assran et al. 2023, section 3 and appendix A.1.
+
+    Args:
+        width: channels inside.
+        depth: blocks; the published number for the encoder's width if left out.
+        heads: attention heads; as depth.
+    """
+
+    projector = None
+
+    def __init__(
+        self, encoder: Encoder, *, width: int = 384, depth: int | None = None, heads: int | None = None
+    ) -> None:
+        super().__init__()
+        depth, heads = _published(encoder.width, depth, heads)
+        _splits(width, heads)
+        self.outputs = {"patch": Signal("patch", encoder.width)}
+        self.predictor_embed = nn.Linear(encoder.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = Positions(width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.predictor_norm = LayerNorm(width)
+        self.predictor_proj = nn.Linear(width, encoder.width)
+        self.apply(start_normal)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:
+        """Guesses of target patches, [s k d] -> {"patch": [t d]}."""
+        if target is None:
+            return {}
+        s, m, q = target.index.shape
+        place = self.positions(tokens.grid, tokens.patches.device)
+        seen = self.predictor_embed(tokens.patches)
+        seen = seen + place[tokens.index].to(seen.dtype)
+        asked = (self.mask_token + place[target.index.flatten(0, 1)]).to(seen.dtype)
+        x = torch.cat([seen.repeat_interleave(m, 0), asked], 1)  # (s m) (k q) w
+        mask = _joint_mask(tokens, target)
+        for block in self.blocks:
+            x = block(x) if mask is None else block(x, attn_mask=mask)
+        guess = self.predictor_proj(self.predictor_norm(x[:, -q:]))
+        return {"patch": target.flat(guess.unflatten(0, (s, m)))}
+
+
+class Cross(nn.Module):
+    """Queries read the context once a layer and never each other: all blocks in one pass, cheaper than `ijepa`.
+
+    As CAPI's and CrossMAE's predictors (Darcet et al. 2025; Fu et al. 2024).
+
+    Args:
+        width: channels inside.
+        depth: layers; the depth published for `ijepa` at the encoder's width if left out.
+        heads: attention heads; as depth.
+    """
+
+    projector = None
+
+    def __init__(
+        self, encoder: Encoder, *, width: int = 384, depth: int | None = None, heads: int | None = None
+    ) -> None:
+        super().__init__()
+        depth, heads = _published(encoder.width, depth, heads)
+        _splits(width, heads)
+        self.outputs = {"patch": Signal("patch", encoder.width)}
+        self.embed = nn.Linear(encoder.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = Positions(width)
+        self.blocks = nn.ModuleList(Read(width, heads) for _ in range(depth))
+        self.norm = LayerNorm(width)
+        self.project = nn.Linear(width, encoder.width)
+        self.apply(start_normal)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:
+        """Guesses of target patches, [s k d] -> {"patch": [t d]}."""
+        if target is None:
+            return {}
+        place = self.positions(tokens.grid, tokens.patches.device)
+        seen = self.embed(tokens.patches)
+        seen = seen + place[tokens.index].to(seen.dtype)
+        x = (self.mask_token + place[target.index.flatten(1)]).to(seen.dtype)  # s (m q) w
+        mask = key_mask(tokens.length, tokens.index.shape[1])
+        for block in self.blocks:
+            x = block(x, seen, mask)
+        guess = self.project(self.norm(x))
+        return {"patch": target.flat(guess.unflatten(1, target.index.shape[1:]))}
+
+
+class Read(nn.Module):
+    """One layer of `cross`: queries attend to the context, then an MLP; pre-norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm_context, self.norm2 = LayerNorm(width), LayerNorm(width), LayerNorm(width)
+        self.q, self.kv, self.proj = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        """[s n w] queries, [s k w] context -> [s n w]."""
+        q = self.q(self.norm1(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(self.norm_context(context)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.proj(read.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+def _published(width: int, depth: int | None, heads: int | None) -> tuple[int, int]:
+    if (depth is None or heads is None) and width not in PUBLISHED:
+        known = ", ".join(map(str, PUBLISHED))
+        raise ValueError(f"depth, heads: nothing is published for an encoder {width} wide (only {known}); give both")
+    named = PUBLISHED.get(width, (0, 0))
+    return (named[0] if depth is None else depth), (named[1] if heads is None else heads)
+
+
+def _splits(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"width: {width} channels do not split over {heads} heads")
+
+
+def _joint_mask(tokens: Tokens, target: Patches) -> Tensor | None:
+    """Keys that are true, bool [(s m) 1 1 k+q], where contexts or blocks are ragged; None: all are."""
+    if tokens.length is None and target.length is None:
+        return None
+    s, m, q = target.index.shape
+    k = tokens.index.shape[1]
+    device = tokens.index.device
+    context = tokens.length if tokens.length is not None else torch.full((s,), k, device=device)
+    block = target.length if target.length is not None else torch.full((s, m), q, device=device)
+    seen = (torch.arange(k, device=device) < context[:, None]).repeat_interleave(m, 0)
+    asked = torch.arange(q, device=device) < block.flatten()[:, None]
+    return torch.cat([seen, asked], 1)[:, None, None]

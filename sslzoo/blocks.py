@@ -1,0 +1,73 @@
+"""Where on the grid does a block lie? Geometry that samplers of masks share; vectorised over rows.
+
+A block's scale is its share of the grid's patches; its aspect is height over width, in patches.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from sslzoo.contracts import Grid
+
+Range = tuple[float, float]
+Size = tuple[int, int]  # rows, columns
+
+
+def check_ranges(**ranges: Range) -> None:
+    """Refuses ranges that are upside down or not above 0; scales also above 1.
+
+    Raises:
+        ValueError: names the key and the numbers.
+    """
+    for name, (low, high) in ranges.items():
+        if not 0 < low <= high:
+            raise ValueError(f"{name}: found [{low:g}, {high:g}]; [low, high] with 0 < low <= high is wanted")
+        if name.endswith("scale") and high > 1:
+            raise ValueError(f"{name}: found [{low:g}, {high:g}]; a block covers at most the whole grid, 1.0")
+
+
+def size_of(grid: Grid, scale: float, aspect: float) -> Size:
+    """Rows and columns of a block, rounded to patches and held within the grid."""
+    area = scale * grid[0] * grid[1]
+    height, width = math.sqrt(area * aspect), math.sqrt(area / aspect)
+    return min(grid[0], max(1, round(height))), min(grid[1], max(1, round(width)))
+
+
+def draw_size(grid: Grid, scale: Range, aspect: Range, generator: torch.Generator) -> Size:
+    """The size of a block, its scale and its aspect drawn apart from each other."""
+    first, second = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    return size_of(grid, scale[0] + first * (scale[1] - scale[0]), aspect[0] + second * (aspect[1] - aspect[0]))
+
+
+def sizes(grid: Grid, scale: Range, aspect: Range, steps: int = 65) -> set[Size]:
+    """The sizes that may come up, found on a fine lattice of scales and aspects."""
+    lattice = [[low + (high - low) * i / (steps - 1) for i in range(steps)] for low, high in (scale, aspect)]
+    return {size_of(grid, *pair) for pair in product(*lattice)}
+
+
+def places(top: Tensor, left: Tensor, size: Size, grid: Grid) -> Tensor:
+    """The patches of blocks, row-major: [..] and [..] -> [.. h*w]."""
+    rows, columns = torch.arange(size[0])[:, None] * grid[1], torch.arange(size[1])[None]
+    return (top * grid[1] + left)[..., None] + (rows + columns).flatten()
+
+
+def covered(top: Tensor, left: Tensor, size: Size, grid: Grid) -> Tensor:
+    """Which patches the blocks of the last dimension cover together: [.. m] and [.. m] -> bool [.. N]."""
+    rows, columns = torch.arange(grid[0]), torch.arange(grid[1])
+    in_row = ((rows >= top[..., None]) & (rows < top[..., None] + size[0])).float()  # .. m h
+    in_column = ((columns >= left[..., None]) & (columns < left[..., None] + size[1])).float()  # .. m w
+    return (in_row.transpose(-1, -2) @ in_column).flatten(-2) > 0
+
+
+def chance(size: Size, grid: Grid) -> Tensor:
+    """How likely a block placed anywhere alike covers each patch: [N]."""
+    along = []
+    for block, whole in zip(size, grid, strict=True):
+        lowest = (torch.arange(whole) - block + 1).clamp(min=0)
+        highest = torch.arange(whole).clamp(max=whole - block)
+        along.append((highest - lowest + 1) / (whole - block + 1))
+    return (along[0][:, None] * along[1]).flatten()

@@ -1,0 +1,91 @@
+"""What do authors of encoders and predictors keep writing? Conveniences, never required."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block as _TimmBlock
+from torch import Tensor, nn
+
+from sslzoo.contracts import Grid
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+def Block(width: int, heads: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> nn.Module:  # noqa: N802
+    """A pre-norm transformer block (timm's, SDPA attention, bias on q, k and v, exact GELU): [s k d] -> [s k d]."""
+    return _TimmBlock(width, heads, mlp_ratio, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)
+
+
+def sincos(grid: Grid, width: int, device: torch.device | None = None) -> Tensor:
+    """The fixed two-dimensional sine-cosine table of MAE and I-JEPA: [N width], row-major.
+
+    The first half of the channels encodes the column, the second the row; each half has its sines, then its cosines.
+    Positions are whole numbers from 0. Computed in float64, given in float32.
+
+    Raises:
+        ValueError: width is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"width: sine-cosine positions need a multiple of 4, found {width}")
+    rates = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4))
+    rows, columns = (torch.arange(n, dtype=torch.float64, device=device) for n in grid)
+    halves = []
+    for place in (columns.repeat(grid[0]), rows.repeat_interleave(grid[1])):
+        angle = place[:, None] * rates
+        halves += [angle.sin(), angle.cos()]
+    return torch.cat(halves, 1).float()
+
+
+class Positions(nn.Module):
+    """Sine-cosine tables by grid, made when first asked for and kept; nothing of it is stored in checkpoints."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        sincos((1, 1), width)  # refuse a width that does not suit now
+        self.width = width
+        self._tables: dict[tuple[Grid, torch.device], Tensor] = {}
+
+    def forward(self, grid: Grid, device: torch.device) -> Tensor:
+        """The table of a grid: [N width]."""
+        if (grid, device) not in self._tables:
+            self._tables[grid, device] = sincos(grid, self.width, device)
+        return self._tables[grid, device]
+
+    def __deepcopy__(self, _memo: object) -> Positions:
+        return Positions(self.width)
+
+
+def patchify(pixels: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Pixels of each patch, row-major, each as (row, column, channel): [s 3 H W] -> [s N ph*pw*3]."""
+    s, channels, height, width = pixels.shape
+    cut = pixels.reshape(s, channels, height // patch[0], patch[0], width // patch[1], patch[1])
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(s, -1, patch[0] * patch[1] * channels)
+
+
+def start_normal(module: nn.Module, std: float = 0.02) -> None:
+    """Linear weights normal with this deviation, biases 0 (I-JEPA); use as `parts.apply(start_normal)`."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def start_xavier(module: nn.Module) -> None:
+    """Linear weights Xavier-uniform, biases 0 (MAE); use as `parts.apply(start_xavier)`."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def key_mask(length: Tensor | None, keys: int, ahead: int = 0) -> Tensor | None:
+    """Which keys of ragged rows may be attended to: bool [s 1 1 ahead+keys], True where true; None: all.
+
+    `ahead` tokens (class, registers) stand before the row and always count.
+    """
+    if length is None:
+        return None
+    true = torch.arange(keys, device=length.device) < length[:, None]
+    return nn.functional.pad(true, (ahead, 0), value=True)[:, None, None]

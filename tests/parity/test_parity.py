@@ -1,0 +1,268 @@
+"""Forward passes, gradients and training steps of reference codes, reproduced through the engine's own step.
+
+Every ijepa*.safetensors and mae*.safetensors of a folder (tests/parity/data, or the one SSLZOO_PARITY names); all sizes
+are read from the JSON beside each file. docs/parity.md says what the files hold.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sslzoo import Batch, Group, Mask, Patches, Progress, Rng, Schedule, Student, catalogue, data, optim
+from sslzoo.parallel import World
+from sslzoo.recipe import Factors, Optim
+from sslzoo.step import Parts, Term, losses_of
+
+FOLDER = Path(os.environ.get("SSLZOO_PARITY", Path(__file__).parent / "data"))
+
+
+def files(kind):
+    found = sorted(FOLDER.glob(f"{kind}*.safetensors"))
+    assert found, f"no {kind}*.safetensors in {FOLDER}"
+    return [pytest.param(path, id=path.stem) for path in found]
+
+
+def read(path):
+    return load_file(path), json.loads(path.with_suffix(".json").read_text())
+
+
+def under(tensors, start):
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def part(family, name, *given, **keys):
+    return catalogue().find(family, name).make(*given, **keys)
+
+
+def close(ours, theirs, tolerance=1e-5):
+    ours, theirs = ours.detach().double(), theirs.double()
+    assert ours.shape == theirs.shape
+    scale = theirs.abs().max().clamp(min=1e-12)
+    assert ((ours - theirs).abs().max() / scale).item() < tolerance
+
+
+def batch_of(images, mask):
+    pixels = images[None]
+    groups = {"image": Group(pixels, torch.zeros(1, len(images), 4), mask, "both")}
+    return data.weigh([Batch(groups, data.pair(groups))], World())[0]
+
+
+def load(module, weights, renamed=lambda name: name):
+    """Reference weights into our part: every one of ours is found, and only the fixed tables are left over."""
+    own = {name: weights[renamed(name)] for name in module.state_dict()}
+    module.load_state_dict(own)
+    left = set(weights) - {renamed(name) for name in own}
+    assert left <= {"pos_embed", "predictor_pos_embed", "decoder_pos_embed"}
+
+
+# --- I-JEPA ---
+
+
+def predictor_name(name):
+    return name.replace("blocks.", "predictor_blocks.")
+
+
+def ijepa(tensors, facts):
+    encoder = part(
+        "encoders", "vit", width=facts["dim"], depth=facts["depth"], heads=facts["heads"], patch=facts["patch"]
+    )
+    keys = {"width": facts["pred_dim"], "depth": facts["pred_depth"], "heads": facts["heads"]}
+    predictor = part("predictors", "ijepa", encoder, **keys)
+    load(encoder, under(tensors, "init.encoder."))
+    load(predictor, under(tensors, "init.predictor."), predictor_name)
+    student = Student(encoder, predictor)
+    momentum = {"linear": facts["ema"], "stretch": facts["ipe_scale"]}
+    teacher = part("targets", "ema", student, momentum=Schedule.parse(momentum))
+    loss = part("losses", "smooth_l1", predictor.outputs["patch"])
+    term = Term("predictor.patch", "teacher.patch", Schedule.parse(1.0))
+    return Parts(student, {"teacher": teacher}, {"guess": loss}, {"guess": term})
+
+
+def ijepa_optim(facts):
+    warmup = {"epochs": facts["warmup_epochs"], "from": facts["start_lr"], "to": facts["ref_lr"]}
+    warmup["then"] = {"cosine": facts["final_lr"]}
+    ahead = {"counting": "one", "stretch": facts["ipe_scale"]}
+    none = Factors(weight_decay=0)
+    return Optim(
+        lr={"warmup": warmup} | ahead,
+        weight_decay={"cosine": [facts["wd"], facts["final_wd"]]} | ahead,
+        betas=facts["betas"],
+        eps=facts["eps"],
+        groups={"*.bias": none, "*norm*.weight": none},
+    )
+
+
+def ijepa_mask(tensors, step):
+    context = torch.cat([tensors[name] for name in sorted(tensors) if name.startswith(f"{step}.context_mask.")])
+    targets = [tensors[name] for name in sorted(tensors) if name.startswith(f"{step}.target_mask.")]
+    return Mask(Patches(context), Patches(torch.stack(targets, 1)))
+
+
+def sequence_major(rows, mask):
+    """Reference rows are blocks outermost, [(m b) q d]; ours are sequence by sequence, [(b m q) d]."""
+    s, m, _ = mask.target.index.shape
+    return rows.unflatten(0, (m, s)).transpose(0, 1).flatten(0, 2)
+
+
+def progress(facts, step):
+    return Progress(step, facts["ipe"] * facts["epochs"], facts["ipe"])
+
+
+@pytest.mark.parametrize("path", files("ijepa"))
+def test_ijepa_first_forward_and_gradients(path):
+    tensors, facts = read(path)
+    parts, mask = ijepa(tensors, facts), ijepa_mask(tensors, "step0")
+    images = tensors["step0.images"]
+    teacher = parts.targets["teacher"]
+    close(teacher.encoder(images).patches, tensors["step0.target_tokens"])
+    tokens = parts.student.encoder(images, mask.context)
+    close(tokens.patches, tensors["step0.context_tokens"])
+    at = progress(facts, 0)
+    guess = parts.student.predictor(tokens, mask.target, at)["patch"]
+    close(guess, sequence_major(tensors["step0.prediction"], mask))
+    batch = batch_of(images, mask)
+    target = teacher(batch, None, at)["patch"]
+    close(target, sequence_major(tensors["step0.target"], mask))
+
+    loss, _ = losses_of(parts, batch, at)
+    assert loss.item() == pytest.approx(facts["losses"][0], rel=1e-5)
+    loss.backward()
+    wanted = under(tensors, "step0.grad.")
+    for name, parameter in parts.student.named_parameters():
+        theirs = wanted.pop(predictor_name(name) if name.startswith("predictor.") else name)
+        close(parameter.grad, theirs, 2e-5)
+    assert not wanted
+
+
+@pytest.mark.parametrize("path", files("ijepa"))
+def test_ijepa_every_step_and_the_final_weights(path):
+    tensors, facts = read(path)
+    parts, settings = ijepa(tensors, facts), ijepa_optim(facts)
+    optimizer = optim.make(parts, settings)
+    for step, loss_there in enumerate(facts["losses"]):
+        at = progress(facts, step)
+        used = optim.set_schedules(optimizer, settings, at)
+        assert used["lr"] == pytest.approx(facts["lr"][step], rel=1e-9)
+        assert used["weight_decay"] == pytest.approx(facts["wd_used"][step], rel=1e-9)
+        assert parts.targets["teacher"].momentum(at) == pytest.approx(facts["momentum"][step], rel=1e-9)
+        loss, _ = losses_of(parts, batch_of(tensors[f"step{step}.images"], ijepa_mask(tensors, f"step{step}")), at)
+        assert loss.item() == pytest.approx(loss_there, rel=1e-5)
+        loss.backward()
+        optim.step(optimizer, torch.tensor(True))
+        parts.targets["teacher"].after_step(parts.student, at)
+    finals = {"encoder": parts.student.encoder, "target_encoder": parts.targets["teacher"].encoder}
+    finals["predictor"] = parts.student.predictor
+    for name, module in finals.items():
+        theirs = under(tensors, f"final.{name}.")
+        for key, value in module.state_dict().items():
+            close(value, theirs[predictor_name(key) if name == "predictor" else key], 1e-4)
+
+
+@pytest.mark.parametrize("path", files("ijepa"))
+def test_ijepa_schedules_over_the_whole_run(path):
+    _, facts = read(path)
+    settings = ijepa_optim(facts)
+    momentum = Schedule.parse({"linear": facts["ema"], "stretch": facts["ipe_scale"]})
+    for step, (lr, decay, kept) in enumerate(
+        zip(facts["lr_curve"], facts["wd_curve"], facts["momentum_curve"], strict=True)
+    ):
+        at = progress(facts, step)
+        assert settings.lr(at) == pytest.approx(lr, rel=1e-9)
+        assert settings.weight_decay(at) == pytest.approx(decay, rel=1e-9)
+        assert momentum(at) == pytest.approx(kept, rel=1e-9)
+
+
+@pytest.mark.parametrize("path", files("ijepa"))
+def test_ijepa_position_tables(path):
+    from sslzoo.nn import sincos
+
+    tensors, facts = read(path)
+    grid = (facts["img"] // facts["patch"],) * 2
+    close(sincos(grid, facts["dim"]), tensors["init.encoder.pos_embed"][0])
+    close(sincos(grid, facts["pred_dim"]), tensors["init.predictor.predictor_pos_embed"][0])
+
+
+# --- MAE ---
+
+
+def decoder_name(name):
+    return name.replace("blocks.", "decoder_blocks.")
+
+
+def mae(tensors, facts):
+    keys = {"width": facts["dim"], "depth": facts["depth"], "heads": facts["heads"], "patch": facts["patch"]}
+    encoder = part("encoders", "vit", class_token=True, init="xavier", **keys)
+    keys = {"width": facts["decoder_dim"], "depth": facts["decoder_depth"], "heads": facts["decoder_heads"]}
+    predictor = part("predictors", "mae", encoder, **keys)
+    weights = under(tensors, "init.")
+    encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
+    predictor.load_state_dict({name: weights[_mae_decoder(name)] for name in predictor.state_dict()})
+    student = Student(encoder, predictor)
+    pixels = part("targets", "pixels", student, normalise=facts["norm_pix_loss"])
+    loss = part("losses", "mse", predictor.outputs["patch"])
+    term = Term("predictor.patch", "pixels.patch", Schedule.parse(1.0))
+    return Parts(student, {"pixels": pixels}, {"guess": loss}, {"guess": term})
+
+
+def _mae_decoder(name):
+    return name if name.startswith(("decoder_", "mask_token")) else decoder_name(name)
+
+
+@pytest.mark.parametrize("path", files("mae"))
+def test_mae_forward_and_gradients(path):
+    tensors, facts = read(path)
+    parts, images = mae(tensors, facts), tensors["images"]
+    patches = (facts["img"] // facts["patch"]) ** 2
+    kept = int(patches * (1 - facts["mask_ratio"]))
+    shuffle = tensors["ids_shuffle"]
+    assert torch.equal(shuffle[:, :kept], tensors["ids_keep"])
+    mask = Mask(Patches(shuffle[:, :kept]), Patches(shuffle[:, None, kept:]))
+    hidden = torch.ones(len(images), patches).scatter_(1, shuffle[:, :kept], 0.0)
+    assert torch.equal(hidden, tensors["mask"])
+
+    tokens = parts.student.encoder(images, mask.context)
+    close(torch.cat([tokens.prefix, tokens.patches], 1), tensors["latent"])
+    close(tokens.summary, tensors["latent"][:, 0])
+    at = Progress(0, 1)
+    guess = parts.student.predictor(tokens, mask.target, at)["patch"]
+    where = mask.target.take(tensors["pred"]).flatten(0, 2)
+    close(guess, where)
+    from sslzoo.nn import patchify
+
+    close(patchify(images, (facts["patch"], facts["patch"])), tensors["target"])
+
+    loss, _ = losses_of(parts, batch_of(images, mask), at)
+    assert loss.item() == pytest.approx(facts["loss"], rel=1e-5)
+    loss.backward()
+    wanted = under(tensors, "grad.")
+    for module, renamed in ((parts.student.encoder, lambda name: name), (parts.student.predictor, _mae_decoder)):
+        for name, parameter in module.named_parameters():
+            close(parameter.grad, wanted.pop(renamed(name)), 2e-5)
+    assert not wanted
+
+
+# --- masks ---
+
+GRIDS = {"224_16": (14, 14), "224_14": (16, 16), "448_16": (28, 28), "32_4": (8, 8)}
+
+
+@pytest.mark.parametrize("case", GRIDS)
+def test_the_legacy_sampler_has_the_published_statistics(case):
+    facts = json.loads((FOLDER / "multiblock_reference_stats.json").read_text())[case]
+    grid = GRIDS[case]
+    assert grid[0] * grid[1] == facts["patches"]
+    sampler = part("masks", "multiblock-legacy", min_keep=10 if case != "32_4" else 4)
+    context, target = [], []
+    for step in range(600):
+        mask = sampler(facts["batch"], grid, Rng(0, step, range(facts["batch"])))
+        context.append(mask.context.index.shape[1])
+        target.append(mask.target.index.shape[2])
+    for ours, theirs in ((context, facts["context_tokens_mean"]), (target, facts["target_tokens_mean"])):
+        ours = torch.tensor(ours, dtype=torch.float64)
+        error = ours.std() * math.sqrt(1 / facts["batches"] + 1 / len(ours))  # sampling error of both means
+        assert abs(ours.mean() - theirs) < 4 * error
