@@ -80,6 +80,16 @@ def start_xavier(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def splits(width: int, heads: int) -> None:
+    """Refuses a width that attention heads cannot share equally.
+
+    Raises:
+        ValueError: the numbers do not divide.
+    """
+    if heads < 1 or width % heads:
+        raise ValueError(f"width, heads: {width} channels do not split over {heads} heads")
+
+
 def key_mask(length: Tensor | None, keys: int, ahead: int = 0) -> Tensor | None:
     """Which keys of ragged rows may be attended to: bool [s 1 1 ahead+keys], True where true; None: all.
 

@@ -1,5 +1,7 @@
 """Who guesses, in I-JEPA? A narrow transformer over context and mask tokens; and a cheaper one that only reads."""
 
+# ruff: noqa: ARG002 - the arguments are the contract's, used or not
+
 from __future__ import annotations
 
 import torch
@@ -8,9 +10,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens
 from sslzoo.contracts import Encoder
-from sslzoo.nn import Block, LayerNorm, Positions, key_mask, start_normal
+from sslzoo.nn import Block, LayerNorm, Positions, key_mask, splits, start_normal
 
-# depth and heads published for each encoder width (Assran et al. 2023, appendix A.1, and the released settings)
+# Depth and heads for each encoder width (Assran et al. 2023, appendix A.1, and the released settings); the heads are
+# the encoder's. The two smallest were never published with a depth: they take that of the next.
 PUBLISHED = {192: (6, 3), 384: (6, 6), 768: (6, 12), 1024: (12, 16), 1280: (12, 16), 1408: (16, 16)}
 
 
@@ -32,7 +35,7 @@ class Joint(nn.Module):
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)
-        _splits(width, heads)
+        splits(width, heads)
         self.outputs = {"patch": Signal("patch", encoder.width)}
         self.predictor_embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -49,9 +52,8 @@ class Joint(nn.Module):
             return {}
         s, m, q = target.index.shape
         place = self.positions(tokens.grid, tokens.patches.device)
-        seen = self.predictor_embed(tokens.patches)
-        seen = seen + place[tokens.index].to(seen.dtype)
-        asked = (self.mask_token + place[target.index.flatten(0, 1)]).to(seen.dtype)
+        seen = self.predictor_embed(tokens.patches) + place[tokens.index]
+        asked = self.mask_token + place[target.index.flatten(0, 1)]
         x = torch.cat([seen.repeat_interleave(m, 0), asked], 1)  # (s m) (k q) w
         mask = _joint_mask(tokens, target)
         for block in self.blocks:
@@ -78,7 +80,7 @@ class Cross(nn.Module):
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)
-        _splits(width, heads)
+        splits(width, heads)
         self.outputs = {"patch": Signal("patch", encoder.width)}
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -94,9 +96,8 @@ class Cross(nn.Module):
         if target is None:
             return {}
         place = self.positions(tokens.grid, tokens.patches.device)
-        seen = self.embed(tokens.patches)
-        seen = seen + place[tokens.index].to(seen.dtype)
-        x = (self.mask_token + place[target.index.flatten(1)]).to(seen.dtype)  # s (m q) w
+        seen = self.embed(tokens.patches) + place[tokens.index]
+        x = self.mask_token + place[target.index.flatten(1)]  # s (m q) w
         mask = key_mask(tokens.length, tokens.index.shape[1])
         for block in self.blocks:
             x = block(x, seen, mask)
@@ -129,11 +130,6 @@ def _published(width: int, depth: int | None, heads: int | None) -> tuple[int, i
         raise ValueError(f"depth, heads: nothing is published for an encoder {width} wide (only {known}); give both")
     named = PUBLISHED.get(width, (0, 0))
     return (named[0] if depth is None else depth), (named[1] if heads is None else heads)
-
-
-def _splits(width: int, heads: int) -> None:
-    if width % heads:
-        raise ValueError(f"width: {width} channels do not split over {heads} heads")
 
 
 def _joint_mask(tokens: Tokens, target: Patches) -> Tensor | None:

@@ -1,5 +1,7 @@
 """Who guesses, in MAE? A decoder over all places, hidden ones filled with a token (He et al. 2021, section 3)."""
 
+# ruff: noqa: ARG002 - the arguments are the contract's, used or not
+
 from __future__ import annotations
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
-from sslzoo.nn import Block, LayerNorm, Positions, start_xavier
+from sslzoo.nn import Block, LayerNorm, Positions, splits, start_xavier
 
 
 class Decoder(nn.Module):
@@ -26,8 +28,7 @@ class Decoder(nn.Module):
         patch = getattr(encoder, "patch", None)
         if patch is None:
             raise ValueError("the encoder has no attribute patch, so there are no pixels of patches to predict")
-        if width % heads:
-            raise ValueError(f"width: {width} channels do not split over {heads} heads")
+        splits(width, heads)
         pixels = 3 * patch[0] * patch[1]
         self.outputs = {"patch": Signal("patch", pixels)}
         self.decoder_embed = nn.Linear(encoder.width, width)
@@ -45,9 +46,8 @@ class Decoder(nn.Module):
             return {}
         place = self.positions(tokens.grid, tokens.patches.device)
         seen = self.decoder_embed(tokens.patches)
-        whole = self.mask_token.to(seen.dtype).expand(len(seen), len(place), -1)
         # Class token and registers have no place: their row of the position table is zero.
-        x = whole.scatter(1, tokens.index[..., None].expand_as(seen), seen) + place.to(seen.dtype)
+        x = self._everywhere(seen, tokens) + place
         ahead = 0
         if tokens.prefix is not None:
             x = torch.cat([self.decoder_embed(tokens.prefix), x], 1)
@@ -57,6 +57,15 @@ class Decoder(nn.Module):
         # Reading the targets first spares the rest the last layer: it acts on each token alone.
         guess = target.flat(target.take(x[:, ahead:]))
         return {"patch": self.decoder_pred(self.decoder_norm(guess))}
+
+    def _everywhere(self, seen: Tensor, tokens: Tokens) -> Tensor:
+        """What was seen at its places, the mask token elsewhere: [s k w] -> [s N w]."""
+        s, k, width = seen.shape
+        places, index = tokens.grid[0] * tokens.grid[1], tokens.index
+        if tokens.length is not None:  # padding goes to a place of its own, behind the last
+            index = index.where(torch.arange(k, device=index.device) < tokens.length[:, None], places)
+        whole = self.mask_token.to(seen.dtype).expand(s, places + 1, -1)
+        return whole.scatter(1, index[..., None].expand(-1, -1, width), seen)[:, :places]
 
 
 @hookimpl

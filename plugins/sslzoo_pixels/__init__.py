@@ -1,5 +1,7 @@
 """What is right? The pixels themselves."""
 
+# ruff: noqa: ARG002 - the arguments are the contract's, used or not
+
 from __future__ import annotations
 
 import torch
@@ -32,6 +34,8 @@ class Pixels(nn.Module):
             if group.mask is not None and group.role != "context":
                 rows = group.mask.rows(patchify(group.pixels.flatten(0, 1), self.patch))
                 found.append(group.mask.target.flat(group.mask.target.take(rows)).float())
+        if not found:
+            return {}
         x = torch.cat(found)
         if self.normalise:
             x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()

@@ -1,5 +1,7 @@
 """Who guesses, where the encoder did the work? A linear layer on the tokens at target places (SimMIM, data2vec)."""
 
+# ruff: noqa: ARG002 - the arguments are the contract's, used or not
+
 from __future__ import annotations
 
 from typing import Literal
@@ -18,7 +20,6 @@ class Linear(nn.Module):
     """
 
     projector = None
-    blocks = nn.ModuleList()
 
     def __init__(self, encoder: Encoder, *, to: Literal["tokens", "pixels"] = "tokens") -> None:
         super().__init__()
@@ -27,6 +28,7 @@ class Linear(nn.Module):
             raise ValueError("to: the encoder has no attribute patch, so there are no pixels of patches to predict")
         width = encoder.width if patch is None or to == "tokens" else 3 * patch[0] * patch[1]
         self.outputs = {"patch": Signal("patch", width)}
+        self.blocks = nn.ModuleList()
         self.out = nn.Linear(encoder.width, width)
         nn.init.normal_(self.out.weight, std=0.02)
         nn.init.zeros_(self.out.bias)

@@ -1,5 +1,7 @@
 """How wrong was the guess? Distances between a guess and what is right."""
 
+# ruff: noqa: ARG002 - the arguments are the contract's, used or not
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,7 +16,9 @@ from sslzoo import Pairing, Progress, Signal, hookimpl
 Result = tuple[Tensor, dict[str, Tensor]]
 
 
-def over_rows(distance: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, target: Tensor, pairing: Pairing) -> Tensor:
+def over_rows(
+    distance: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, target: Tensor, pairing: Pairing
+) -> Tensor:
     """Mean of a distance [.. e] x [.. e] -> [..]: over rows of patches [t e], or over image pairs that may meet.
 
     Images [v b e] meet [u b e] where `pairing.match` holds.

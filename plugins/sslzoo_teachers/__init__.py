@@ -1,11 +1,14 @@
 """What is right? What a teacher says: a copy of the student that follows it by a moving average."""
 
+# ruff: noqa: ARG002 - the arguments are the contract's, used or not
+
 from __future__ import annotations
 
 import copy
 from typing import Literal
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -13,6 +16,7 @@ from sslzoo import Batch, Progress, Reading, Schedule, Signal, Student, hookimpl
 from sslzoo.contracts import Group
 
 Pair = tuple[list[Tensor], list[Tensor]]
+RISING = Schedule.parse({"linear": [0.996, 1.0]})
 
 
 class Ema(nn.Module):
@@ -32,7 +36,7 @@ class Ema(nn.Module):
         self,
         student: Student,
         *,
-        momentum: Schedule = Schedule.parse({"linear": [0.996, 1.0]}),
+        momentum: Schedule = RISING,
         norm: Literal["layer", "none"] = "layer",
         layers: int = 0,
         project: bool = False,
@@ -49,6 +53,15 @@ class Ema(nn.Module):
         width = student.predictor.outputs["image"].width if project else student.encoder.width
         self.outputs = {"patch": Signal("patch", student.encoder.width), "image": Signal("image", width)}
         self._pairs: tuple[Pair, Pair] | None = None
+        self.train()
+
+    def train(self, mode: bool = True) -> Ema:
+        """Batch norms follow the mode (BYOL's teacher uses the batch's statistics); nothing is dropped at random."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout | DropPath):
+                module.eval()
+        return self
 
     @torch.no_grad()
     def forward(self, batch: Batch, student: Reading, at: Progress) -> dict[str, Tensor]:
@@ -65,7 +78,7 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def after_step(self, student: Student, at: Progress) -> None:
-        """theirs <- m theirs + (1 - m) the student's; buffers are copied."""
+        """Moves the teacher: theirs <- m theirs + (1 - m) the student's; buffers are copied."""
         (own, others), (own_buffers, other_buffers) = self._followed(student)
         torch._foreach_lerp_(own, others, 1.0 - self.momentum(at))
         if own_buffers:

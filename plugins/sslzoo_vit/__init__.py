@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Grid, Patches, Tokens, hookimpl
-from sslzoo.nn import Block, LayerNorm, Positions, key_mask, patchify, start_normal, start_xavier
+from sslzoo.nn import Block, LayerNorm, Positions, key_mask, patchify, splits, start_normal, start_xavier
 
 # width, depth, heads, MLP hidden over width (Dosovitskiy et al. 2020; Zhai et al. 2021 for giant)
 SIZES = {
@@ -64,6 +64,7 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         width, depth, heads, mlp_ratio = _shape(size, width, depth, heads, mlp_ratio)
+        _check(registers, drop_path, positions, image)
         self.width, self.depth, self.heads = width, depth, heads
         self.patch = (patch, patch) if isinstance(patch, int) else patch
         self.hidden = hidden
@@ -85,13 +86,17 @@ class ViT(nn.Module):
             ValueError: the patches do not fit the image.
         """
         if size[0] % self.patch[0] or size[1] % self.patch[1]:
-            raise ValueError(f"an image of {size[0]} x {size[1]} does not split into patches of {self.patch[0]} x {self.patch[1]}")
+            raise ValueError(
+                f"an image of {size[0]} x {size[1]} does not split into patches of {self.patch[0]} x {self.patch[1]}"
+            )
         return size[0] // self.patch[0], size[1] // self.patch[1]
 
     def forward(self, pixels: Tensor, context: Patches | None = None, layers: int = 0) -> Tokens:
         """Tokens of an image, [s 3 H W] -> [s k d] after the final norm; `layers` are the last blocks' raw outputs."""
         grid = self.grid((pixels.shape[-2], pixels.shape[-1]))
         s, places = len(pixels), grid[0] * grid[1]
+        if not 0 <= layers <= self.depth:
+            raise ValueError(f"layers: found {layers}; the encoder has {self.depth} blocks")
         x = patchify(pixels, self.patch)
         position = self._position(grid, pixels.device)
         index, length = torch.arange(places, device=pixels.device).expand(s, -1), None
@@ -122,13 +127,12 @@ class ViT(nn.Module):
         return x, tuple(outs), ahead
 
     def _fill(self, x: Tensor, context: Patches) -> Tensor:
-        if context.length is None:
-            shown, kept = context.index, torch.ones_like(context.index, dtype=x.dtype)
-        else:  # padding repeats a legal index: only true entries count
-            shown = context.index
-            kept = (torch.arange(shown.shape[1], device=x.device) < context.length[:, None]).to(x.dtype)
-        seen = torch.zeros(x.shape[:2], device=x.device, dtype=x.dtype).scatter_reduce(1, shown, kept, "amax")[..., None]
-        return torch.where(seen > 0, x, self.mask_token.to(x.dtype))
+        assert self.mask_token is not None
+        true = torch.ones_like(context.index)
+        if context.length is not None:  # padding repeats a legal index: only true entries count
+            true = (torch.arange(true.shape[1], device=x.device) < context.length[:, None]).to(true.dtype)
+        seen = torch.zeros(x.shape[:2], dtype=true.dtype, device=x.device).scatter_add(1, context.index, true)
+        return torch.where(seen[..., None] > 0, x, self.mask_token.to(x.dtype))
 
     def _learned(self, image: int | tuple[int, int] | None) -> tuple[nn.Parameter, Grid]:
         if image is None:
@@ -183,6 +187,15 @@ class PatchEmbed(nn.Module):
             nn.init.zeros_(self.proj.bias)
 
 
+def _check(registers: int, drop_path: float, positions: str, image: object) -> None:
+    if registers < 0:
+        raise ValueError(f"registers: found {registers}; 0 or more")
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path: found {drop_path}; a rate from 0 to below 1")
+    if positions == "sincos" and image is not None:
+        raise ValueError(f"image: found {image}, but only learned positions have a size of image; leave it out")
+
+
 def _shape(
     size: str | None, width: int | None, depth: int | None, heads: int | None, mlp_ratio: float | None
 ) -> tuple[int, int, int, float]:
@@ -191,8 +204,9 @@ def _shape(
     named = SIZES[size] if size is not None else (0, 0, 0, 4.0)
     given = (width, depth, heads, mlp_ratio)
     w, d, h, ratio = (theirs if mine is None else mine for mine, theirs in zip(given, named, strict=True))
-    if w % h:
-        raise ValueError(f"width: {w} channels do not split over {h} heads")
+    if min(w, d, h) < 1:
+        raise ValueError(f"width, depth, heads: found {w}, {d}, {h}; each 1 or more")
+    splits(int(w), int(h))
     return int(w), int(d), int(h), float(ratio)
 
 

@@ -1,7 +1,7 @@
 """Forward passes, gradients and training steps of reference codes, reproduced through the engine's own step.
 
-Every ijepa*.safetensors and mae*.safetensors of a folder (tests/parity/data, or the one SSLZOO_PARITY names); all sizes
-are read from the JSON beside each file. docs/parity.md says what the files hold.
+Every ijepa*, mae* and losses*.safetensors of a folder (tests/parity/data, or the one SSLZOO_PARITY names); all sizes
+are read from the JSON beside each file. README.md says what the files hold.
 """
 
 import json
@@ -13,17 +13,34 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslzoo import Batch, Group, Mask, Patches, Progress, Rng, Schedule, Student, catalogue, data, optim
+from sslzoo import (
+    Batch,
+    Group,
+    Mask,
+    Pairing,
+    Patches,
+    Progress,
+    Rng,
+    Schedule,
+    Signal,
+    Student,
+    catalogue,
+    data,
+    optim,
+)
+from sslzoo.nn import patchify, sincos
 from sslzoo.parallel import World
 from sslzoo.recipe import Factors, Optim
 from sslzoo.step import Parts, Term, losses_of
 
-FOLDER = Path(os.environ.get("SSLZOO_PARITY", Path(__file__).parent / "data"))
+OURS = Path(__file__).parent / "data"
+FOLDER = Path(os.environ.get("SSLZOO_PARITY", OURS))
 
 
 def files(kind):
+    """Those of the folder; another folder than ours may lack a kind, whose tests are then skipped."""
     found = sorted(FOLDER.glob(f"{kind}*.safetensors"))
-    assert found, f"no {kind}*.safetensors in {FOLDER}"
+    assert found or FOLDER != OURS, f"no {kind}*.safetensors in {FOLDER}"
     return [pytest.param(path, id=path.stem) for path in found]
 
 
@@ -97,10 +114,16 @@ def ijepa_optim(facts):
     )
 
 
+def numbered(tensors, start):
+    """Tensors called START0, START1, ... in order of their number."""
+    return [tensors[f"{start}{n}"] for n in range(sum(name.startswith(start) for name in tensors))]
+
+
 def ijepa_mask(tensors, step):
-    context = torch.cat([tensors[name] for name in sorted(tensors) if name.startswith(f"{step}.context_mask.")])
-    targets = [tensors[name] for name in sorted(tensors) if name.startswith(f"{step}.target_mask.")]
-    return Mask(Patches(context), Patches(torch.stack(targets, 1)))
+    contexts = numbered(tensors, f"{step}.context_mask.")
+    target = torch.stack(numbered(tensors, f"{step}.target_mask."), 1)  # b m q
+    source = torch.arange(len(target)).repeat(len(contexts)) if len(contexts) > 1 else None
+    return Mask(Patches(torch.cat(contexts)), Patches(target.repeat(len(contexts), 1, 1)), source)
 
 
 def sequence_major(rows, mask):
@@ -120,7 +143,7 @@ def test_ijepa_first_forward_and_gradients(path):
     images = tensors["step0.images"]
     teacher = parts.targets["teacher"]
     close(teacher.encoder(images).patches, tensors["step0.target_tokens"])
-    tokens = parts.student.encoder(images, mask.context)
+    tokens = parts.student.encoder(mask.rows(images), mask.context)
     close(tokens.patches, tensors["step0.context_tokens"])
     at = progress(facts, 0)
     guess = parts.student.predictor(tokens, mask.target, at)["patch"]
@@ -179,8 +202,6 @@ def test_ijepa_schedules_over_the_whole_run(path):
 
 @pytest.mark.parametrize("path", files("ijepa"))
 def test_ijepa_position_tables(path):
-    from sslzoo.nn import sincos
-
     tensors, facts = read(path)
     grid = (facts["img"] // facts["patch"],) * 2
     close(sincos(grid, facts["dim"]), tensors["init.encoder.pos_embed"][0])
@@ -220,6 +241,7 @@ def test_mae_forward_and_gradients(path):
     patches = (facts["img"] // facts["patch"]) ** 2
     kept = int(patches * (1 - facts["mask_ratio"]))
     shuffle = tensors["ids_shuffle"]
+    assert torch.equal(shuffle, tensors["noise"].argsort(1))
     assert torch.equal(shuffle[:, :kept], tensors["ids_keep"])
     mask = Mask(Patches(shuffle[:, :kept]), Patches(shuffle[:, None, kept:]))
     hidden = torch.ones(len(images), patches).scatter_(1, shuffle[:, :kept], 0.0)
@@ -232,8 +254,6 @@ def test_mae_forward_and_gradients(path):
     guess = parts.student.predictor(tokens, mask.target, at)["patch"]
     where = mask.target.take(tensors["pred"]).flatten(0, 2)
     close(guess, where)
-    from sslzoo.nn import patchify
-
     close(patchify(images, (facts["patch"], facts["patch"])), tensors["target"])
 
     loss, _ = losses_of(parts, batch_of(images, mask), at)
@@ -246,6 +266,21 @@ def test_mae_forward_and_gradients(path):
     assert not wanted
 
 
+# --- losses ---
+
+
+@pytest.mark.parametrize("path", files("losses"))
+def test_the_negative_cosine_of_image_signals(path):
+    tensors, facts = read(path)
+    x, y = tensors["pair.x"].requires_grad_(), tensors["pair.y"]
+    loss = part("losses", "cosine", Signal("image", x.shape[-1]))
+    pairing = Pairing(torch.zeros(0), torch.ones(1, 1, dtype=torch.bool), torch.zeros(0))
+    value, _ = loss(x[None], y[None], pairing, Progress(0, 1))
+    assert value.item() - 1 == pytest.approx(facts["byol_negative_cosine"]["loss"], rel=1e-5)
+    value.backward()
+    close(x.grad, tensors["byol_negative_cosine.x_grad"])
+
+
 # --- masks ---
 
 GRIDS = {"224_16": (14, 14), "224_14": (16, 16), "448_16": (28, 28), "32_4": (8, 8)}
@@ -253,7 +288,7 @@ GRIDS = {"224_16": (14, 14), "224_14": (16, 16), "448_16": (28, 28), "32_4": (8,
 
 @pytest.mark.parametrize("case", GRIDS)
 def test_the_legacy_sampler_has_the_published_statistics(case):
-    facts = json.loads((FOLDER / "multiblock_reference_stats.json").read_text())[case]
+    facts = json.loads((OURS / "multiblock_reference_stats.json").read_text())[case]
     grid = GRIDS[case]
     assert grid[0] * grid[1] == facts["patches"]
     sampler = part("masks", "multiblock-legacy", min_keep=10 if case != "32_4" else 4)
