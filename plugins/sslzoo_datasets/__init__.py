@@ -1,1 +1,25 @@
-"""To be filled."""
+"""Where do images come from? Folders, packed files, torchvision's sets, and scenes rendered when asked for."""
+
+from __future__ import annotations
+
+import click
+
+from sslzoo import hookimpl
+from sslzoo_datasets.folder import Folder
+from sslzoo_datasets.packed import Parquet, Shards
+from sslzoo_datasets.scenes import Scenes
+from sslzoo_datasets.torchvision_named import Torchvision
+
+
+@hookimpl
+def sslzoo_datasets() -> dict[str, type]:
+    """The data sets `folder`, `torchvision`, `shards`, `parquet` and `scenes`."""
+    return {"folder": Folder, "torchvision": Torchvision, "shards": Shards, "parquet": Parquet, "scenes": Scenes}
+
+
+@hookimpl
+def sslzoo_commands(cli: click.Group) -> None:
+    """The command `sslzoo index`."""
+    from sslzoo_datasets.index import command
+
+    cli.add_command(command)

@@ -1,1 +1,88 @@
-def main(): ...
+"""What can be typed? Commands, each in a module of its own that is imported only when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+COMMANDS = {
+    "plugins": "Who is installed, and what each offers.",
+    "list": "Parts of one family, or recipes.",
+    "show": "A part's keys, or a recipe with every default.",
+    "check": "Validate a recipe; shapes and counts of one step.",
+    "draw": "Pictures of masks: samples, coverage, context share.",
+    "train": "Train a recipe; the same command resumes.",
+    "eval": "Probe the frozen encoder of a run.",
+}
+
+
+class Lazy(click.Group):
+    """A group that imports a command when it is called, and asks plugins only for commands it does not know."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The shipped commands, in the order of a person's work."""
+        return [*COMMANDS, *(name for name in super().list_commands(ctx) if name not in COMMANDS)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by name."""
+        if cmd_name in COMMANDS:
+            return import_module(f"sslzoo.cli.{cmd_name}_").command
+        if cmd_name not in self.commands:
+            add_plugin_commands(self)
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One line a command, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+        formatter.write_paragraph()
+        formatter.write_text("Plugins add commands of their own, such as `sslzoo index`: `sslzoo plugins` lists them.")
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click, with the nearest name for one that is not known."""
+        from sslzoo.errors import did_you_mean
+
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            known = [*COMMANDS, *self.commands]
+            raise click.UsageError(f"no command {args[0]!r}{did_you_mean(args[0], known)}", ctx) from None
+
+
+def add_plugin_commands(group: click.Group) -> None:
+    """Loads every plugin and lets it add commands."""
+    from sslzoo.plugins import load
+
+    load().hook.sslzoo_commands(cli=group)
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sslzoo")
+def cli() -> None:
+    """Self-supervised learning from images, as recipes of named parts.
+
+    \b
+    Start here:        sslzoo train tiny/ijepa
+    Shell completion:  eval "$(_SSLZOO_COMPLETE=bash_source sslzoo)"   (or zsh_source, fish_source)
+    """
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Runs the command line: a person's mistakes end with a message and exit code, without a traceback."""
+    from sslzoo.errors import UserError
+
+    try:
+        return cli.main(args, prog_name="sslzoo")
+    except UserError as error:
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+
+
+def echo_json(value: Any) -> None:
+    """Prints a value for a script."""
+    import json
+
+    click.echo(json.dumps(value, indent=2, default=str))

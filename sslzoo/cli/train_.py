@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from sslzoo.cli.options import recipe_options
+
 
 @click.command("train")
 @click.argument("recipe")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change the recipe; VALUE may be YAML.")
-@click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="Also load this plugin file.")
+@recipe_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder; runs/NAME if left out.")
 @click.option("--evaluate/--no-evaluate", default=True, help="Probe the encoder at the end, if the recipe says how.")
 def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], out: Path | None, evaluate: bool) -> None:

@@ -1,0 +1,101 @@
+"""How are images found in a folder, quickly and never out of date?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from PIL import Image
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+
+
+class Folder:
+    """Image folders, root/class/**/image.jpg; without classes, images lie in root itself. The index is cached.
+
+    Task: class, where there are at least two folders; classes are numbered in alphabetical order.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, *, root: Path) -> None:
+        if not root.is_dir():
+            raise ValueError(f"root: {root} is not a folder")
+        self.root = root
+        self.index = index_of(root)
+        if not self.index.files:
+            raise ValueError(f"root: no images in {root} (endings {', '.join(ENDINGS)})")
+        named = {name.split("/", 1)[0] for name in self.index.files if "/" in name}
+        flat = any("/" not in name for name in self.index.files)
+        self.classes = () if flat else tuple(sorted(named))
+        self._number = {name: number for number, name in enumerate(self.classes)}
+        self.tasks: Mapping[str, int] = {"class": len(self.classes)} if len(self.classes) > 1 else {}
+
+    def __len__(self) -> int:
+        return len(self.index.files)
+
+    def image(self, i: int) -> Image.Image:
+        """Image i as RGB; raises OSError if it cannot be read."""
+        with Image.open(self.root / self.index.files[i]) as image:
+            return image.convert("RGB")
+
+    def label(self, i: int) -> Mapping[str, int]:
+        """The class of image i."""
+        return {"class": self._number[self.index.files[i].split("/", 1)[0]]} if self.tasks else {}
+
+
+class Index:
+    """Names of image files below a root, in order; and when each folder was last changed."""
+
+    def __init__(self, files: list[str], folders: dict[str, int]) -> None:
+        self.files, self.folders = files, folders
+
+    def fresh(self, root: Path) -> bool:
+        """Whether no folder has changed: adding, removing or renaming a file changes its folder's time."""
+        try:
+            return all((root / name).stat().st_mtime_ns == time for name, time in self.folders.items())
+        except OSError:
+            return False
+
+
+def index_of(root: Path) -> Index:
+    """The index of a folder: the cached one if no folder has changed since, else a new one."""
+    place = cache_place(root)
+    if place.exists():
+        try:
+            index = Index(**json.loads(place.read_text()))
+        except (ValueError, TypeError):
+            index = Index([], {"": -1})  # torn or of another version: made anew
+        if index.fresh(root):
+            return index
+    folders: dict[str, int] = {}
+    index = Index(sorted(_walk(root, "", folders)), folders)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = place.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps({"files": index.files, "folders": index.folders}))
+        beside.replace(place)  # whole or not at all, also when several ranks write it
+    except OSError:
+        pass  # no cache to write to: the index is only made again next time
+    return index
+
+
+def cache_place(root: Path) -> Path:
+    """Where the index of a folder is kept: in the user's cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "sslzoo" / f"index-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+
+
+def _walk(root: Path, inside: str, folders: dict[str, int]) -> Iterator[str]:
+    folders[inside] = (root / inside).stat().st_mtime_ns
+    with os.scandir(root / inside) as entries:
+        for entry in entries:
+            name = f"{inside}/{entry.name}" if inside else entry.name
+            if entry.is_dir():
+                yield from _walk(root, name, folders)
+            elif entry.name.lower().endswith(ENDINGS):
+                yield name

@@ -1,0 +1,63 @@
+"""How are torchvision's own data sets used by name?"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sslzoo.errors import did_you_mean
+
+
+class Torchvision:
+    """A torchvision data set of labelled images, by name: CIFAR10, STL10, Flowers102, ...
+
+    Task: class.
+
+    Args:
+        name: the class in torchvision.datasets.
+        root: the folder it lies in.
+        split: train, test, ..., where the data set has splits; a data set with a switch `train` takes train or test.
+        download: fetch it if it is not there.
+        classes: number of classes; taken from the data set, or counted, if left out.
+    """
+
+    def __init__(
+        self, *, name: str, root: Path, split: str = "train", download: bool = False, classes: int | None = None
+    ) -> None:
+        from torchvision import datasets
+
+        known = [one for one in datasets.__all__ if inspect.isclass(getattr(datasets, one))]
+        if name not in known:
+            raise ValueError(f"name: torchvision has no data set {name!r}{did_you_mean(name, known)}")
+        make = getattr(datasets, name)
+        takes = inspect.signature(make).parameters
+        given: dict[str, Any] = {"root": str(root)}
+        if "train" in takes:
+            given["train"] = split == "train"
+        elif "split" in takes:
+            given["split"] = split
+        if "download" in takes:
+            given["download"] = download
+        try:
+            self.images = make(**given)
+        except RuntimeError as error:
+            raise ValueError(f"root: {root}: {error}") from error
+        count = classes or len(getattr(self.images, "classes", ())) or 1 + max(int(self._label(i)) for i in range(len(self)))
+        self.tasks: Mapping[str, int] = {"class": count}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, i: int) -> Any:
+        """Image i as RGB."""
+        return self.images[i][0].convert("RGB")
+
+    def label(self, i: int) -> Mapping[str, int]:
+        """The class of image i."""
+        return {"class": int(self._label(i))}
+
+    def _label(self, i: int) -> Any:
+        listed = getattr(self.images, "targets", getattr(self.images, "labels", getattr(self.images, "_labels", None)))
+        return self.images[i][1] if listed is None else listed[i]

@@ -1,0 +1,38 @@
+"""`sslzoo check`: validate a recipe and rehearse one step on nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sslzoo.cli.options import as_json as json_option
+from sslzoo.cli.options import recipe_options
+
+
+@click.command("check")
+@click.argument("recipe")
+@recipe_options
+@json_option
+def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_json: bool) -> None:
+    """Validate RECIPE and print what flows through one step: shapes, parameters, arithmetic. Opens no data set.
+
+    \b
+    Examples:
+      sslzoo check ijepa/vith14_in1k
+      sslzoo check my.yaml --plugin my_masks.py --set encoder.size=small
+    """
+    from sslzoo.build import DRY_IMAGES, check
+    from sslzoo.cli import echo_json
+    from sslzoo.recipe import load
+
+    read, installed = load(recipe, sets, plugins)
+    flow = check(read, installed)
+    if as_json:
+        rows = [dict(zip(("part", "shape", "remark"), row, strict=True)) for row in flow.rows]
+        told = {"parameters": flow.parameters, "flops_per_image": flow.flops, "no_gradient": flow.unused}
+        echo_json({"name": read.name, "rows": rows} | told)
+        return
+    click.echo(str(flow))
+    click.echo(f"shapes are those of {DRY_IMAGES} images; batch {read.run.batch}, {flow.flops / 1e9:.2f} GFLOP an image")
+    click.echo("ok")

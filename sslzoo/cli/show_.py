@@ -1,0 +1,74 @@
+"""`sslzoo show`: a part's keys, or a recipe with every default."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sslzoo.cli.options import as_json as json_option
+from sslzoo.cli.options import recipe_options
+
+
+@click.command("show")
+@click.argument("words", nargs=-1, required=True)
+@recipe_options
+@json_option
+def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, ...], as_json: bool) -> None:
+    """A part (FAMILY NAME) with every key, its type and default; or a RECIPE with every default written out.
+
+    \b
+    Examples:
+      sslzoo show masks multiblock
+      sslzoo show tiny/ijepa
+      sslzoo show tiny/ijepa --set run.steps=60 > mine.yaml
+    """
+    from sslzoo.cli import echo_json
+    from sslzoo.errors import UserError, did_you_mean
+    from sslzoo.plugins import FAMILIES, catalogue
+
+    if len(words) == 1:
+        _recipe(words[0], sets, plugins, as_json)
+        return
+    if len(words) != 2 or words[0] not in FAMILIES:
+        close = did_you_mean(words[0], FAMILIES)
+        raise UserError(f"found {' '.join(words)!r}{close}\nwanted: a recipe, or FAMILY NAME; families: {', '.join(FAMILIES)}")
+    part = catalogue(plugins).find(*words)
+    keys = _keys(part.make)
+    if as_json:
+        named = {"name": part.name, "family": part.family, "plugin": part.plugin, "version": part.version}
+        echo_json(named | {"doc": inspect.getdoc(part.make), "keys": keys})
+        return
+    click.echo(f"{part.name}  ({part.family}, plugin {part.plugin} {part.version})\n\n{inspect.getdoc(part.make) or ''}\n")
+    for name, key in keys.items():
+        default = "needed" if key["needed"] else f"default {key['default']}"
+        click.echo(f"  {name}: {key['type']}  [{default}]")
+
+
+def _recipe(name: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_json: bool) -> None:
+    import yaml
+
+    from sslzoo.cli import echo_json
+    from sslzoo.recipe import load, resolve
+
+    text = resolve(*load(name, sets, plugins))
+    if as_json:
+        echo_json(yaml.safe_load(text))
+    else:
+        click.echo(text, nl=False)
+
+
+def _keys(make: Any) -> dict[str, dict[str, Any]]:
+    from sslzoo.signature import describe, keys_of, plain
+
+    fields = keys_of(make).model_fields
+    return {
+        name: {
+            "type": describe(field.annotation),
+            "needed": field.is_required(),
+            "default": None if field.is_required() else plain(field.default),
+        }
+        for name, field in fields.items()
+    }
