@@ -86,6 +86,8 @@ class Cosine(nn.Module):
 
     def __init__(self, signal: Signal, *, scale: float = 1.0) -> None:
         super().__init__()
+        if scale <= 0:
+            raise ValueError(f"scale: found {scale}; above 0")
         self.scale = scale
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:

@@ -67,6 +67,8 @@ class ViT(nn.Module):
         _check(registers, drop_path, positions, image)
         self.width, self.depth, self.heads = width, depth, heads
         self.patch = (patch, patch) if isinstance(patch, int) else patch
+        if min(self.patch) < 1:
+            raise ValueError(f"patch: found {patch}; 1 pixel or more")
         self.hidden = hidden
         self.patch_embed = PatchEmbed(width, self.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None

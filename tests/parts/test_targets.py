@@ -1,0 +1,211 @@
+"""Is what target generators call right what the papers call right?"""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sslzoo_pixels import Pixels
+from sslzoo_readout import Linear
+from sslzoo_teachers import Ema
+from sslzoo_vit import ViT
+from timm.layers import DropPath
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from sslzoo import Batch, Group, Mask, Pairing, Patches, Progress, Schedule, Signal, Student
+
+AT = Progress(3, 10)
+
+
+class Head(nn.Module):
+    """A predictor with a projector, as BYOL's."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.outputs = {"image": Signal("image", 7)}
+        self.projector = nn.Sequential(nn.Linear(width, 7), nn.BatchNorm1d(7))
+
+
+def student(head=None, **keys):
+    torch.manual_seed(0)
+    encoder = ViT(**{"width": 16, "depth": 3, "heads": 2, "patch": 4, "hidden": "fill", **keys})
+    return Student(encoder, Linear(encoder) if head is None else head(16))
+
+
+def patches(*rows, length=None):
+    return Patches(torch.tensor(rows), length)
+
+
+def group(views=1, b=2, mask=None, role="both", seed=0):
+    pixels = torch.randn(views, b, 3, 8, 12, generator=torch.Generator().manual_seed(seed))
+    return Group(pixels, torch.zeros(views, b, 4), mask, role)
+
+
+def batch(**groups):
+    return Batch(groups, Pairing(torch.zeros(0), torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0)))
+
+
+def mask(length=None, source=None):
+    context = patches([0, 1], [0, 1])
+    return Mask(context, patches([[2, 3], [4, 5]], [[5, 4], [3, 3]], length=length), source)
+
+
+# --- ema ---
+
+
+def test_the_teacher_starts_as_the_student_and_learns_nothing_by_itself():
+    pupil = student()
+    teacher = Ema(pupil)
+    theirs = dict(pupil.encoder.named_parameters())
+    for name, parameter in teacher.encoder.named_parameters():
+        assert torch.equal(parameter, theirs[name])
+        assert parameter is not theirs[name]
+        assert not parameter.requires_grad
+    assert set(teacher.state_dict()) == {f"encoder.{name}" for name in pupil.encoder.state_dict()}
+
+
+def test_updates_are_the_closed_form():
+    pupil = student()
+    teacher = Ema(pupil, momentum=Schedule.parse({"linear": [0.5, 0.9]}))
+    followed = copy.deepcopy(teacher.encoder.state_dict())
+    for step in range(4):
+        with torch.no_grad():
+            for parameter in pupil.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        kept = 0.5 + 0.4 * step / 10
+        teacher.after_step(pupil, Progress(step, 10))
+        followed = {k: kept * v + (1 - kept) * pupil.encoder.state_dict()[k] for k, v in followed.items()}
+    for name, value in teacher.encoder.state_dict().items():
+        assert torch.allclose(value, followed[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+def test_the_ends_of_momentum_are_exact(momentum):
+    pupil = student()
+    teacher = Ema(pupil, momentum=Schedule.parse(momentum))
+    start = copy.deepcopy(teacher.encoder.state_dict())
+    with torch.no_grad():
+        for parameter in pupil.parameters():
+            parameter.mul_(3.0).add_(1.0)
+    teacher.after_step(pupil, AT)
+    wanted = start if momentum else pupil.encoder.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in teacher.encoder.state_dict().items())
+
+
+def test_updates_continue_after_weights_are_loaded():
+    pupil = student()
+    teacher, other = Ema(pupil, momentum=Schedule.parse(0.5)), Ema(pupil, momentum=Schedule.parse(0.5))
+    teacher.after_step(pupil, AT)
+    with torch.no_grad():
+        for parameter in pupil.parameters():
+            parameter.add_(1.0)
+    other.load_state_dict(teacher.state_dict())
+    for one in (teacher, other):
+        one.after_step(pupil, AT)
+    wanted = teacher.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+def test_patch_targets_are_normalised_tokens_at_target_places(norm):
+    pupil, length = student(), torch.tensor([[2, 2], [2, 1]])
+    teacher, read = Ema(pupil, norm=norm), group(mask=mask(length))
+    found = teacher(batch(image=read), None, AT)["patch"]
+    tokens = teacher.encoder(read.pixels[0]).patches
+    rows = [(0, 2), (0, 3), (0, 4), (0, 5), (1, 5), (1, 4), (1, 3)]  # the last is padding, and dropped
+    wanted = torch.stack([tokens[s, n] for s, n in rows])
+    if norm == "layer":
+        mean, variance = wanted.mean(-1, keepdim=True), wanted.var(-1, keepdim=True, unbiased=False)
+        wanted = (wanted - mean) / (variance + 1e-5).sqrt()
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert not found.requires_grad
+
+
+def test_several_layers_are_normalised_then_averaged():
+    pupil = student()
+    teacher, read = Ema(pupil, layers=2), group(mask=mask())
+    found = teacher(batch(image=read), None, AT)["patch"]
+    layers = teacher.encoder(read.pixels[0], layers=2).layers
+    wanted = sum(F.layer_norm(layer, (16,)) for layer in layers) / 2
+    assert torch.allclose(found, read.mask.target.take(wanted).flatten(0, 2), atol=1e-6)
+
+
+def test_sequences_read_the_view_their_source_names():
+    pupil = student()
+    teacher = Ema(pupil)
+    read = group(mask=mask(source=torch.tensor([1, 1])))
+    found = teacher(batch(image=read), None, AT)["patch"].unflatten(0, (2, 2, 2))
+    tokens = F.layer_norm(teacher.encoder(read.pixels[0]).patches[1], (16,))
+    assert torch.allclose(found[0, 0], tokens[[2, 3]], atol=1e-6)
+
+
+def test_groups_join_in_order_and_those_of_the_student_alone_are_not_read():
+    pupil = student()
+    teacher = Ema(pupil)
+    first, second = group(mask=mask(), seed=1), group(views=2, role="target", seed=2)
+    apart = [teacher(batch(image=one), None, AT) for one in (first, second)]
+    found = teacher(batch(first=first, local=group(views=3, role="context"), second=second), None, AT)
+    assert torch.allclose(found["image"], torch.cat([one["image"] for one in apart]), atol=1e-6)
+    assert found["image"].shape == (3, 2, 16)
+    assert torch.equal(found["patch"], apart[0]["patch"])
+    assert "patch" not in apart[1]
+
+
+def test_project_copies_the_projector_and_its_buffers():
+    pupil = student(Head)
+    teacher = Ema(pupil, project=True, momentum=Schedule.parse(0.5))
+    assert teacher.outputs["image"].width == 7
+    pupil.predictor.projector(torch.randn(8, 16))  # moves the student's running statistics
+    teacher.after_step(pupil, AT)
+    for one, other in zip(teacher.projector.buffers(), pupil.predictor.projector.buffers(), strict=True):
+        assert torch.equal(one, other)
+    read = group(views=2, b=4)
+    found = teacher(batch(image=read), None, AT)["image"]
+    summary = teacher.encoder(read.pixels.flatten(0, 1)).summary
+    hidden = teacher.projector[0](summary)
+    wanted = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt()  # of the batch: BYOL
+    assert torch.allclose(found.flatten(0, 1), wanted, atol=1e-4)
+    with pytest.raises(ValueError, match="projector"):
+        Ema(student(), project=True)
+
+
+def test_a_teacher_drops_nothing_at_random():
+    pupil = student(drop_path=0.5).train()
+    teacher = Ema(pupil).train()
+    assert any(isinstance(m, DropPath) and m.training for m in pupil.modules())
+    read = batch(image=group(mask=mask()))
+    assert torch.equal(teacher(read, None, AT)["patch"], teacher(read, None, AT)["patch"])
+
+
+def test_momentum_is_reported():
+    assert Ema(student()).metrics(Progress(5, 10))["momentum"].item() == pytest.approx(0.998)
+
+
+# --- pixels ---
+
+
+def test_pixels_of_a_known_image():
+    eye = SimpleNamespace(patch=(2, 2))
+    pixels = torch.arange(3 * 4 * 6, dtype=torch.float32).reshape(1, 1, 3, 4, 6)
+    read = Group(pixels, torch.zeros(1, 1, 4), Mask(patches([0]), patches([[4]])))
+    found = Pixels(SimpleNamespace(encoder=eye), normalise=False)(batch(image=read), None, AT)["patch"]
+    # Patch 4 of a 2 x 3 grid: rows 2-3, columns 2-3; three channels 24 apart.
+    wanted = [base + channel for base in (14, 15, 20, 21) for channel in (0, 24, 48)]
+    assert found.tolist() == [wanted]
+
+
+def test_normalised_pixels_have_no_mean_and_unit_unbiased_variance():
+    generator = Pixels(SimpleNamespace(encoder=SimpleNamespace(patch=(4, 4))))
+    assert generator.outputs["patch"].width == 48
+    found = generator(batch(image=group(mask=mask())), None, AT)["patch"]
+    assert found.shape == (8, 48)
+    assert torch.allclose(found.mean(-1), torch.zeros(8), atol=1e-5)
+    assert torch.allclose(found.var(-1), torch.ones(8), atol=1e-4)
+    flat = Group(torch.ones(1, 2, 3, 8, 12), torch.zeros(1, 2, 4), mask())
+    assert not generator(batch(image=flat), None, AT)["patch"].any()
+
+
+def test_an_encoder_without_patches_has_no_pixel_targets():
+    with pytest.raises(ValueError, match="patch"):
+        Pixels(SimpleNamespace(encoder=object()))
