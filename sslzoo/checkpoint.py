@@ -44,7 +44,7 @@ def save(folder: Path, step: int, parts: Parts, optimizer: torch.optim.Optimizer
         RunError: it could not be written, such as on a full disk; earlier checkpoints are untouched.
     """
     tensors = _snapshot(parts, optimizer)
-    place = folder / f"step-{step:09d}.safetensors"
+    place = place_of(folder, step)
     beside = place.with_suffix(".writing")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,11 @@ def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, damaged ones included, oldest first."""
     found = (NAME.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(match[1]) for match in found if match)
+
+
+def place_of(folder: Path, step: int) -> Path:
+    """The file of a step's checkpoint."""
+    return folder / f"step-{step:09d}.safetensors"
 
 
 def read(path: Path) -> Saved:
@@ -90,7 +95,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Saved | None:
     damaged = []
     for step in reversed(steps(folder)):
         try:
-            return read(folder / f"step-{step:09d}.safetensors")
+            return read(place_of(folder, step))
         except RunError as error:
             damaged.append(str(error))
             warn(str(error))
@@ -133,7 +138,7 @@ def prune(folder: Path, keep: int, milestone: int | None) -> None:
     """Deletes all but the last `keep` checkpoints and those at multiples of `milestone` steps."""
     for step in steps(folder)[:-keep]:
         if not (milestone and step % milestone == 0):
-            (folder / f"step-{step:09d}.safetensors").unlink(missing_ok=True)
+            place_of(folder, step).unlink(missing_ok=True)
 
 
 def _snapshot(parts: Parts, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 def Block(width: int, heads: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> nn.Module:  # noqa: N802
     """A pre-norm transformer block (timm's, SDPA attention, bias on q, k and v, exact GELU): [s k d] -> [s k d]."""
-    return _TimmBlock(width, heads, mlp_ratio, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)
+    return _TimmBlock(width, heads, mlp_ratio, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)  # type: ignore[arg-type]
 
 
 def sincos(grid: Grid, width: int, device: torch.device | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import copy
 from typing import Literal
 
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -49,7 +49,8 @@ class Ema(nn.Module):
         self.momentum = Schedule.parse(momentum)
         self.norm, self.layers = norm, layers
         self.encoder = copy.deepcopy(student.encoder).requires_grad_(False)  # type: ignore[attr-defined]
-        self.projector = copy.deepcopy(student.predictor.projector).requires_grad_(False) if project else None
+        projector = copy.deepcopy(student.predictor.projector) if project else None
+        self.projector = projector if projector is None else projector.requires_grad_(False)
         width = student.predictor.outputs["image"].width if project else student.encoder.width
         self.outputs = {"patch": Signal("patch", student.encoder.width), "image": Signal("image", width)}
         self._pairs: tuple[Pair, Pair] | None = None
@@ -80,9 +81,9 @@ class Ema(nn.Module):
     def after_step(self, student: Student, at: Progress) -> None:
         """Moves the teacher: theirs <- m theirs + (1 - m) the student's; buffers are copied."""
         (own, others), (own_buffers, other_buffers) = self._followed(student)
-        torch._foreach_lerp_(own, others, 1.0 - self.momentum(at))
+        torch._foreach_lerp_(own, others, 1.0 - self.momentum(at))  # type: ignore[attr-defined]
         if own_buffers:
-            torch._foreach_copy_(own_buffers, other_buffers)
+            torch._foreach_copy_(own_buffers, other_buffers)  # type: ignore[attr-defined]
 
     def metrics(self, at: Progress) -> dict[str, Tensor]:
         """The momentum of this step."""
@@ -100,19 +101,16 @@ class Ema(nn.Module):
         return total / len(layers)
 
     def _followed(self, student: Student) -> tuple[Pair, Pair]:
+        """Parameters, then buffers: the teacher's and the student's. Found at the first update, when they are placed."""
         if self._pairs is None:
-            pairs = [(self.encoder, student.encoder)]
+            own = nn.ModuleList([self.encoder])
+            other = nn.ModuleList([student.encoder])  # type: ignore[list-item]
             if self.projector is not None:
-                pairs.append((self.projector, student.predictor.projector))
-            parameters = [list(zip(*(m.parameters() for m in pair), strict=True)) for pair in pairs]  # type: ignore[union-attr]
-            buffers = [list(zip(*(m.buffers() for m in pair), strict=True)) for pair in pairs]  # type: ignore[union-attr]
-            self._pairs = _columns(parameters), _columns(buffers)
+                own.append(self.projector)
+                other.append(student.predictor.projector)  # type: ignore[arg-type]
+            parameters = list(own.parameters()), list(other.parameters())
+            self._pairs = parameters, (list(own.buffers()), list(other.buffers()))
         return self._pairs
-
-
-def _columns(rows: list[list[tuple[Tensor, ...]]]) -> Pair:
-    flat = [row for some in rows for row in some]
-    return [row[0] for row in flat], [row[1] for row in flat]
 
 
 @hookimpl

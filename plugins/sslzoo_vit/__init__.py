@@ -164,8 +164,8 @@ class ViT(nn.Module):
             self.patch_embed.start(init)
             if rescale:
                 for number, block in enumerate(self.blocks, 1):
-                    block.attn.proj.weight.div_((2 * number) ** 0.5)
-                    block.mlp.fc2.weight.div_((2 * number) ** 0.5)
+                    for name in ("attn.proj", "mlp.fc2"):
+                        block.get_parameter(f"{name}.weight").div_((2 * number) ** 0.5)
 
 
 class PatchEmbed(nn.Module):

@@ -43,6 +43,7 @@ def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], out: 
         parts = train(read, catalogue, flow, out, world, display.say, display.show)
     parallel.leave()
     if world.first and evaluate and read.evaluate is not None:
-        from sslzoo.evaluate import finish
+        from sslzoo.evaluate import finish, table
 
-        finish(read, catalogue, parts, out, world.device, display.say)
+        figures = finish(read, catalogue, parts, out, world.device, display.say)
+        display.console.print(table(figures))

@@ -1,0 +1,70 @@
+"""`sslzoo eval`: probe the frozen encoder of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sslzoo.cli.options import as_json as json_option
+from sslzoo.cli.options import recipe_options
+
+
+@click.command("eval")
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--probe", "probes", multiple=True, help="Only this probe of the recipe's section evaluate.")
+@click.option("--network", help="A target generator's name, or student; the recipe's choice if left out.")
+@click.option("--step", type=int, help="The checkpoint of this step; the newest if left out.")
+@click.option("--untrained", "also_untrained", is_flag=True, help="Beside it, the same encoder as it started.")
+@recipe_options
+@json_option
+def command(
+    run: Path,
+    probes: tuple[str, ...],
+    network: str | None,
+    step: int | None,
+    also_untrained: bool,
+    sets: tuple[str, ...],
+    plugins: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Probe the frozen encoder of the run folder RUN, as the section evaluate of its recipe says.
+
+    \b
+    Examples:
+      sslzoo eval runs/ijepa-tiny
+      sslzoo eval runs/ijepa-tiny --probe knn --untrained
+      sslzoo eval runs/ijepa-tiny --network student --set 'evaluate.probes={knn: {use: knn, k: [20]}}' --json
+    """
+    from rich.console import Console
+
+    from sslzoo.cli import echo_json
+    from sslzoo.errors import UserError, did_you_mean
+    from sslzoo.evaluate import bench, restored, table, untrained, write
+    from sslzoo.parallel import join
+    from sslzoo.recipe import load
+    from sslzoo.train import evaluated_encoder
+
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(f"{run} is not a run folder: it holds no recipe.yaml")
+    recipe, installed = load(str(run), sets, plugins)
+    known = () if recipe.evaluate is None else tuple(recipe.evaluate.probes)
+    for name in probes:
+        if name not in known:
+            text = f"no probe is called {name!r}{did_you_mean(name, known)}\nthe recipe has: {', '.join(known) or 'none'}"
+            raise UserError(text)
+    opened = bench(recipe, installed, probes)
+    device = join(None if recipe.run.device == "auto" else recipe.run.device).device
+    parts, steps = restored(recipe, installed, run, step)
+    network = network or opened.settings.network
+    figures = {f"step {steps}": opened.probe(evaluated_encoder(parts, network).to(device), device)}
+    if also_untrained:
+        encoder = evaluated_encoder(untrained(recipe, installed), network)
+        figures["untrained"] = opened.probe(encoder.to(device), device)
+    figures["chance"] = opened.chance()
+    place = write(run, f"{steps}-{network}", figures, opened.settings)
+    if as_json:
+        echo_json(figures)
+    else:
+        Console().print(table(figures))
+        click.echo(f"written to {place}")

@@ -1,0 +1,1 @@
+"""What does a run look like? Pictures before tables: masks, curves, features."""
