@@ -64,6 +64,18 @@ def patchify(pixels: Tensor, patch: tuple[int, int]) -> Tensor:
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(s, -1, patch[0] * patch[1] * channels)
 
 
+def pixels_of(encoder: object) -> int:
+    """How many numbers the pixels of one of this encoder's patches are: 3 ph pw.
+
+    Raises:
+        ValueError: the encoder has no attribute `patch`, (height, width) in pixels.
+    """
+    patch = getattr(encoder, "patch", None)
+    if patch is None:
+        raise ValueError(f"{type(encoder).__name__} has no attribute patch, so its patches have no pixels to speak of")
+    return 3 * patch[0] * patch[1]
+
+
 def start_normal(module: nn.Module, std: float = 0.02) -> None:
     """Linear weights normal with this deviation, biases 0 (I-JEPA); use as `parts.apply(start_normal)`."""
     if isinstance(module, nn.Linear):

@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens
 from sslzoo.contracts import Encoder
-from sslzoo.nn import Block, LayerNorm, Positions, key_mask, splits, start_normal
+from sslzoo.nn import Block, LayerNorm, Positions, key_mask, pixels_of, splits, start_normal
 
 # Depth and heads for each encoder width (Assran et al. 2023, appendix A.1, and the released settings); the heads are
 # the encoder's. The two smallest were never published with a depth: they take that of the next.
@@ -26,28 +28,36 @@ class Joint(nn.Module):
         width: channels inside.
         depth: blocks; the published number for the encoder's width if left out.
         heads: attention heads; as depth.
+        to: guess tokens (as wide as the encoder) or pixels of a patch.
     """
 
     projector = None
 
     def __init__(
-        self, encoder: Encoder, *, width: int = 384, depth: int | None = None, heads: int | None = None
+        self,
+        encoder: Encoder,
+        *,
+        width: int = 384,
+        depth: int | None = None,
+        heads: int | None = None,
+        to: Literal["tokens", "pixels"] = "tokens",
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)
         splits(width, heads)
-        self.outputs = {"patch": Signal("patch", encoder.width)}
+        said = pixels_of(encoder) if to == "pixels" else encoder.width
+        self.outputs = {"patch": Signal("patch", said)}
         self.predictor_embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = Positions(width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.predictor_norm = LayerNorm(width)
-        self.predictor_proj = nn.Linear(width, encoder.width)
+        self.predictor_proj = nn.Linear(width, said)
         self.apply(start_normal)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:
-        """Guesses of target patches, [s k d] -> {"patch": [t d]}."""
+        """Guesses of target patches, [s k d] -> {"patch": [t e]}."""
         if target is None:
             return {}
         s, m, q = target.index.shape
@@ -71,28 +81,36 @@ class Cross(nn.Module):
         width: channels inside.
         depth: layers; the depth published for `ijepa` at the encoder's width if left out.
         heads: attention heads; as depth.
+        to: guess tokens (as wide as the encoder) or pixels of a patch.
     """
 
     projector = None
 
     def __init__(
-        self, encoder: Encoder, *, width: int = 384, depth: int | None = None, heads: int | None = None
+        self,
+        encoder: Encoder,
+        *,
+        width: int = 384,
+        depth: int | None = None,
+        heads: int | None = None,
+        to: Literal["tokens", "pixels"] = "tokens",
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)
         splits(width, heads)
-        self.outputs = {"patch": Signal("patch", encoder.width)}
+        said = pixels_of(encoder) if to == "pixels" else encoder.width
+        self.outputs = {"patch": Signal("patch", said)}
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = Positions(width)
         self.blocks = nn.ModuleList(Read(width, heads) for _ in range(depth))
         self.norm = LayerNorm(width)
-        self.project = nn.Linear(width, encoder.width)
+        self.project = nn.Linear(width, said)
         self.apply(start_normal)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:
-        """Guesses of target patches, [s k d] -> {"patch": [t d]}."""
+        """Guesses of target patches, [s k d] -> {"patch": [t e]}."""
         if target is None:
             return {}
         place = self.positions(tokens.grid, tokens.patches.device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
-from sslzoo.nn import Block, LayerNorm, Positions, splits, start_xavier
+from sslzoo.nn import Block, LayerNorm, Positions, pixels_of, splits, start_xavier
 
 
 class Decoder(nn.Module):
@@ -25,11 +25,8 @@ class Decoder(nn.Module):
 
     def __init__(self, encoder: Encoder, *, width: int = 512, depth: int = 8, heads: int = 16) -> None:
         super().__init__()
-        patch = getattr(encoder, "patch", None)
-        if patch is None:
-            raise ValueError("the encoder has no attribute patch, so there are no pixels of patches to predict")
         splits(width, heads)
-        pixels = 3 * patch[0] * patch[1]
+        pixels = pixels_of(encoder)
         self.outputs = {"patch": Signal("patch", pixels)}
         self.decoder_embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo import Batch, Progress, Reading, Signal, Student, hookimpl
-from sslzoo.nn import patchify
+from sslzoo.nn import patchify, pixels_of
 
 
 class Pixels(nn.Module):
@@ -20,11 +20,9 @@ class Pixels(nn.Module):
 
     def __init__(self, student: Student, *, normalise: bool = True) -> None:
         super().__init__()
-        patch = getattr(student.encoder, "patch", None)
-        if patch is None:
-            raise ValueError("the encoder has no attribute patch, so its patches have no pixels to speak of")
-        self.patch, self.normalise = patch, normalise
-        self.outputs = {"patch": Signal("patch", 3 * patch[0] * patch[1])}
+        self.outputs = {"patch": Signal("patch", pixels_of(student.encoder))}
+        self.patch: tuple[int, int] = student.encoder.patch  # type: ignore[attr-defined]
+        self.normalise = normalise
 
     @torch.no_grad()
     def forward(self, batch: Batch, student: Reading, at: Progress) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
+from sslzoo.nn import pixels_of
 
 
 class Linear(nn.Module):
@@ -23,10 +24,7 @@ class Linear(nn.Module):
 
     def __init__(self, encoder: Encoder, *, to: Literal["tokens", "pixels"] = "tokens") -> None:
         super().__init__()
-        patch = getattr(encoder, "patch", None)
-        if to == "pixels" and patch is None:
-            raise ValueError("to: the encoder has no attribute patch, so there are no pixels of patches to predict")
-        width = encoder.width if patch is None or to == "tokens" else 3 * patch[0] * patch[1]
+        width = pixels_of(encoder) if to == "pixels" else encoder.width
         self.outputs = {"patch": Signal("patch", width)}
         self.blocks = nn.ModuleList()
         self.out = nn.Linear(encoder.width, width)

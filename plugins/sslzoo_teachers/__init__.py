@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from sslzoo import Batch, Progress, Reading, Schedule, Signal, Student, hookimpl
 from sslzoo.contracts import Group
 
-Pair = tuple[list[Tensor], list[Tensor]]
+Pair = tuple[Sequence[Tensor], Sequence[Tensor]]
 RISING = Schedule.parse({"linear": [0.996, 1.0]})
 
 
@@ -101,7 +102,7 @@ class Ema(nn.Module):
         return total / len(layers)
 
     def _followed(self, student: Student) -> tuple[Pair, Pair]:
-        """Parameters, then buffers: the teacher's and the student's. Found at the first update, when they are placed."""
+        """Parameters, then buffers: teacher's and student's. Found at the first update, when all is on its device."""
         if self._pairs is None:
             own = nn.ModuleList([self.encoder])
             other = nn.ModuleList([student.encoder])  # type: ignore[list-item]

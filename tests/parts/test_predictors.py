@@ -1,5 +1,7 @@
 """Do predictors guess from the context alone, in the promised order?"""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from sslzoo_ijepa.predictors import Cross, Joint
@@ -120,6 +122,15 @@ def test_published_depth_and_heads_follow_the_encoder():
         Joint(encoder())
     with pytest.raises(ValueError, match="16 channels do not split over 3 heads"):
         Joint(encoder(), **(SMALL | {"heads": 3}))
+
+
+@pytest.mark.parametrize("kind", [Joint, Cross])
+def test_guesses_may_be_pixels(kind):
+    predictor = made(kind, to="pixels")
+    assert predictor.outputs["patch"].width == 48
+    assert predictor(tokens(), target(), AT)["patch"].shape == (24, 48)
+    with pytest.raises(ValueError, match="no attribute patch"):
+        kind(SimpleNamespace(width=24), **SMALL, to="pixels")
 
 
 def test_mae_decoder_reads_all_tokens_and_gives_pixels():

@@ -1,0 +1,35 @@
+"""Do the fragments of docs/methods.md make methods that can take a step?"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sslzoo import build, recipe
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+REST = """
+name: fragment
+data: {use: folder, root: .}
+views: {image: {use: crop, size: 96}}
+optim: {lr: 0.001}
+run: {steps: 1, batch: 2}
+"""
+
+
+def fragments():
+    found = re.findall(r"### (.+?)\n.*?```yaml\n(.*?)```", PAGE.read_text(), flags=re.S)
+    return [pytest.param(text, id=title) for title, text in found]
+
+
+@pytest.mark.parametrize("text", fragments())
+def test_every_fragment_takes_a_step_that_teaches_every_weight(text, tmp_path):
+    # 96 pixels rather than 224 to be quick: a grid of 6 x 6 keeps fewer patches than the published floor.
+    (tmp_path / "fragment.yaml").write_text(text.replace("min_keep: 10", "min_keep: 1") + REST)
+    flow = build.check(*recipe.load(str(tmp_path / "fragment.yaml")))
+    assert not flow.unused
+    assert flow.flops > 0
+
+
+def test_the_page_has_its_fragments():
+    assert len(fragments()) == 5
