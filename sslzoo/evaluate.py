@@ -43,7 +43,7 @@ class _Labelled(TorchDataset[tuple[Tensor, dict[str, int]]]):
         return self.view(self.data.image(i))[0], dict(self.data.label(i))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extract(
     encoder: nn.Module,
     data: Dataset,

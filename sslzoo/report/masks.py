@@ -100,9 +100,7 @@ def coverage(ax: Axes, share: Tensor, title: str) -> Any:
 
 def context_shares(ax: Axes, shares: Tensor) -> None:
     """How much of the image is seen, over all masks."""
-    low, high = shares.min().item(), shares.max().item()
-    bins = 30 if high - low > 0.02 else [low - 0.02, low - 0.005, high + 0.005, high + 0.02]
-    ax.hist(shares.numpy(), bins=bins, color="#4a6fa5", density=False, weights=[1 / len(shares)] * len(shares))
+    ax.hist(shares.numpy(), bins=50, range=(0, 1), color="#4a6fa5")
     ax.axvline(shares.mean().item(), color="#e4572e", linewidth=1)
     ax.set_xlim(0, 1)
     ax.set_title(f"share seen: mean {shares.mean():.2f}", fontsize=8)
