@@ -43,7 +43,10 @@ def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], out: 
         parts = train(read, catalogue, flow, out, world, display.say, display.show)
     parallel.leave()
     if world.first and evaluate and read.evaluate is not None:
+        from sslzoo.build import build
         from sslzoo.evaluate import finish, table
+        from sslzoo.report.page import write
 
         figures = finish(read, catalogue, parts, out, world.device, display.say)
         display.console.print(table(figures))
+        display.say(f"plots: {write(read, catalogue, parts, build(read, catalogue)[1], out, figures)}")
