@@ -169,7 +169,7 @@ def render(scene: Layout, size: tuple[int, int]) -> NDArray[np.uint8]:
 def _rays(scene: Layout, size: tuple[int, int]) -> Array:
     """Unit directions of the pixels' centres: [3 H W]."""
     height, width = size
-    half = np.float32(0.47)  # tangent of half the angle of view, of the shorter side
+    half = np.float32(0.40)  # tangent of half the angle of view, of the shorter side
     scale = 2 * half / min(height, width)
     up = (height / 2 - 0.5 - np.arange(height, dtype=np.float32)) * scale
     right = (np.arange(width, dtype=np.float32) - width / 2 + 0.5) * scale
