@@ -1,0 +1,181 @@
+"""Image folders, tar shards and parquet tables: written here, read back, broken on purpose."""
+
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslzoo import catalogue
+
+PARTS = catalogue().parts["datasets"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def picture(number):
+    return Image.fromarray(np.full((6, 8, 3), number * 10, np.uint8))
+
+
+def encoded(number):
+    held = io.BytesIO()
+    picture(number).save(held, "png")
+    return held.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, numbers in {"cat": (1, 2), "ant": (3,), "bee": (4, 5)}.items():
+        (tmp_path / "root" / name).mkdir(parents=True)
+        for number in numbers:
+            picture(number).save(tmp_path / "root" / name / f"{number}.png")
+    return tmp_path / "root"
+
+
+def pixel(image):
+    return np.asarray(image)[0, 0, 0] // 10
+
+
+def test_a_folder_is_read_in_order_with_classes_by_alphabet(folder):
+    data = PARTS["folder"].make(root=folder)
+    assert len(data) == 5
+    assert data.classes == ("ant", "bee", "cat")
+    assert data.tasks == {"class": 3}
+    assert [(pixel(data.image(i)), data.label(i)["class"]) for i in range(5)] == [(3, 0), (4, 1), (5, 1), (1, 2), (2, 2)]
+
+
+def test_the_index_is_kept_and_never_out_of_date(folder):
+    from sslzoo_datasets.folder import cache_place
+
+    assert len(PARTS["folder"].make(root=folder)) == 5
+    place = cache_place(folder)
+    kept = json.loads(place.read_text())
+    assert len(kept["files"]) == 5
+    kept["files"].append("cat/not-there.png")  # to see that the kept list is what is used
+    place.write_text(json.dumps(kept))
+    assert len(PARTS["folder"].make(root=folder)) == 6
+    picture(9).save(folder / "cat" / "9.png")
+    assert len(PARTS["folder"].make(root=folder)) == 6
+    assert "cat/not-there.png" not in PARTS["folder"].make(root=folder).index.files
+    (folder / "dog").mkdir()
+    picture(7).save(folder / "dog" / "7.png")
+    assert PARTS["folder"].make(root=folder).tasks == {"class": 4}
+    place.write_text("{torn")
+    assert len(PARTS["folder"].make(root=folder)) == 7
+
+
+def test_a_flat_folder_has_no_classes(tmp_path):
+    picture(1).save(tmp_path / "a.png")
+    data = PARTS["folder"].make(root=tmp_path)
+    assert data.tasks == {}
+    assert data.label(0) == {}
+
+
+def test_a_broken_file_raises_when_read(folder):
+    (folder / "ant" / "3.png").write_bytes(encoded(3)[:40])
+    with pytest.raises((OSError, SyntaxError)):
+        PARTS["folder"].make(root=folder).image(0)
+
+
+def test_a_missing_or_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="root: .*nowhere is not a folder"):
+        PARTS["folder"].make(root=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="root: no images in"):
+        PARTS["folder"].make(root=tmp_path)
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def test_tar_shards_are_read_by_number(tmp_path):
+    for shard, numbers in enumerate(((1, 2), (3, 4, 5))):
+        members = {}
+        for number in numbers:
+            members |= {f"{number:04}.png": encoded(number), f"{number:04}.cls": str(number % 3).encode()}
+        tar_of(tmp_path / f"in-{shard:03}.tar", members)
+    data = PARTS["shards"].make(files=tmp_path / "in-{000..001}.tar")
+    assert [pixel(data.image(i)) for i in range(5)] == [1, 2, 3, 4, 5]
+    assert [data.label(i)["class"] for i in range(5)] == [1, 2, 0, 1, 2]
+    assert data.tasks == {"class": 3}
+    json_only = {"a.jpg": encoded(1), "a.json": json.dumps({"label": 4}).encode()}
+    tar_of(tmp_path / "j.tar", json_only)
+    assert PARTS["shards"].make(files=tmp_path / "j.tar").label(0) == {"class": 4}
+    with pytest.raises(ValueError, match="files: nothing matches"):
+        PARTS["shards"].make(files=tmp_path / "none-*.tar")
+
+
+def test_webdataset_reads_the_same_samples(tmp_path):
+    import webdataset
+
+    members = {}
+    for number in (1, 2, 3):
+        members |= {f"{number}.png": encoded(number), f"{number}.cls": str(number).encode()}
+    tar_of(tmp_path / "x.tar", members)
+    theirs = [sample["png"] for sample in webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False)]
+    data = PARTS["shards"].make(files=tmp_path / "x.tar")
+    assert [pixel(Image.open(io.BytesIO(one)).convert("RGB")) for one in theirs] == [pixel(data.image(i)) for i in range(3)]
+
+
+@pytest.mark.parametrize("layout", ["struct", "bytes"])
+def test_parquet_tables_are_read_by_number(tmp_path, layout):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for table, numbers in enumerate(((1, 2, 3), (4, 5))):
+        images = [encoded(number) for number in numbers]
+        column = [{"bytes": one, "path": None} for one in images] if layout == "struct" else images
+        pq.write_table(pa.table({"image": column, "label": [n % 2 for n in numbers]}), tmp_path / f"{table}.parquet", row_group_size=2)
+    data = PARTS["parquet"].make(files=tmp_path / "*.parquet")
+    assert [pixel(data.image(i)) for i in (4, 0, 3, 2, 1)] == [5, 1, 4, 3, 2]
+    assert [data.label(i)["class"] for i in range(5)] == [1, 0, 1, 0, 1]
+    assert data.tasks == {"class": 2}
+    with pytest.raises(ValueError, match="no column 'picture'; it has image, label"):
+        PARTS["parquet"].make(files=tmp_path / "*.parquet", image_column="picture")
+
+
+def test_torchvision_by_name(tmp_path):
+    with pytest.raises(ValueError, match="no data set 'CIFAR1'; did you mean CIFAR10"):
+        PARTS["torchvision"].make(name="CIFAR1", root=tmp_path)
+    with pytest.raises(ValueError, match="root: "):
+        PARTS["torchvision"].make(name="CIFAR10", root=tmp_path)
+
+
+def test_a_torchvision_set_on_disk_is_read(tmp_path):
+    """CIFAR-10's own layout, written here with two images a batch."""
+    import hashlib
+    import pickle
+
+    from torchvision.datasets import CIFAR10
+
+    base = tmp_path / CIFAR10.base_folder
+    base.mkdir()
+    lists = {}
+    for name in [one for one, _ in CIFAR10.train_list]:
+        content = {"data": np.full((2, 3072), 40, np.uint8), "labels": [3, 7]}
+        (base / name).write_bytes(pickle.dumps(content))
+        lists[name] = hashlib.md5((base / name).read_bytes()).hexdigest()
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(n) for n in range(10)]}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CIFAR10, "_check_integrity", lambda _self: True)
+        patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+        data = PARTS["torchvision"].make(name="CIFAR10", root=tmp_path)
+    assert len(data) == 10
+    assert data.label(1) == {"class": 7}
+    assert data.tasks == {"class": 10}
+    assert pixel(data.image(0)) == 4
+
+
+def test_an_unwritable_cache_only_costs_time(folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    assert len(PARTS["folder"].make(root=folder)) == 5
