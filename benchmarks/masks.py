@@ -1,6 +1,6 @@
 """How fast are masks drawn? Images per second on one core, beside a loop over images that follows the published rules.
 
-    python benchmarks/masks.py
+python benchmarks/masks.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BATCH = 128
 
 
 def published_loop(batch: int, grid: tuple[int, int], step: int, min_keep: int) -> None:
-    """The published procedure, image by image: blocks as 2-D tensors, their complements multiplied (spec: docs/masks.md)."""
+    """The published procedure, image by image: blocks as 2-D tensors, complements multiplied (docs/masks.md)."""
     height, width = grid
     share = random.Random(step).random()
 
@@ -64,6 +64,7 @@ def rate(draw: Callable[[int], object], seconds: float = 2.0) -> float:
 
 
 def main() -> None:
+    """Times every sampler."""
     torch.set_num_threads(1)
     samplers = catalogue().parts["masks"]
     for grid, min_keep in (((14, 14), 10), ((8, 8), 4)):

@@ -62,7 +62,7 @@ __all__ = [
     "Student",
     "Tokens",
     "UserError",
-    "__version__",
+    "__version__",  # pyright: ignore[reportUnsupportedDunderAll] - worked out when asked for
     "all_mean",
     "all_sum",
     "catalogue",

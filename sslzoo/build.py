@@ -75,8 +75,9 @@ def build(recipe: Recipe, installed: Catalogue) -> tuple[Parts, Sources]:
     """
     problems: list[Problem] = []
     parts, sources = _build(recipe, installed, problems)
+    data: Dataset = _NoData()
     if recipe.data:
-        data = _attempt(problems, recipe, installed, "datasets", recipe.data, "data")
+        data = _attempt(problems, installed, "datasets", recipe.data, "data")
     if problems:
         raise _error(recipe, problems)
     return parts, replace(sources, data=data)
@@ -101,7 +102,7 @@ def check(recipe: Recipe, installed: Catalogue) -> Flow:
 def _build(recipe: Recipe, installed: Catalogue, problems: list[Problem]) -> tuple[Parts, Sources]:
     def one(family: str, spec: Spec, place: str, *given: Any) -> Any:
         torch.manual_seed(key(recipe.run.seed, "init", place))
-        return _attempt(problems, recipe, installed, family, spec, place, *given)
+        return _attempt(problems, installed, family, spec, place, *given)
 
     views = {}
     with torch.device("cpu"):
@@ -131,9 +132,7 @@ def _build(recipe: Recipe, installed: Catalogue, problems: list[Problem]) -> tup
     return Parts(student, targets, losses, terms), sources
 
 
-def _attempt(
-    problems: list[Problem], recipe: Recipe, installed: Catalogue, family: str, spec: Spec, place: str, *given: Any
-) -> Any:
+def _attempt(problems: list[Problem], installed: Catalogue, family: str, spec: Spec, place: str, *given: Any) -> Any:
     try:
         return make(installed, family, spec, *given, place=place)
     except RecipeError as error:
@@ -155,16 +154,20 @@ def _no_signal(place: str, name: str, signals: Mapping[str, Any]) -> Problem:
         there = f"there is: {', '.join(owners)}" if owners else "there is none"
         text = f"reads {name!r}, but no target generator is called {owner!r}{did_you_mean(owner, owners)}\n{there}"
         return Problem(place, text)
-    return Problem(place, f"reads {name!r}, which nothing gives{did_you_mean(name, signals)}\nsignals: {', '.join(signals)}")
+    return Problem(
+        place, f"reads {name!r}, which nothing gives{did_you_mean(name, signals)}\nsignals: {', '.join(signals)}"
+    )
 
 
 def _wiring(recipe: Recipe, parts: Parts, sources: Sources) -> Iterator[Problem]:
-    signals = _signals(parts.student, parts.targets)
+    signals = _signals(parts.student, dict(parts.targets.items()))
     masked = {name: sources.views[name] for name in recipe.masks if name in sources.views}
     for name in recipe.masks:
         if name not in sources.views:
             close = did_you_mean(name, sources.views)
-            yield Problem(f"masks.{name}", f"no group of views is called {name!r}{close}\nviews: {', '.join(sources.views)}")
+            yield Problem(
+                f"masks.{name}", f"no group of views is called {name!r}{close}\nviews: {', '.join(sources.views)}"
+            )
     for name, views in sources.views.items():
         try:
             grid = parts.student.encoder.grid(views.view.size)
@@ -210,7 +213,9 @@ def _term(
     if wanted.kind == "patch" and not term.target.startswith("predictor."):
         for group, views in masked.items():
             if views.role != "both":
-                yield Problem(f"views.{group}.role", f"found {views.role}; a group with patch targets has the role both")
+                yield Problem(
+                    f"views.{group}.role", f"found {views.role}; a group with patch targets has the role both"
+                )
 
 
 def _rng() -> Any:
@@ -229,10 +234,14 @@ def _rehearse(recipe: Recipe, parts: Parts, sources: Sources) -> Flow:
             loss.backward()
         except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             where = seen.get("last", "the step")
-            raise _error(recipe, [Problem(where, f"failed in a rehearsed step: {type(error).__name__}: {error}")]) from error
+            raise _error(
+                recipe, [Problem(where, f"failed in a rehearsed step: {type(error).__name__}: {error}")]
+            ) from error
     unused = tuple(name for name, parameter in trainable(parts) if parameter.grad is None)
     counts = {name: _count(part) for name, part in _named(parts).items()}
-    return Flow(tuple(_rows(recipe, batch, parts, counts, seen)), counts, counter.get_total_flops() / DRY_IMAGES, unused)
+    return Flow(
+        tuple(_rows(recipe, batch, parts, counts, seen)), counts, counter.get_total_flops() / DRY_IMAGES, unused
+    )
 
 
 @contextmanager
@@ -284,11 +293,19 @@ def _rows(
         if group.mask is not None:
             context, target = group.mask.context.index, group.mask.target.index
             use = recipe.masks[name]["use"]
-            yield f"  {use}", f"context {_letters(context)}, target {_letters(target)}", "lengths may differ from step to step"
+            yield (
+                f"  {use}",
+                f"context {_letters(context)}, target {_letters(target)}",
+                "lengths may differ from step to step",
+            )
     specs = {"encoder": recipe.encoder, "predictor": recipe.predictor}
     specs |= {f"targets.{name}": spec for name, spec in recipe.targets.items()}
     for name, spec in specs.items():
-        yield f"{name.removeprefix('targets.')} {spec['use']}", seen.get(name, ""), f"{counts[name] / 1e6:.1f} M parameters"
+        yield (
+            f"{name.removeprefix('targets.')} {spec['use']}",
+            seen.get(name, ""),
+            f"{counts[name] / 1e6:.1f} M parameters",
+        )
     for name, term in parts.terms.items():
         arrow = term.predict if term.target is None else f"{term.predict} -> {term.target}"
         yield f"{name} {recipe.losses[name]['use']}", arrow, ""

@@ -57,7 +57,8 @@ def extract(
 ) -> Features:
     """Features of every image of a data set, in order, from an encoder in eval mode: x [n d].
 
-    With `layers` 0 the encoder's own summary; else the means over patches of its last blocks, side by side [n layers*d].
+    With `layers` 0 the encoder's own summary; else the means over patches of its last blocks, side by side
+    [n layers*d].
 
     Raises:
         RunError: an image cannot be read, or the data set has no labels.
@@ -66,7 +67,9 @@ def extract(
         raise RunError("the data set has no labels to probe: it names no tasks")
     mode = encoder.training
     encoder.eval()
-    loader = DataLoader(_Labelled(data, view), batch, num_workers=workers, multiprocessing_context="fork" if workers else None)
+    loader = DataLoader(
+        _Labelled(data, view), batch, num_workers=workers, multiprocessing_context="fork" if workers else None
+    )
     rows, labels = [], {task: [] for task in data.tasks}
     try:
         for pixels, told in loader:
@@ -199,7 +202,9 @@ def main_figures(figures: Mapping[str, Figures]) -> list[tuple[str, list[float]]
     rows = []
     for name in names:
         probe, task, _ = name.split("/")
-        rows.append((f"{probe}/{task}", [column.get(name, column.get(task, float("nan"))) for column in figures.values()]))
+        rows.append(
+            (f"{probe}/{task}", [column.get(name, column.get(task, float("nan"))) for column in figures.values()])
+        )
     return rows
 
 

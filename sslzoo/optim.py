@@ -62,8 +62,8 @@ def clip(parts: Parts, most: float | None, each: bool = False) -> Tensor:
     grads = [parameter.grad for parameter in params if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
     if most is not None and each:
-        norms = torch._foreach_norm(grads)
-        torch._foreach_mul_(grads, [torch.clamp(most / (one + 1e-6), max=1.0) for one in norms])
+        norms = torch._foreach_norm(grads)  # type: ignore[attr-defined]
+        torch._foreach_mul_(grads, [torch.clamp(most / (one + 1e-6), max=1.0) for one in norms])  # type: ignore[attr-defined]
     elif most is not None:
         torch.nn.utils.clip_grads_with_norm_(params, most, norm)
     return norm

@@ -88,7 +88,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(_ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004 - autograd names it
         grad = grads[0].contiguous()
         dist.all_reduce(grad)
         return grad.chunk(world_size())[dist.get_rank()]
@@ -102,7 +102,7 @@ class _AllSum(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(_ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
         grad = grads[0].clone()
         dist.all_reduce(grad)
         return grad

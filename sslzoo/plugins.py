@@ -112,7 +112,11 @@ def catalogue(files: Sequence[Path | str] = ()) -> Catalogue:
         PluginError: as `load`; or two plugins offer one name.
     """
     manager = load(files)
-    plugins = {name: _describe(manager, name, module) for name, module in manager.list_name_plugin() if module}
+    plugins = {
+        name: _describe(manager, name, module)
+        for name, module in manager.list_name_plugin()
+        if isinstance(module, ModuleType)
+    }
     parts = {family: _collect(manager, family, plugins) for family in FAMILIES}
     folders = tuple(Path(folder) for folder in manager.hook.sslzoo_recipes())
     return Catalogue(parts, plugins, folders, manager)

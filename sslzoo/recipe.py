@@ -176,7 +176,7 @@ def names(installed: Catalogue) -> dict[str, Path]:
         str(path.relative_to(folder).with_suffix("")): path
         for folder in installed.recipes
         for path in sorted(folder.rglob("*.yaml"))
-        if not path.relative_to(folder).parts[0] == "clusters"
+        if path.relative_to(folder).parts[0] != "clusters"
     }
 
 
@@ -191,7 +191,10 @@ def resolve(recipe: Recipe, installed: Catalogue) -> str:
             tree[section] = _full(installed, family, section, spec)
         elif spec:
             tree[section] = {name: _full(installed, family, section, one) for name, one in spec.items()}
-    tree |= {"optim": signature.plain(recipe.optim), "run": _without_none(signature.plain(recipe.run), "steps", "epochs")}
+    tree |= {
+        "optim": signature.plain(recipe.optim),
+        "run": _without_none(signature.plain(recipe.run), "steps", "epochs"),
+    }
     if recipe.evaluate is not None:
         tree["evaluate"] = _full_evaluate(installed, recipe.evaluate)
     order = {section: tree[section] for section in SECTIONS if section in tree}

@@ -18,7 +18,13 @@ from sslzoo.errors import Problem, did_you_mean
 from sslzoo.schedule import Duration, Schedule
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
-_MADE_OF = {Schedule: "a number or a schedule", Duration: "a duration", Path: "a path", str: "text", int: "a whole number"}
+_MADE_OF = {
+    Schedule: "a number or a schedule",
+    Duration: "a duration",
+    Path: "a path",
+    str: "text",
+    int: "a whole number",
+}
 _MADE_OF |= {float: "a number", bool: "true or false", type(None): "null"}
 
 
@@ -42,7 +48,9 @@ def keys_of(make: Any) -> type[BaseModel]:
     return create_model(make.__name__, __config__=config, **fields)
 
 
-def validate(model: type[BaseModel], keys: Mapping[str, Any], place: str, who: str) -> tuple[dict[str, Any], list[Problem]]:
+def validate(
+    model: type[BaseModel], keys: Mapping[str, Any], place: str, who: str
+) -> tuple[dict[str, Any], list[Problem]]:
     """Keys with their types put right and defaults filled in; or what is wrong with them (without lines)."""
     try:
         checked = model.model_validate(dict(keys))
@@ -66,7 +74,9 @@ def expand(value: Any) -> Any:
         return value
     unset = [name for name in _VARIABLE.findall(str(value)) if name not in os.environ]
     if unset:
-        raise ValueError(f"found {value}; the environment variable {unset[0]} is not set: export {unset[0]}=/some/folder")
+        raise ValueError(
+            f"found {value}; the environment variable {unset[0]} is not set: export {unset[0]}=/some/folder"
+        )
     return Path(_VARIABLE.sub(lambda found: os.environ[found[1]], str(value))).expanduser()
 
 
@@ -74,11 +84,13 @@ def describe(hint: Any) -> str:
     """A type in a person's words."""
     if hint in _MADE_OF:
         return _MADE_OF[hint]
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    inner: tuple[Any, ...] = typing.get_args(hint)
     if origin is typing.Annotated:
         return describe(inner[0])
     if origin is typing.Literal:
-        return ", ".join(map(str, inner[:-1])) + (" or " if len(inner) > 1 else "") + str(inner[-1])
+        *others, last = map(str, inner)
+        return f"{', '.join(others)} or {last}" if others else last
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(describe(one) for one in inner))
     if origin is tuple and Ellipsis not in inner:
@@ -122,10 +134,9 @@ def _problems(model: type[BaseModel], error: ValidationError, place: str, who: s
         elif one["type"] == "missing" and len(one["loc"]) == 1:
             message = f"{who} needs this key: {describe(model.model_fields[name].annotation)}\n{takes}"
         elif one["type"] == "value_error":
-            message = str(one["ctx"]["error"])
+            message = str(one.get("ctx", {}).get("error", one["msg"]))
         else:
             wanted = describe(model.model_fields[name].annotation) if name in model.model_fields else one["msg"]
             message = f"found {one['input']!r}; expected {wanted}"
         found[name] = Problem(at, message)
     return list(found.values())
-

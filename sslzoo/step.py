@@ -41,8 +41,8 @@ class Parts(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        self.targets = nn.ModuleDict(targets)
-        self.losses = nn.ModuleDict(losses)
+        self.targets: Any = nn.ModuleDict(targets)  # name -> target generator
+        self.losses: Any = nn.ModuleDict(losses)  # name -> loss
         self.terms = dict(terms)
 
     def forward(self, batch: Batch, at: Progress, watch: bool = False) -> tuple[Tensor, dict[str, Tensor]]:

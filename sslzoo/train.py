@@ -51,7 +51,7 @@ def train(recipe: Recipe, catalogue: Catalogue, flow: Flow, out: Path, world: Wo
 
     shares = data.split(run.batch, world.size, run.micro)
     order = data.Order(len(sources.data), run.batch, run.seed)
-    steps = run.steps if run.steps is not None else int(run.epochs * order.epoch_steps)
+    steps = run.steps or int((run.epochs or 0) * order.epoch_steps)
     start = resume(folder, parts, optimizer, world, say)
     say(
         f"steps {start} to {steps}, {order.epoch_steps} an epoch; batch {run.batch} = {world.size} process"
@@ -130,10 +130,8 @@ def prepare(parts: Parts, compiled: bool, world: World, unused: bool) -> nn.Modu
         return parts
     # Buffers are equal on every rank by contract, so they need not travel before each step.
     known = inspect.signature(DistributedDataParallel).parameters
-    still = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(
-        parts, gradient_as_bucket_view=True, find_unused_parameters=unused, **{still: False}
-    )
+    still: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return DistributedDataParallel(parts, gradient_as_bucket_view=True, find_unused_parameters=unused, **still)
 
 
 def _together(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
@@ -144,7 +142,8 @@ def _together(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
 def own_metrics(parts: Parts, at: Progress) -> dict[str, Tensor]:
     """What targets and predictors say of themselves, as 0-d tensors."""
     found = {}
-    for name, part in (("predictor", parts.student.predictor), *parts.targets.items()):
+    named: dict[str, Any] = {"predictor": parts.student.predictor, **parts.targets}
+    for name, part in named.items():
         if hasattr(part, "metrics"):
             found |= {f"{name}/{key}": value for key, value in part.metrics(at).items()}
     return found
@@ -286,7 +285,9 @@ def rank_of(parts: Parts, pixels: Tensor, device: torch.device, cast: AbstractCo
 
 def evaluated_encoder(parts: Parts, network: str = "auto") -> nn.Module:
     """The encoder to evaluate: of a named target generator, of the student, or of the first teacher (auto)."""
-    owners = {name: target.encoder for name, target in parts.targets.items() if hasattr(target, "encoder")}
+    owners: dict[str, Any] = {
+        name: target.encoder for name, target in parts.targets.items() if hasattr(target, "encoder")
+    }
     owners["student"] = parts.student.encoder
     if network == "auto":
         return next(iter(owners.values()))

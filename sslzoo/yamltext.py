@@ -1,4 +1,4 @@
-"""What does a recipe file say, and on which line? YAML to a tree, with the line of every place and no silent repeats."""
+"""What does a recipe file say, and on which line? YAML to a tree, with the line of every place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
@@ -68,7 +70,7 @@ def read(path: Path, source: str) -> Text:
 
 def value(written: str) -> Any:
     """A value as it would stand in a recipe; raises yaml.YAMLError."""
-    return yaml.load(written, Loader=_Loader)  # noqa: S506 - a safe loader
+    return yaml.load(written, Loader=_Loader)
 
 
 def _construct(node: yaml.Node, place: str, lines: dict[str, int], problems: list[Problem]) -> Any:

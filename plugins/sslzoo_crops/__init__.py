@@ -72,7 +72,7 @@ class Crop:
         """A view [3 H W] and its box: top, left, height, width as fractions of the image."""
         height, width = F.get_size(image)
         top, left, tall, wide = self._cut(height, width)
-        view = F.resized_crop(image, top, left, tall, wide, self.size, self.interpolation, antialias=True)
+        view = F.resized_crop(image, top, left, tall, wide, list(self.size), self.interpolation, antialias=True)
         view = F.horizontal_flip(view) if _happens(self.rates["flip"]) else view
         view = _tensor(view)
         view = self._coloured(view)
@@ -138,8 +138,12 @@ class Centre:
         height, width = image.shape[-2:]
         view = F.center_crop(image, list(self.size))
         box = torch.tensor(
-            [(height - self.size[0]) / 2 / height, (width - self.size[1]) / 2 / width]
-            + [self.size[0] / height, self.size[1] / width]
+            [
+                (1 - self.size[0] / height) / 2,
+                (1 - self.size[1] / width) / 2,
+                self.size[0] / height,
+                self.size[1] / width,
+            ]
         )
         return _normalise(view, self.mean, self.std), box
 

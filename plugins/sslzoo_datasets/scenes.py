@@ -22,7 +22,16 @@ Array = NDArray[np.float32]
 SHAPES = ("sphere", "cube", "cylinder")
 COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 RGB = np.array(
-    [[87, 87, 87], [173, 35, 35], [42, 75, 215], [29, 105, 20], [129, 74, 25], [129, 38, 192], [41, 208, 208], [255, 238, 51]],
+    [
+        [87, 87, 87],
+        [173, 35, 35],
+        [42, 75, 215],
+        [29, 105, 20],
+        [129, 74, 25],
+        [129, 38, 192],
+        [41, 208, 208],
+        [255, 238, 51],
+    ],
     np.float32,
 ) / np.float32(255)
 RADII = (0.45, 0.8)  # small, large: half the side, the radius, half the height
@@ -280,7 +289,7 @@ def _light(
     far = np.sqrt((to_light * to_light).sum(0))
     to_light /= far
     facing = np.maximum((normal * to_light).sum(0), 0)
-    shadow = _shadow(scene, point + normal * EPS * 5, to_light, far)
+    shadow = _shadow(scene, (point + normal * EPS * 5).astype(np.float32, copy=False), to_light, far)
     half = to_light - rays
     half /= np.sqrt((half * half).sum(0))
     gloss = np.maximum((normal * half).sum(0), 0) ** 40 * shine * (facing > 0)

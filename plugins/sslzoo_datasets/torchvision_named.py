@@ -44,7 +44,11 @@ class Torchvision:
             self.images = make(**given)
         except RuntimeError as error:
             raise ValueError(f"root: {root}: {error}") from error
-        count = classes or len(getattr(self.images, "classes", ())) or 1 + max(int(self._label(i)) for i in range(len(self)))
+        count = (
+            classes
+            or len(getattr(self.images, "classes", ()))
+            or 1 + max(int(self._label(i)) for i in range(len(self)))
+        )
         self.tasks: Mapping[str, int] = {"class": count}
 
     def __len__(self) -> int:

@@ -1,7 +1,5 @@
 """Who guesses, in I-JEPA? A narrow transformer over context and mask tokens; and a cheaper one that only reads."""
 
-# ruff: noqa: ARG002 - the arguments are the contract's, used or not
-
 from __future__ import annotations
 
 from typing import Literal

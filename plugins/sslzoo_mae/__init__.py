@@ -1,7 +1,5 @@
 """Who guesses, in MAE? A decoder over all places, hidden ones filled with a token (He et al. 2021, section 3)."""
 
-# ruff: noqa: ARG002 - the arguments are the contract's, used or not
-
 from __future__ import annotations
 
 import torch

@@ -27,7 +27,9 @@ class Random:
         patches = grid[0] * grid[1]
         kept = int(patches * (1 - self.hide))
         if not 0 < kept < patches:
-            raise ValueError(f"hide: {self.hide} of {grid[0]} x {grid[1]} patches keeps {kept} and hides {patches - kept}")
+            raise ValueError(
+                f"hide: {self.hide} of {grid[0]} x {grid[1]} patches keeps {kept} and hides {patches - kept}"
+            )
         order = rng.permutation(patches)
         return Mask(Patches(order[:, :kept]), Patches(order[:, None, kept:]))
 
@@ -51,7 +53,9 @@ class Block:
         size = draw_size(grid, self.scale, self.aspect, rng.shared)
         left = grid[0] * grid[1] - size[0] * size[1]
         if not left:
-            raise ValueError(f"scale: a block of {size[0]} x {size[1]} leaves nothing of a grid of {grid[0]} x {grid[1]}")
+            raise ValueError(
+                f"scale: a block of {size[0]} x {size[1]} leaves nothing of a grid of {grid[0]} x {grid[1]}"
+            )
         corner = rng.uniform(1, 2)
         top = (corner[..., 0] * (grid[0] - size[0] + 1)).long()
         across = (corner[..., 1] * (grid[1] - size[1] + 1)).long()

@@ -1,7 +1,5 @@
 """What is right? The pixels themselves."""
 
-# ruff: noqa: ARG002 - the arguments are the contract's, used or not
-
 from __future__ import annotations
 
 import torch

@@ -1,7 +1,5 @@
 """Who guesses, where the encoder did the work? A linear layer on the tokens at target places (SimMIM, data2vec)."""
 
-# ruff: noqa: ARG002 - the arguments are the contract's, used or not
-
 from __future__ import annotations
 
 from typing import Literal

@@ -1,7 +1,5 @@
 """How wrong was the guess? Distances between a guess and what is right."""
 
-# ruff: noqa: ARG002 - the arguments are the contract's, used or not
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What is right? What a teacher says: a copy of the student that follows it by a moving average."""
 
-# ruff: noqa: ARG002 - the arguments are the contract's, used or not
-
 from __future__ import annotations
 
 import copy

@@ -41,7 +41,9 @@ class Lazy(click.Group):
         formatter.write_paragraph()
         formatter.write_text("Plugins add commands of their own, such as `sslzoo index`: `sslzoo plugins` lists them.")
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click, with the nearest name for one that is not known."""
         from sslzoo.errors import did_you_mean
 

@@ -34,5 +34,7 @@ def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_js
         echo_json({"name": read.name, "rows": rows} | told)
         return
     click.echo(str(flow))
-    click.echo(f"shapes are those of {DRY_IMAGES} images; batch {read.run.batch}, {flow.flops / 1e9:.2f} GFLOP an image")
+    click.echo(
+        f"shapes are those of {DRY_IMAGES} images; batch {read.run.batch}, {flow.flops / 1e9:.2f} GFLOP an image"
+    )
     click.echo("ok")

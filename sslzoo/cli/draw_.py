@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ def _scenes(installed: Catalogue, count: int, grid: tuple[int, int]) -> Tensor:
 
 
 def _of_recipe(
-    what: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, ...], images: int, installed: Catalogue
+    what: Sequence[str], sets: tuple[str, ...], plugins: tuple[Path, ...], images: int, installed: Catalogue
 ) -> tuple[dict[str, Any], Tensor, tuple[int, int]]:
     import torch
 
@@ -101,7 +102,9 @@ def _of_recipe(
     if len(what) > 1:
         known = installed.parts["masks"]
         wrong = next(name for name in what if name not in known)
-        raise UserError(f"no mask sampler is called {wrong!r}{did_you_mean(wrong, known)}\ninstalled: {', '.join(known)}")
+        raise UserError(
+            f"no mask sampler is called {wrong!r}{did_you_mean(wrong, known)}\ninstalled: {', '.join(known)}"
+        )
     if not Path(what[0]).exists() and what[0] not in names(installed):
         known = [*installed.parts["masks"], *names(installed)]
         raise UserError(f"no mask sampler or recipe is called {what[0]!r}{did_you_mean(what[0], known)}")

@@ -51,7 +51,9 @@ def command(
     known = () if recipe.evaluate is None else tuple(recipe.evaluate.probes)
     for name in probes:
         if name not in known:
-            text = f"no probe is called {name!r}{did_you_mean(name, known)}\nthe recipe has: {', '.join(known) or 'none'}"
+            text = (
+                f"no probe is called {name!r}{did_you_mean(name, known)}\nthe recipe has: {', '.join(known) or 'none'}"
+            )
             raise UserError(text)
     opened = bench(recipe, installed, probes)
     device = join(None if recipe.run.device == "auto" else recipe.run.device).device

@@ -35,13 +35,23 @@ def command(files: tuple[Path, ...], as_json: bool) -> None:
             for family, family_parts in installed.parts.items()
         }
         offers = {family: names for family, names in parts.items() if names}
-        rows.append({"name": plugin.name, "version": plugin.version, "from": plugin.origin, "hooks": list(plugin.hooks), "offers": offers})
+        rows.append(
+            {
+                "name": plugin.name,
+                "version": plugin.version,
+                "from": plugin.origin,
+                "hooks": list(plugin.hooks),
+                "offers": offers,
+            }
+        )
     if as_json:
         echo_json(rows)
         return
     table = Table("plugin", "version", "from", "offers", box=None, header_style="bold")
     for row in rows:
         offers = "; ".join(f"{family}: {', '.join(names)}" for family, names in row["offers"].items())
-        others = [hook.removeprefix("sslzoo_") for hook in row["hooks"] if hook.removeprefix("sslzoo_") not in row["offers"]]
+        others = [
+            hook.removeprefix("sslzoo_") for hook in row["hooks"] if hook.removeprefix("sslzoo_") not in row["offers"]
+        ]
         table.add_row(row["name"], row["version"], row["from"], "; ".join(filter(None, [offers, *others])))
     Console().print(table)

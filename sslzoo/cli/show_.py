@@ -34,14 +34,18 @@ def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, 
         return
     if len(words) != 2 or words[0] not in FAMILIES:
         close = did_you_mean(words[0], FAMILIES)
-        raise UserError(f"found {' '.join(words)!r}{close}\nwanted: a recipe, or FAMILY NAME; families: {', '.join(FAMILIES)}")
+        raise UserError(
+            f"found {' '.join(words)!r}{close}\nwanted: a recipe, or FAMILY NAME; families: {', '.join(FAMILIES)}"
+        )
     part = catalogue(plugins).find(*words)
     keys = _keys(part.make)
     if as_json:
         named = {"name": part.name, "family": part.family, "plugin": part.plugin, "version": part.version}
         echo_json(named | {"doc": inspect.getdoc(part.make), "keys": keys})
         return
-    click.echo(f"{part.name}  ({part.family}, plugin {part.plugin} {part.version})\n\n{inspect.getdoc(part.make) or ''}\n")
+    click.echo(
+        f"{part.name}  ({part.family}, plugin {part.plugin} {part.version})\n\n{inspect.getdoc(part.make) or ''}\n"
+    )
     for name, key in keys.items():
         default = "needed" if key["needed"] else f"default {key['default']}"
         click.echo(f"  {name}: {key['type']}  [{default}]")

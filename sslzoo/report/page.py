@@ -52,7 +52,7 @@ def _page(
 ) -> Figure:
     page = Figure(figsize=(15, 13), layout="constrained")
     page.suptitle(recipe.name, fontsize=15, fontweight="bold")
-    top, middle, low = page.subfigures(3, 1, height_ratios=[1.15, 1.0, 1.9])
+    top, middle, low = list(page.subfigures(3, 1, height_ratios=[1.15, 1.0, 1.9]))  # type: ignore[call-overload]
     _masks(top, recipe, parts, sources)
     _curves(middle, lines, figures)
     encoders = {"trained": evaluated_encoder(parts), "untrained": evaluated_encoder(untrained(recipe, installed))}
@@ -198,5 +198,6 @@ body { font: 15px system-ui, sans-serif; color: #222; max-width: 75rem; margin: 
 img { width: 100% }
 td, th { padding: .2rem 1.2rem .2rem 0; text-align: right } td:first-child, th:first-child { text-align: left }
 </style></head>
-<body><h1>$name</h1>$table<img alt="masks, curves, figures and features" src="data:image/png;base64,$picture"></body></html>
+<body><h1>$name</h1>$table
+<img alt="masks, curves, figures and features" src="data:image/png;base64,$picture"></body></html>
 """)

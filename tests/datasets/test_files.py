@@ -47,7 +47,13 @@ def test_a_folder_is_read_in_order_with_classes_by_alphabet(folder):
     assert len(data) == 5
     assert data.classes == ("ant", "bee", "cat")
     assert data.tasks == {"class": 3}
-    assert [(pixel(data.image(i)), data.label(i)["class"]) for i in range(5)] == [(3, 0), (4, 1), (5, 1), (1, 2), (2, 2)]
+    assert [(pixel(data.image(i)), data.label(i)["class"]) for i in range(5)] == [
+        (3, 0),
+        (4, 1),
+        (5, 1),
+        (1, 2),
+        (2, 2),
+    ]
 
 
 def test_the_index_is_kept_and_never_out_of_date(folder):
@@ -84,7 +90,7 @@ def test_a_broken_file_raises_when_read(folder):
 
 
 def test_a_missing_or_empty_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="root: .*nowhere is not a folder"):
+    with pytest.raises(ValueError, match=r"root: .*nowhere is not a folder"):
         PARTS["folder"].make(root=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="root: no images in"):
         PARTS["folder"].make(root=tmp_path)
@@ -124,7 +130,9 @@ def test_webdataset_reads_the_same_samples(tmp_path):
     tar_of(tmp_path / "x.tar", members)
     theirs = [sample["png"] for sample in webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False)]
     data = PARTS["shards"].make(files=tmp_path / "x.tar")
-    assert [pixel(Image.open(io.BytesIO(one)).convert("RGB")) for one in theirs] == [pixel(data.image(i)) for i in range(3)]
+    assert [pixel(Image.open(io.BytesIO(one)).convert("RGB")) for one in theirs] == [
+        pixel(data.image(i)) for i in range(3)
+    ]
 
 
 @pytest.mark.parametrize("layout", ["struct", "bytes"])
@@ -135,7 +143,11 @@ def test_parquet_tables_are_read_by_number(tmp_path, layout):
     for table, numbers in enumerate(((1, 2, 3), (4, 5))):
         images = [encoded(number) for number in numbers]
         column = [{"bytes": one, "path": None} for one in images] if layout == "struct" else images
-        pq.write_table(pa.table({"image": column, "label": [n % 2 for n in numbers]}), tmp_path / f"{table}.parquet", row_group_size=2)
+        pq.write_table(
+            pa.table({"image": column, "label": [n % 2 for n in numbers]}),
+            tmp_path / f"{table}.parquet",
+            row_group_size=2,
+        )
     data = PARTS["parquet"].make(files=tmp_path / "*.parquet")
     assert [pixel(data.image(i)) for i in (4, 0, 3, 2, 1)] == [5, 1, 4, 3, 2]
     assert [data.label(i)["class"] for i in range(5)] == [1, 0, 1, 0, 1]

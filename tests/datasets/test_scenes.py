@@ -110,7 +110,11 @@ def test_the_nearer_object_hides_the_farther():
 
 def test_an_object_casts_a_shadow_away_from_the_light():
     lit = render(scene(light=(0.0, 6.0, 6.0), eye=(9.0, 0.0, 6.0)), (128, 128)).astype(float).mean(0)
-    unlit = render(scene(centre=((0, 0, -50),), light=(0.0, 6.0, 6.0), eye=(9.0, 0.0, 6.0)), (128, 128)).astype(float).mean(0)
+    unlit = (
+        render(scene(centre=((0, 0, -50),), light=(0.0, 6.0, 6.0), eye=(9.0, 0.0, 6.0)), (128, 128))
+        .astype(float)
+        .mean(0)
+    )
     darker = unlit - lit > 15
     darker &= ~red(render(scene(light=(0.0, 6.0, 6.0), eye=(9.0, 0.0, 6.0)), (128, 128)))
     assert darker.sum() > 40

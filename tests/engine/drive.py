@@ -1,6 +1,6 @@
 """Trains recipes, each in its own folder: what the tests start alone, under torchrun, and kill.
 
-    python drive.py OUT RECIPE... [-- KEY=VALUE...]
+python drive.py OUT RECIPE... [-- KEY=VALUE...]
 """
 
 import sys

@@ -5,10 +5,35 @@ import sys
 
 import sslzoo
 
-NAMES = """
-Batch Duration Features Grid Group Mask Pairing Patches PluginError Progress Reading RecipeError Rng RunError Schedule
-Signal Student Tokens UserError __version__ all_mean all_sum catalogue gather hookimpl load world_size
-""".split()
+NAMES = [
+    "Batch",
+    "Duration",
+    "Features",
+    "Grid",
+    "Group",
+    "Mask",
+    "Pairing",
+    "Patches",
+    "PluginError",
+    "Progress",
+    "Reading",
+    "RecipeError",
+    "Rng",
+    "RunError",
+    "Schedule",
+    "Signal",
+    "Student",
+    "Tokens",
+    "UserError",
+    "__version__",
+    "all_mean",
+    "all_sum",
+    "catalogue",
+    "gather",
+    "hookimpl",
+    "load",
+    "world_size",
+]
 
 
 def test_public_names_are_pinned():

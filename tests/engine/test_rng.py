@@ -52,7 +52,14 @@ def test_integers_take_a_bound_for_each_row():
 
 
 def test_keys_tell_words_apart():
-    keys = {key(1, "a"), key(1, "b"), key(2, "a"), key("a", 1), key(1, "target_long_name_1"), key(1, "target_long_name_2")}
+    keys = {
+        key(1, "a"),
+        key(1, "b"),
+        key(2, "a"),
+        key("a", 1),
+        key(1, "target_long_name_1"),
+        key(1, "target_long_name_2"),
+    }
     assert len(keys) == 6
     assert all(0 <= one < 2**63 for one in keys)
     assert torch.equal(torch.rand(3, generator=generator(5, "x")), torch.rand(3, generator=generator(5, "x")))

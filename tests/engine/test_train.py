@@ -239,14 +239,24 @@ def test_metrics_hold_what_a_run_should_tell(tmp_path, toy):
     assert set(wanted.split()) <= set(line)
     assert line["context_share/image"] == 0.5
     assert line["target_share/image"] == 0.5
-    assert line["lr"] == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 1 / 7)) + 0.001 * (1 - 0.5 * (1 + math.cos(math.pi * 1 / 7))))
+    assert line["lr"] == pytest.approx(
+        0.01 * 0.5 * (1 + math.cos(math.pi * 1 / 7)) + 0.001 * (1 - 0.5 * (1 + math.cos(math.pi * 1 / 7)))
+    )
 
 
 def test_loss_in_the_file_is_in_full_precision(tmp_path, toy):
     recipe = toy("jepa")
     read, catalogue = load(str(recipe), ())
     seen = []
-    train(read, catalogue, check(read, catalogue), tmp_path / "run", World(), lambda *_: None, lambda _at, x: seen.append(x))
+    train(
+        read,
+        catalogue,
+        check(read, catalogue),
+        tmp_path / "run",
+        World(),
+        lambda *_: None,
+        lambda _at, x: seen.append(x),
+    )
     assert [line["loss"] for line in Folder(tmp_path / "run").metrics.read()] == [line["loss"] for line in seen]
     assert all(torch.tensor(line["loss"]).item() == line["loss"] for line in seen)  # exact float32 values
 

@@ -1,10 +1,11 @@
-"""Toy parts that stand for every kind of method the contracts must carry: a plugin file for tests, nothing to train with.
+"""Toy parts that stand for every kind of method the contracts must carry: a plugin file for tests.
 
 DINO (multi-crop, head with prototypes, centre), SimCLR (gathered negatives), MSN (prototypes shared by both sides),
 iBOT (ragged masks, image and patch signals), data2vec (average of teacher layers), and a row loss for accumulation.
 """
 
 import copy
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ class Noise:
         nan_from: images from this number on hold nan; 0 for none.
     """
 
-    tasks = {"parity": 2}
+    tasks = MappingProxyType({"parity": 2})
 
     def __init__(self, *, length: int = 64, broken: int = 0, nan_from: int = 0) -> None:
         self.length, self.broken, self.nan_from = length, broken, nan_from
@@ -154,10 +155,13 @@ class Head(nn.Module):
         return out
 
 
+MOMENTUM = Schedule.parse(0.9)
+
+
 class Follow(nn.Module):
     """A teacher that follows the student by a moving average."""
 
-    def __init__(self, student, *, momentum: Schedule = Schedule.parse(0.9), project: bool = False, layers: int = 0):
+    def __init__(self, student, *, momentum: Schedule = MOMENTUM, project: bool = False, layers: int = 0):
         super().__init__()
         self.momentum, self.layers = Schedule.parse(momentum), layers
         self.encoder = copy.deepcopy(student.encoder).requires_grad_(False)

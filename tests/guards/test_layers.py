@@ -27,7 +27,12 @@ ASIDE = {"nn", "testing", "__init__"}  # conveniences for plugins; the list of p
 
 def imported(path):
     tree = ast.parse(path.read_text())
-    hidden = {id(n) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) for n in ast.walk(node)}
+    hidden = {
+        id(n)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for n in ast.walk(node)
+    }
     for node in ast.walk(tree):
         if id(node) in hidden:
             continue

@@ -42,7 +42,9 @@ def test_the_wheel_works_in_a_fresh_environment(wheel, tmp_path):
 
     def sslzoo(*words):
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        return subprocess.run([str(python), "-c", code, *words], capture_output=True, text=True, cwd=tmp_path, env=environment)
+        return subprocess.run(
+            [str(python), "-c", code, *words], capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
 
     listed = sslzoo("plugins", "--json")
     assert listed.returncode == 0, listed.stderr
@@ -52,5 +54,10 @@ def test_the_wheel_works_in_a_fresh_environment(wheel, tmp_path):
     trained = sslzoo("train", "tiny/ijepa", "--set", "run.steps=2", "--set", "run.batch=8", "--no-evaluate")
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "runs").is_dir()
-    where = subprocess.run([str(python), "-c", f"import sys; sys.path.append({site!r}); import sslzoo; print(sslzoo.__file__)"], capture_output=True, text=True, cwd=tmp_path).stdout
+    where = subprocess.run(
+        [str(python), "-c", f"import sys; sys.path.append({site!r}); import sslzoo; print(sslzoo.__file__)"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    ).stdout
     assert str(tmp_path / "venv") in where
