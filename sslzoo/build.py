@@ -148,15 +148,8 @@ def _signals(student: Student, targets: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _no_signal(place: str, name: str, signals: Mapping[str, Any]) -> Problem:
-    owners = sorted({signal.split(".")[0] for signal in signals} - {"predictor"})
-    owner = name.split(".")[0]
-    if owner not in {*owners, "predictor"}:
-        there = f"there is: {', '.join(owners)}" if owners else "there is none"
-        text = f"reads {name!r}, but no target generator is called {owner!r}{did_you_mean(owner, owners)}\n{there}"
-        return Problem(place, text)
-    return Problem(
-        place, f"reads {name!r}, which nothing gives{did_you_mean(name, signals)}\nsignals: {', '.join(signals)}"
-    )
+    close = did_you_mean(name, signals)
+    return Problem(place, f"reads {name!r}, which nothing gives{close}\nsignals: {', '.join(signals)}")
 
 
 def _wiring(recipe: Recipe, parts: Parts, sources: Sources) -> Iterator[Problem]:
@@ -169,12 +162,14 @@ def _wiring(recipe: Recipe, parts: Parts, sources: Sources) -> Iterator[Problem]
                 f"masks.{name}", f"no group of views is called {name!r}{close}\nviews: {', '.join(sources.views)}"
             )
     for name, views in sources.views.items():
+        place = f"views.{name}"
         try:
             grid = parts.student.encoder.grid(views.view.size)
+            place = f"masks.{name}"
             if name in masked:
                 sources.masks[name](2, grid, _rng())
         except ValueError as error:
-            yield Problem(f"masks.{name}" if name in masked else f"views.{name}", str(error))
+            yield Problem(place, str(error))
     ragged = [name for name in masked if sources.masks[name].ragged]
     if ragged and not parts.student.encoder.ragged:
         yield Problem(f"masks.{ragged[0]}", "contexts differ in length, which this encoder does not accept")

@@ -123,10 +123,9 @@ def catalogue(files: Sequence[Path | str] = ()) -> Catalogue:
 
 
 def _collect(manager: pluggy.PluginManager, family: str, plugins: Mapping[str, Plugin]) -> dict[str, Part]:
-    parts: dict[str, Part] = {}
-    for call in getattr(manager.hook, f"sslzoo_{family}").get_hookimpls():
-        plugin = plugins[call.plugin_name]
-        for name, make in call.function().items():
+    hook, parts = f"sslzoo_{family}", {}
+    for plugin in plugins.values():
+        for name, make in _offers(manager, hook, plugin).items():
             if name in parts:
                 raise PluginError(
                     f"two plugins offer the {singular(family)} {name!r}: {parts[name].plugin} and {plugin.name}\n"
@@ -134,6 +133,18 @@ def _collect(manager: pluggy.PluginManager, family: str, plugins: Mapping[str, P
                 )
             parts[name] = Part(name, family, make, plugin.name, plugin.version)
     return parts
+
+
+def _offers(manager: pluggy.PluginManager, hook: str, plugin: Plugin) -> dict[str, Any]:
+    """What one plugin returns for a hook; asked alone, so that its name goes with its parts."""
+    if hook not in plugin.hooks:
+        return {}
+    others = [module for name, module in manager.list_name_plugin() if name != plugin.name]
+    try:
+        (found,) = manager.subset_hook_caller(hook, others)()
+        return dict(found)
+    except Exception as error:
+        raise PluginError(f"plugin {plugin.name}: {hook}() failed: {type(error).__name__}: {error}") from error
 
 
 def _installed() -> list[EntryPoint]:

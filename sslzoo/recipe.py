@@ -218,6 +218,8 @@ def _recipe(text: Text, installed: Catalogue, files: tuple[Path, ...]) -> Recipe
         evaluate = Evaluate.model_construct(**settings["evaluate"])
     for place, family, spec in _specs(tree, evaluate):
         problems += _check_part(installed, family, place, spec)
+    for name, spec in tree["losses"].items():
+        problems += _check_owners(f"losses.{name}", spec, tree["targets"])
     if problems:
         raise RecipeError(text.source, [_placed(problem, text) for problem in problems])
     settings = {name: model.model_construct(**settings[name]) for name, model in (("optim", Optim), ("run", Run))}
@@ -268,6 +270,19 @@ def _check_part(installed: Catalogue, family: str, place: str, spec: Any) -> lis
     model = _engine_model(place)
     if model is not None:
         problems += signature.validate(model, engine, place, who)[1]
+    return problems
+
+
+def _check_owners(place: str, spec: Any, targets: Mapping[str, Any]) -> list[Problem]:
+    """Whose signals a loss reads is known from the text alone."""
+    problems = []
+    for side in ("predict", "target"):
+        name = spec.get(side) if isinstance(spec, Mapping) else None
+        owner = name.split(".")[0] if isinstance(name, str) else "predictor"
+        if owner not in {"predictor", *targets}:
+            text = f"reads {name!r}, but no target generator is called {owner!r}{did_you_mean(owner, targets)}"
+            there = f"there is: {', '.join(targets)}" if targets else "there is none"
+            problems.append(Problem(f"{place}.{side}", f"{text}\n{there}"))
     return problems
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from sslzoo.errors import Problem, did_you_mean
+from sslzoo.errors import PluginError, Problem, did_you_mean
 from sslzoo.schedule import Duration, Schedule
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -33,19 +33,23 @@ def keys_of(make: Any) -> type[BaseModel]:
     """The keys a part takes, as a pydantic model.
 
     Raises:
-        TypeError: a keyword-only argument has no annotation, or the signature swallows any key.
+        PluginError: a keyword-only argument has no annotation, or the signature swallows any key.
     """
     hints = typing.get_type_hints(make.__init__, include_extras=True)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(make).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            raise TypeError(f"{make.__name__} takes **{name}, which would swallow misspelt keys; name the keys")
+            raise PluginError(f"{_home(make)} takes **{name}, which would swallow misspelt keys; name the keys")
         if parameter.kind is parameter.KEYWORD_ONLY:
             if name not in hints:
-                raise TypeError(f"{make.__name__}: the key {name} has no annotation")
+                raise PluginError(f"{_home(make)}: the key {name} has no annotation")
             fields[name] = (hints[name], ... if parameter.default is parameter.empty else parameter.default)
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
     return create_model(make.__name__, __config__=config, **fields)
+
+
+def _home(make: Any) -> str:
+    return f"{inspect.getsourcefile(make) or make.__module__}: {make.__name__}"
 
 
 def validate(

@@ -1,0 +1,152 @@
+"""Features of a frozen encoder, the figures at the end of a run, and what is drawn and logged of it."""
+
+import json
+
+import pytest
+import torch
+
+from sslzoo import RunError
+from sslzoo.build import build, check, make
+from sslzoo.evaluate import bench, extract, finish, restored, untrained
+from sslzoo.parallel import World
+from sslzoo.recipe import load
+from sslzoo.report.page import components, write
+from sslzoo.train import evaluated_encoder, train
+
+CPU = torch.device("cpu")
+SETS = ("run.steps=4", "run.batch=8", "run.workers=0", "run.held=8", "run.log_every=2", "run.save_every=2")
+SETS += ("data.length=40", "evaluate.train.length=60", "evaluate.test.length=40")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run of a shipped recipe: its folder, recipe, catalogue and trained parts."""
+    out = tmp_path_factory.mktemp("run")
+    recipe, installed = load("tiny/ijepa", SETS)
+    parts = train(recipe, installed, check(recipe, installed), out, World(), lambda _: None, lambda *_: None)
+    return out, recipe, installed, parts
+
+
+def test_features_come_in_order_and_do_not_depend_on_batch_or_workers(run):
+    _, recipe, installed, parts = run
+    opened = bench(recipe, installed)
+    encoder = evaluated_encoder(parts)
+    whole = extract(encoder, opened.test, opened.view, device=CPU, batch=40)
+    parts_of = extract(encoder, opened.test, opened.view, device=CPU, batch=7, workers=1)
+    assert torch.allclose(whole.x, parts_of.x, atol=1e-5)
+    for task in opened.test.tasks:
+        assert whole.labels[task].tolist() == [opened.test.label(i)[task] for i in range(40)]
+    one = opened.view(opened.test.image(5))[0]
+    with torch.no_grad():
+        assert torch.allclose(encoder(one[None]).summary[0], whole.x[5], atol=1e-5)
+
+
+def test_layers_give_means_over_patches_side_by_side(run):
+    _, recipe, installed, parts = run
+    opened = bench(recipe, installed)
+    encoder = evaluated_encoder(parts)
+    found = extract(encoder, opened.test, opened.view, device=CPU, layers=2).x
+    assert found.shape == (40, 2 * encoder.width)
+    pixels = opened.view(opened.test.image(0))[0][None]
+    with torch.no_grad():
+        layers = encoder(pixels, None, 2).layers
+    assert torch.allclose(found[0], torch.cat([one.mean(1)[0] for one in layers]), atol=1e-5)
+
+
+def test_extraction_leaves_the_mode_of_the_encoder(run):
+    _, recipe, installed, parts = run
+    opened = bench(recipe, installed)
+    for mode in (True, False):
+        encoder = evaluated_encoder(parts).train(mode)
+        extract(encoder, opened.test, opened.view, device=CPU)
+        assert encoder.training is mode
+
+
+def test_figures_stand_beside_the_untrained_encoder_and_chance(run):
+    out, recipe, installed, parts = run
+    figures = finish(recipe, installed, parts, out, CPU, lambda _: None)
+    assert set(figures) == {"trained", "untrained", "chance"}
+    assert set(figures["trained"]) == set(figures["untrained"])
+    assert {"knn/count/top1", "linear/distance/top1"} <= set(figures["trained"])
+    told = json.loads((out / "eval" / "final.json").read_text())
+    assert told["figures"] == figures
+    labels = [bench(recipe, installed).test.label(i)["shape"] for i in range(40)]
+    assert figures["chance"]["shape"] == pytest.approx(max(map(labels.count, set(labels))) / 40 * 100)
+    page = write(recipe, installed, parts, build(recipe, installed)[1], out, figures)
+    assert "<table>" in page.read_text()
+    assert (out / "report" / "page.png").stat().st_size > 50_000
+
+
+def test_a_checkpoint_restores_the_encoder_that_was_trained(run):
+    out, recipe, installed, parts = run
+    for step, same in ((4, True), (2, False)):
+        back, steps = restored(recipe, installed, out, step)
+        assert steps == step
+        pairs = zip(evaluated_encoder(back).parameters(), evaluated_encoder(parts).parameters(), strict=True)
+        assert all(one.equal(other) for one, other in pairs) is same
+    with pytest.raises(RunError, match=r"no checkpoint of step 3; there is: \[2, 4\]"):
+        restored(recipe, installed, out, 3)
+
+
+def test_the_untrained_encoder_is_the_one_training_started_from(run):
+    _, recipe, installed, _ = run
+    one, other = (evaluated_encoder(untrained(recipe, installed)) for _ in range(2))
+    assert all(a.equal(b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    start = build(recipe, installed)[0].student.encoder
+    assert all(a.equal(b) for a, b in zip(one.parameters(), start.parameters(), strict=True))
+
+
+def test_networks_are_chosen_by_name(run):
+    parts = run[3]
+    assert evaluated_encoder(parts) is parts.targets["teacher"].encoder
+    assert evaluated_encoder(parts, "student") is parts.student.encoder
+    with pytest.raises(RunError, match="there is: teacher, student"):
+        evaluated_encoder(parts, "techer")
+
+
+def test_data_without_labels_cannot_be_probed(run):
+    _, recipe, installed, parts = run
+    opened = bench(recipe, installed)
+
+    class Bare:
+        tasks = ()
+
+        def __len__(self):
+            return 4
+
+    with pytest.raises(RunError, match="no labels"):
+        extract(evaluated_encoder(parts), Bare(), opened.view, device=CPU)
+
+
+def test_components_are_colours_that_do_not_depend_on_channel_order(run):
+    parts, pixels = run[3], torch.randn(2, 3, 64, 64)
+    encoder = evaluated_encoder(parts)
+    colours = components(encoder, pixels)
+    assert colours.shape == (2, *encoder.grid((64, 64)), 3)
+    assert 0 <= colours.min() < colours.max() <= 1
+
+
+def test_tensorboard_reads_back_what_metrics_say(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = run[0]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    log = EventAccumulator(str(out / "tensorboard"))
+    log.Reload()
+    assert set(log.Tags()["scalars"]) == set().union(*lines) - {"step"}
+    assert [event.step for event in log.Scalars("loss")] == [line["step"] for line in lines]
+    assert [event.value for event in log.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
+
+
+def test_a_run_tells_all_that_is_promised(run):
+    line = json.loads((run[0] / "metrics.jsonl").read_text().splitlines()[-1])
+    promised = "step epoch loss lr weight_decay grad_norm rankme images_per_second data_wait context_share/image target_share/image"
+    assert set(promised.split()) <= set(line)
+    assert any("momentum" in name for name in line)
+    assert any(name.endswith("target_std") for name in line)
+
+
+def test_a_view_and_probe_come_from_the_recipe(run):
+    _, recipe, installed, _ = run
+    assert set(bench(recipe, installed, ("knn",)).probes) == {"knn"}
+    assert make(installed, "views", recipe.evaluate.view).size == (64, 64)

@@ -1,0 +1,100 @@
+"""Do probes read what is in features, no more and no less?"""
+
+import math
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sslzoo_probes import Knn, Linear
+
+from sslzoo import Features
+from sslzoo.metrics import Lines, rankme
+
+
+def clouds(n, classes=4, d=6, apart=1.2, seed=0):
+    """Gaussian clouds at the corners of a simplex, so the best rule is the nearest centre."""
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.randint(classes, (n,), generator=rng)
+    centres = torch.eye(classes, d) * apart
+    return Features(centres[y] + torch.randn(n, d, generator=rng) * 0.5, {"kind": y}, {"kind": classes}), centres
+
+
+def test_knn_votes_as_a_loop_does():
+    train, _ = clouds(60)
+    test, _ = clouds(40, seed=1)
+    right = 0
+    for x, y in zip(test.x, test.labels["kind"], strict=True):
+        near = sorted(range(60), key=lambda i: -torch.cosine_similarity(x, train.x[i], dim=0).item())[:7]
+        votes = [0.0] * 4
+        for i in near:
+            votes[int(train.labels["kind"][i])] += math.exp(torch.cosine_similarity(x, train.x[i], dim=0).item() / 0.07)
+        right += votes.index(max(votes)) == int(y)
+    figures = Knn(k=(7,))(train, test, 0)
+    assert figures == {"kind/top1": pytest.approx(right / 40 * 100), "kind/top1@7": pytest.approx(right / 40 * 100)}
+
+
+def test_knn_reports_its_best_k_and_leaves_out_those_that_are_too_large():
+    train, _ = clouds(60)
+    figures = Knn(k=(1, 10, 500))(train, clouds(40, seed=1)[0], 0)
+    assert set(figures) == {"kind/top1", "kind/top1@1", "kind/top1@10"}
+    assert figures["kind/top1"] == max(figures["kind/top1@1"], figures["kind/top1@10"])
+
+
+def test_the_linear_probe_tells_what_logistic_regression_tells():
+    train, _ = clouds(400)
+    test, _ = clouds(300, seed=1)
+    penalty = 1e-2
+    figures = Linear(penalties=(penalty,))(train, test, 0)
+    mean, std = train.x.mean(0), train.x.std(0)
+    # scikit-learn sums the loss and halves the penalty: C = 1 / (2 n penalty).
+    theirs = LogisticRegression(C=1 / (2 * 400 * penalty), max_iter=2000, tol=1e-8)
+    theirs.fit((train.x - mean) / std, train.labels["kind"])
+    score = theirs.score((test.x - mean) / std, test.labels["kind"]) * 100
+    assert figures["kind/top1"] == pytest.approx(score, abs=0.4)
+    assert figures["kind/penalty"] == penalty
+
+
+def test_the_linear_probe_comes_near_the_best_possible_and_finds_nothing_in_noise():
+    train, centres = clouds(4000)
+    test, _ = clouds(4000, seed=1)
+    best = (torch.cdist(test.x, centres).argmin(1) == test.labels["kind"]).float().mean().item() * 100
+    assert Linear()(train, test, 0)["kind/top1"] == pytest.approx(best, abs=1.5)
+    rng = torch.Generator().manual_seed(2)
+    noise = [Features(torch.randn(4000, 6, generator=rng), some.labels, some.tasks) for some in (train, test)]
+    assert Linear()(*noise, 0)["kind/top1"] == pytest.approx(25, abs=3)
+
+
+def test_the_linear_probe_is_blind_to_the_scale_of_features():
+    train, _ = clouds(400)
+    test, _ = clouds(300, seed=1)
+    scales = torch.tensor([1e-3, 1.0, 1e3, 1e-2, 10.0, 1.0])
+    scaled = [Features(some.x * scales, some.labels, some.tasks) for some in (train, test)]
+    assert Linear()(*scaled, 0)["kind/top1"] == pytest.approx(Linear()(train, test, 0)["kind/top1"], abs=0.5)
+
+
+@pytest.mark.parametrize("make", [lambda: Knn(k=()), lambda: Knn(temperature=0), lambda: Linear(held_out=1.0)])
+def test_impossible_keys_are_refused(make):
+    with pytest.raises(ValueError, match="found"):
+        make()
+
+
+def test_rankme_has_its_closed_forms():
+    basis = torch.linalg.qr(torch.randn(64, 16)).Q
+    assert rankme(basis).item() == pytest.approx(16, rel=1e-3)
+    assert rankme(torch.ones(50, 8)).item() == pytest.approx(1, rel=1e-3)
+    # Two singular values 3 and 1: shares 3/4 and 1/4.
+    two = basis[:, :2] * torch.tensor([3.0, 1.0])
+    assert rankme(two).item() == pytest.approx(math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))), rel=1e-3)
+
+
+def test_lines_drop_what_follows_a_checkpoint_and_what_a_kill_tore(tmp_path):
+    lines = Lines(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        lines.write({"step": step, "loss": step / 3, "bad": math.nan})
+    with lines.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [line["step"] for line in lines.read()] == [1, 2, 3]
+    assert lines.read()[0] == {"step": 1, "loss": 1 / 3, "bad": None}
+    lines.rewind(2)
+    assert [line["step"] for line in lines.read()] == [1, 2]
+    assert lines.path.read_text().endswith("}\n")

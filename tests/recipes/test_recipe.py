@@ -1,0 +1,250 @@
+"""What a recipe says, and how it is told that it is wrong."""
+
+import pytest
+import yaml
+
+from sslzoo import PluginError, RecipeError, Schedule, UserError
+from sslzoo.build import build, check
+from sslzoo.recipe import load, resolve
+from sslzoo.schedule import Duration
+
+GOOD = """\
+name: good
+data: {use: scenes, length: 32, size: 32}
+views:
+  image: {use: crop, size: 32}
+masks:
+  image: {use: multiblock, min_keep: 1}
+encoder: {use: vit, size: tiny, patch: 8}
+predictor: {use: ijepa, width: 32, depth: 1, heads: 2}
+targets:
+  teacher: {use: ema}
+losses:
+  guess: {use: smooth_l1, predict: predictor.patch, target: teacher.patch}
+optim: {lr: 1e-3}
+run: {steps: 10, batch: 4, precision: fp32, workers: 0}
+"""
+
+FIRST_TWO_PASSES = """\
+{path}: 3 problems
+
+line 6  masks.image.target_scales
+    'multiblock' (plugin ijepa 0.1.0) has no such key; did you mean target_scale?
+    it takes: targets, target_scale, target_aspect, context_scale, context_aspect, min_keep, overlap, trim, keep, multiple
+
+line 8  predictor.use
+    no predictor is called 'i-jepa'; did you mean ijepa (plugin ijepa)?
+    installed: cross, ijepa, linear, mae
+
+line 12  losses.guess.target
+    reads 'teachr.patch', but no target generator is called 'teachr'; did you mean teacher?
+    there is: teacher"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes the good recipe, changed: pairs of old and new text."""
+
+    def write(*changes):
+        text = GOOD
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "r.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def problems(path, sets=(), plugins=()):
+    """Places, lines and messages of everything wrong with a recipe."""
+    with pytest.raises(RecipeError) as caught:
+        check(*load(path, sets, plugins))
+    return {problem.place: (problem.line, problem.message) for problem in caught.value.problems}
+
+
+def test_text_and_parts_are_told_at_once_with_lines_and_nearest_names(recipe):
+    path = recipe(
+        ("min_keep: 1", "target_scales: [0.1, 0.2]"), ("use: ijepa", "use: i-jepa"), ("teacher.patch", "teachr.patch")
+    )
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert str(caught.value) == FIRST_TWO_PASSES.format(path=path)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "line", "says"),
+    [
+        (("name: good", "name: good\nname: again"), "name", 2, "stands twice; first on line 1"),
+        (("optim:", "optimiser:"), "optimiser", 13, "did you mean optim?"),
+        (("optim:", "optimiser:"), "optim", None, "this section is missing"),
+        (("steps: 10", "steps: ten"), "run.steps", 14, "found 'ten'; expected a whole number"),
+        (("steps: 10", "steps: 10, epochs: 3"), "run", 14, "give either steps or epochs"),
+        (("batch: 4", "batch: 0"), "run.batch", 14, "found 0"),
+        (("lr: 1e-3", "lr: fast"), "optim.lr", 13, "'fast'"),
+        (("size: tiny", "size: tinny"), "encoder.size", 7, "found 'tinny'; expected "),
+        (("use: ema", "momentum: 0.9"), "targets.teacher", 10, "a target generator is wanted: {use: NAME, ...}"),
+        (("use: ema", "use: ema, momentum: {linnear: [0.9, 1]}"), "targets.teacher.momentum", 10, "linnear"),
+        (("target: teacher.patch", "target: teacher.pach"), "losses.guess.target", 12, "did you mean teacher.patch?"),
+        (("  image: {use: multi", "  imag: {use: multi"), "masks.imag", 6, "no group of views is called 'imag'"),
+        (("size: 32}\nmasks", "size: 30}\nmasks"), "views.image", 4, "30"),
+        (("min_keep: 1", "min_keep: 500"), "masks.image", 6, "500"),
+        (("size: 32}\nmasks", "size: 32, role: context}\nmasks"), "views.image.role", 4, "has the role both"),
+        (("size: 32}\nmasks", "size: 32, flip: $HOME}\nmasks"), "views.image.flip", 4, "found '$HOME'"),
+        (
+            ("use: scenes,", "use: torchvision, name: $DATA, root: ., split: train} #"),
+            "data.name",
+            2,
+            "stand only in paths",
+        ),
+    ],
+)
+def test_each_mistake_is_told_where_it_stands(recipe, change, place, line, says):
+    found = problems(recipe(change))
+    assert place in found
+    assert found[place][0] == line
+    assert says in found[place][1]
+
+
+def test_text_that_is_not_yaml_or_no_mapping_is_told_with_its_line(recipe, tmp_path):
+    assert problems(recipe(("{use: ema}", "{use: ema")))["(text)"][0] in (10, 11, 12)
+    (tmp_path / "list.yaml").write_text("- a\n")
+    assert "a recipe is a mapping of sections" in problems(str(tmp_path / "list.yaml"))["(text)"][1]
+
+
+def test_environment_variables_stand_only_in_paths_and_must_be_set(recipe, monkeypatch, tmp_path):
+    path = recipe(("use: scenes, length: 32, size: 32", "use: folder, root: '${IMAGES_HERE}/train'"))
+    monkeypatch.delenv("IMAGES_HERE", raising=False)
+    check(*load(path))  # validation opens no data
+    with pytest.raises(RecipeError, match="the environment variable IMAGES_HERE is not set"):
+        build(*load(path))
+    monkeypatch.setenv("IMAGES_HERE", str(tmp_path))
+    with pytest.raises(RecipeError, match=f"{tmp_path}/train is not a folder"):
+        build(*load(path))
+
+
+def test_sets_change_the_recipe_before_it_is_checked(recipe):
+    sets = ["masks.image={use: random, hide: 0.6}", "run.steps=60", "run.save_every=7", "optim.weight_decay=1e-2"]
+    read, _ = load(recipe(), [*sets, "run.held_every=2 epochs", "optim.lr={linear: [1e-3, 0]}"])
+    assert read.masks["image"] == {"use": "random", "hide": 0.6}
+    assert (read.run.steps, read.run.save_every) == (60, Duration(7, "steps"))
+    assert read.run.held_every == Duration(2, "epochs")
+    assert isinstance(read.optim.weight_decay, Schedule)
+    line, message = problems(recipe(), ["run.stepps=3"])["run.stepps"]
+    assert line == 14
+    assert "did you mean steps?" in message
+
+
+def test_epochs_replace_steps_when_set(recipe):
+    read, _ = load(recipe(), ["run.epochs=3"])
+    assert (read.run.steps, read.run.epochs) == (None, 3)
+
+
+@pytest.mark.parametrize("wrong", ["run.steps", "=3", "name.first=3", "run.steps=[1"])
+def test_a_set_that_cannot_be_read_is_an_error(recipe, wrong):
+    assert f"--set {wrong}" in problems(recipe(), [wrong])
+
+
+def test_a_resolved_recipe_says_everything_and_resolves_to_itself(recipe, tmp_path):
+    read, installed = load(recipe())
+    text = resolve(read, installed)
+    tree = yaml.safe_load(text)
+    assert tree["masks"]["image"]["target_scale"] == [0.15, 0.2]
+    assert tree["views"]["image"]["role"] == "both"
+    assert "# plugin ijepa 0.1.0" in text
+    assert "# torch " in text
+    (tmp_path / "again.yaml").write_text(text)
+    again = load(str(tmp_path / "again.yaml"))
+    assert yaml.safe_load(resolve(*again)) == tree
+
+
+def test_a_recipe_is_found_by_file_name_or_run_folder(recipe, tmp_path):
+    assert load("tiny/ijepa")[0].name == load("tiny/ijepa", ["run.steps=5"])[0].name
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(GOOD)
+    assert load(str(tmp_path / "run"))[0].name == "good"
+    with pytest.raises(UserError, match="did you mean tiny/ijepa"):
+        load("tiny/ijpea")
+
+
+MASK = """
+import torch
+from sslzoo import Mask, Patches, hookimpl
+
+class Corner:
+    '''Sees the first patch and guesses the last.
+
+    Args:
+        where: which patch.
+    '''
+    ragged = False
+    def __init__(self, *, where: int = 0) -> None:
+        self.where = where
+    def __call__(self, batch, grid, rng):
+        one = torch.full((batch, 1), self.where)
+        return Mask(Patches(one), Patches(one[:, None] + grid[0] * grid[1] - 1))
+
+@hookimpl
+def sslzoo_masks():
+    return {"NAME": Corner}
+"""
+
+
+def test_a_plugin_file_is_found_relative_to_its_recipe_or_given_apart(recipe, tmp_path, monkeypatch):
+    (tmp_path / "my_mask.py").write_text(MASK.replace("NAME", "corner"))
+    monkeypatch.chdir("/")
+    used = ("use: multiblock, min_keep: 1", "use: corner")
+    with_file = load(recipe(used, ("name: good", "name: good\nplugins: [./my_mask.py]")))
+    assert check(*with_file)
+    assert str(tmp_path / "my_mask.py") in resolve(*with_file)
+    assert check(*load(recipe(used), plugins=[tmp_path / "my_mask.py"]))
+    assert "no mask sampler is called 'corner'" in problems(recipe(used))["masks.image.use"][1]
+
+
+def test_two_plugins_with_one_name_are_an_error_naming_both(recipe, tmp_path):
+    (tmp_path / "mine.py").write_text(MASK.replace("NAME", "multiblock"))
+    with pytest.raises(PluginError) as caught:
+        load(recipe(), plugins=[tmp_path / "mine.py"])
+    assert "multiblock" in str(caught.value)
+    assert "ijepa" in str(caught.value)
+    assert "mine.py" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import nothing_like_it", "cannot be imported: ModuleNotFoundError"),
+        (MASK.replace("sslzoo_masks()", "sslzoo_maks()"), "did you mean sslzoo_masks?"),
+        (MASK.replace("*, where: int = 0", "**keys").replace("= where", "= 0"), "swallow misspelt keys"),
+    ],
+)
+def test_a_broken_plugin_is_an_error_with_its_name(recipe, tmp_path, text, says):
+    (tmp_path / "mine.py").write_text(text.replace("NAME", "corner"))
+    with pytest.raises((PluginError, RecipeError), match="mine.py") as caught:
+        load(recipe(("use: multiblock, min_keep: 1", "use: corner")), plugins=[tmp_path / "mine.py"])
+    assert says in str(caught.value)
+
+
+def test_the_environment_restricts_and_traces_plugins(recipe, monkeypatch, capfd):
+    monkeypatch.setenv("SSLZOO_PLUGINS", "vit,datasets,crops")
+    assert "no mask sampler is called 'multiblock'" in problems(recipe())["masks.image.use"][1]
+    monkeypatch.setenv("SSLZOO_PLUGINS", "vit,datsets")
+    with pytest.raises(PluginError, match="did you mean datasets"):
+        load(recipe())
+    monkeypatch.delenv("SSLZOO_PLUGINS")
+    monkeypatch.setenv("SSLZOO_TRACE", "1")
+    load(recipe())
+    assert "sslzoo_masks" in capfd.readouterr().err
+
+
+def test_every_part_starts_from_a_seed_of_its_own(recipe):
+    """Swapping the predictor leaves the start of the encoder."""
+    one, _ = build(*load(recipe()))
+    other, _ = build(*load(recipe(("use: ijepa, width: 32", "use: cross, width: 64"))))
+    for a, b in zip(one.student.encoder.parameters(), other.student.encoder.parameters(), strict=True):
+        assert a.equal(b)
+    third, _ = build(*load(recipe(), ["run.seed=1"]))
+    first, other = (parts.student.encoder.blocks[0].mlp.fc1.weight for parts in (one, third))
+    assert not first.equal(other)
