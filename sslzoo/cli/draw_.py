@@ -45,6 +45,7 @@ def command(
       sslzoo draw multiblock multiblock-legacy rasterized block random --grid 14x14
       sslzoo draw my-mask --plugin my_masks.py --grid 16x24
     """
+    from sslzoo.errors import UserError
     from sslzoo.plugins import catalogue
     from sslzoo.report.masks import compare, save
 
@@ -58,7 +59,7 @@ def command(
     try:
         save(compare(samplers, pictures, size, batch=max(batch, images), seed=seed), out)
     except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        raise UserError(str(error)) from error
     click.echo(f"drawn to {out}")
 
 

@@ -1,0 +1,166 @@
+"""The command line, as a person or a script meets it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from sslzoo.cli import COMMANDS, main
+
+SHORT = ["--set", "run.steps=4", "--set", "run.batch=8", "--set", "run.workers=0", "--set", "run.held=8"]
+SHORT += ["--set", "data.length=40", "--set", "run.save_every=2", "--set", "run.log_every=1"]
+SHORT += ["--set", "evaluate.train.length=60", "--set", "evaluate.test.length=40"]
+
+
+@pytest.fixture
+def sslzoo(capsys, monkeypatch, tmp_path):
+    """Runs a command in an empty folder: exit code, what it printed, what it complained."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words):
+        with pytest.raises(SystemExit) as left:
+            main(list(map(str, words)))
+        printed = capsys.readouterr()
+        return left.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_helps_with_examples(sslzoo, name):
+    code, out, _ = sslzoo(name, "--help")
+    assert code == 0
+    assert f"  sslzoo {name}" in out.split("Examples:")[1]
+
+
+def test_help_and_import_stay_light():
+    """Neither imports torch; both are over within a second or so on a busy machine."""
+    for code in ("import sslzoo", "from sslzoo.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"):
+        check = f"{code}\nimport sys\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+        assert subprocess.run([sys.executable, "-c", check], capture_output=True).returncode == 0
+
+
+def test_completion_knows_the_commands():
+    words = {"_SSLZOO_COMPLETE": "bash_complete", "COMP_WORDS": "sslzoo pl", "COMP_CWORD": "1"}
+    command = [sys.executable, "-m", "sslzoo"]
+    done = subprocess.run(command, env=os.environ | words, capture_output=True, text=True)
+    assert "plugins" in done.stdout
+
+
+def test_plugins_and_list_tell_who_offers_what(sslzoo):
+    told = {one["name"]: one for one in json.loads(sslzoo("plugins", "--json")[1])}
+    assert told["ijepa"]["offers"]["masks"] == ["multiblock", "multiblock-legacy"]
+    assert told["datasets"]["from"] == "sslzoo"
+    assert "multiblock-legacy" in sslzoo("plugins")[1]
+    assert set(json.loads(sslzoo("list", "losses", "--json")[1])["losses"]) == {"smooth_l1", "mse", "cosine"}
+    assert "ijepa/vith14_in1k" in sslzoo("list", "recipes")[1]
+    code, _, complaint = sslzoo("list", "maks")
+    assert (code, "did you mean masks?" in complaint) == (2, True)
+
+
+def test_show_tells_every_key_of_a_part_and_every_default_of_a_recipe(sslzoo, tmp_path):
+    out = sslzoo("show", "masks", "multiblock")[1]
+    assert re.search(r"target_scale: 2 values, each a number  \[default \[0.15, 0.2\]\]", out)
+    keys = json.loads(sslzoo("show", "masks", "multiblock", "--json")[1])["keys"]
+    assert keys["targets"] == {"type": "a whole number", "needed": False, "default": 4}
+    resolved = sslzoo("show", "tiny/ijepa", "--set", "run.steps=60")[1]
+    assert yaml.safe_load(resolved)["run"]["steps"] == 60
+    (tmp_path / "mine.yaml").write_text(resolved)
+    assert yaml.safe_load(sslzoo("show", "mine.yaml")[1]) == yaml.safe_load(resolved)
+    code, _, complaint = sslzoo("show", "masks", "multiblok")
+    assert (code, "did you mean multiblock" in complaint) == (2, True)
+
+
+def test_check_prints_the_flow(sslzoo):
+    code, out, _ = sslzoo("check", "ijepa/vith14_in1k")
+    assert code == 0
+    assert "[1 2 3 224 224]" in out
+    assert "grid 16 x 16" in out
+    assert "630.4 M parameters" in out
+    assert out.endswith("ok\n")
+    assert json.loads(sslzoo("check", "tiny/ijepa", "--json")[1])["flops_per_image"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["chekc", "tiny/ijepa"], "did you mean check?"),
+        (["check", "tiny/ijpea"], "did you mean tiny/ijepa?"),
+        (["check", "tiny/ijepa", "--set", "masks.image.keep=2"], "keep"),
+        (["check", "tiny/ijepa", "--set", "encoder.widht=32"], "did you mean width?"),
+        (["check", "tiny/ijepa", "--plugin", "nowhere.py"], "no plugin file"),
+        (["train", "tiny/ijepa", "--set", "run.batch=none"], "run.batch"),
+        (["draw", "multiblok"], "did you mean multiblock?"),
+        (["draw", "random", "--grid", "14"], "rows x columns"),
+        (["draw", "block", "--grid", "1x1"], "1 x 1"),
+        (["eval", "."], "is not a run folder"),
+    ],
+)
+def test_a_mistake_ends_with_a_message_code_2_and_no_traceback(sslzoo, words, says):
+    code, _, complaint = sslzoo(*words)
+    assert code == 2
+    assert says in complaint
+    assert "Traceback" not in complaint
+
+
+def test_draw_makes_pictures_of_samplers_and_recipes(sslzoo, tmp_path):
+    code, out, complaint = sslzoo("draw", "multiblock", "random", "--grid", "8x12", "--out", "a.png", "--images", 2)
+    assert (code, "a.png" in out) == (0, True), complaint
+    assert sslzoo("draw", "tiny/ijepa", "--out", "b.png", "--images", 2)[0] == 0
+    for name in ("a.png", "b.png"):
+        assert (tmp_path / name).read_bytes()[1:4] == b"PNG"
+
+
+def test_train_resume_and_eval_from_the_command_line(sslzoo, tmp_path):
+    code, out, complaint = sslzoo("train", "tiny/ijepa", *SHORT, "--out", "run")
+    assert code == 0, complaint
+    assert "steps 0 to 4" in out
+    assert re.search(r"step 4/4  loss \d.*images/s.*left 0:00:00", out)
+    assert re.search(r"linear/count +\d+\.\d +\d+\.\d +\d+\.\d", out)
+    assert (tmp_path / "run/report/index.html").is_file()
+    assert [json.loads(x)["step"] for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    again = sslzoo("train", "run", "--out", "run", "--no-evaluate")  # the resolved recipe trains on
+    assert "resumed from step-000000004" in again[1], again
+    code, _, complaint = sslzoo("train", "tiny/ijepa", *SHORT, "--set", "run.seed=3", "--out", "run")
+    assert code == 1
+    assert "run.seed: 0 there, 3 asked for" in complaint
+    code, out, _ = sslzoo("eval", "run", "--probe", "knn", "--untrained", "--json")
+    assert code == 0
+    assert set(json.loads(out)) == {"step 4", "untrained", "chance"}
+    code, _, complaint = sslzoo("eval", "run", "--probe", "knm")
+    assert (code, "did you mean knn?" in complaint) == (2, True)
+
+
+def test_index_is_a_command_of_a_plugin(sslzoo, tmp_path):
+    from PIL import Image
+
+    for kind in ("cat", "dog"):
+        (tmp_path / "images" / kind).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / kind / "0.png")
+    code, out, _ = sslzoo("index", "images")
+    assert code == 0
+    assert "2" in out
+
+
+def test_a_kill_in_the_middle_loses_nothing(tmp_path):
+    """Killed from outside while it trains, then started again with the same words."""
+    command = [sys.executable, "-m", "sslzoo", "train", "tiny/ijepa", *SHORT, "--set", "run.steps=40", "--no-evaluate"]
+    started = subprocess.Popen([*command, "--out", "run"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for _ in range(600):
+        if list(checkpoints.glob("*.safetensors")):
+            break
+        time.sleep(0.1)
+    started.kill()
+    started.wait()
+    done = subprocess.run([*command, "--out", "run"], cwd=tmp_path, capture_output=True, text=True)
+    assert "resumed from" in done.stdout
+    subprocess.run([*command, "--out", "whole"], cwd=tmp_path, capture_output=True, check=True)
+    last = "checkpoints/step-000000040.safetensors"
+    assert (tmp_path / "run" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
