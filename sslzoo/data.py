@@ -7,6 +7,7 @@ what an unbroken one gives there, whatever the number of workers, ranks and micr
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -222,9 +223,16 @@ def loader(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> I
             num_workers=workers,
             pin_memory=pin,
             prefetch_factor=4 if workers else None,
+            worker_init_fn=_deaf if workers else None,
             multiprocessing_context="fork" if workers else None,  # plugin files cannot be imported by name elsewhere
         )
     )
+
+
+def _deaf(_worker: int) -> None:
+    """Signals for the whole job, such as SLURM's before a preemption, must not kill workers that are still needed."""
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(one, signal.SIG_IGN)
 
 
 def fake_batch(sources: Sources, encoder: Encoder, images: int, device: torch.device | str = "cpu") -> Batch:

@@ -8,6 +8,8 @@ the whole batch.
 from __future__ import annotations
 
 import os
+import re
+import socket
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,12 @@ class World:
     size: int = 1
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    launcher: str = "alone"  # alone, torchrun or srun
+
+    def __str__(self) -> str:
+        if self.size == 1:
+            return f"one process, on {self.device}"
+        return f"{self.size} processes started by {self.launcher}, on {self.device.type}"
 
     @property
     def first(self) -> bool:
@@ -38,24 +46,75 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def join(device: str | None = None) -> World:
-    """Joins the process group a launcher describes in the environment (RANK, WORLD_SIZE, LOCAL_RANK), if there is one.
+def join(device: str | None = None, processes: int | None = None) -> World:
+    """Joins the processes that a launcher started: torchrun, or srun on SLURM; or finds itself alone.
+
+    `processes` is how many there should be, if that is known.
 
     Raises:
-        RunError: the launcher's environment is incomplete, there are more processes than GPUs, or the group could
-            not be formed. There is no going on alone.
+        RunError: the launcher's environment is incomplete or says another number of processes, two processes have one
+            GPU, or the group could not be formed. There is no going on alone.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1 and not {"RANK", "LOCAL_RANK"} <= set(os.environ):
-        raise RunError("WORLD_SIZE is set but RANK or LOCAL_RANK is not: start with torchrun, or unset WORLD_SIZE")
-    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    launcher, rank, size, local = launched()
+    if processes is not None and size != processes:
+        raise RunError(f"{processes} processes were asked for, but {launcher} started {size}")
     chosen = _device(device, local)
     if size > 1:
         try:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", device_id=_id(chosen))
         except Exception as error:
             raise RunError(f"rank {rank} of {size} could not join the others: {error}") from error
-    return World(rank, size, local, chosen)
+        _see_distinct_devices(chosen)
+    return World(rank, size, local, chosen, launcher)
+
+
+def launched() -> tuple[str, int, int, int]:
+    """Who started this process, its rank, how many there are, and its rank on this node; from the environment alone.
+
+    Under srun, sets the address where the processes meet: the job's first node, and a port from the job's number.
+
+    Raises:
+        RunError: the environment is incomplete.
+    """
+    env = os.environ
+    if int(env.get("WORLD_SIZE", "1")) > 1:
+        if not {"RANK", "LOCAL_RANK"} <= set(env):
+            raise RunError("WORLD_SIZE is set but RANK or LOCAL_RANK is not: start with torchrun, or unset WORLD_SIZE")
+        return "torchrun", int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"])
+    # A batch script has no step, and an interactive shell a step with a number near 2 ** 32.
+    in_step = "SLURM_STEP_ID" in env and int(env["SLURM_STEP_ID"]) < 2**31
+    if in_step and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        meeting = {
+            "MASTER_ADDR": _first_host(env["SLURM_STEP_NODELIST"]),
+            "MASTER_PORT": _port(int(env["SLURM_JOB_ID"])),
+        }
+        meeting |= {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"]}
+        for name, value in meeting.items():
+            env.setdefault(name, str(value))
+        return "srun", int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"])
+    return "alone", 0, 1, 0
+
+
+def _first_host(nodes: str) -> str:
+    """The first of a list such as gpu[07-09,12],login1."""
+    head, bracket, rest = nodes.partition(",")[0].partition("[")
+    return head + re.split(r"[-,\]]", rest)[0] if bracket else head
+
+
+def _port(job: int) -> int:
+    """A port below the ephemeral ones; jobs that share a node differ."""
+    return 12000 + job % 20000
+
+
+def _see_distinct_devices(device: torch.device) -> None:
+    if device.type != "cuda":
+        return
+    own = (socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, own)
+    shared = sorted({f"{host} {uuid}" for host, uuid in found if found.count((host, uuid)) > 1})
+    if shared:
+        raise RunError(f"several processes were given one GPU: {', '.join(shared)}; ask for one process a GPU")
 
 
 def leave() -> None:
@@ -106,6 +165,12 @@ class _AllSum(torch.autograd.Function):
         grad = grads[0].clone()
         dist.all_reduce(grad)
         return grad
+
+
+def meet() -> None:
+    """Waits until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def gather(x: Tensor) -> Tensor:

@@ -21,30 +21,52 @@ from sslzoo.contracts import Batch
 from sslzoo.errors import RunError
 from sslzoo.folder import Folder
 from sslzoo.metrics import collect, mask_shares, peak_flops, rankme
-from sslzoo.parallel import World, all_sum
+from sslzoo.parallel import World, all_sum, meet
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe import Recipe, resolve
 from sslzoo.rng import key
 from sslzoo.step import Parts
+from sslzoo.stop import Stop, Stopped
 
 Say = Callable[[str], None]
-Show = Callable[[Progress, dict[str, float]], None]
 
 
-def train(recipe: Recipe, catalogue: Catalogue, flow: Flow, out: Path, world: World, say: Say, show: Show) -> Parts:
+def _silent(*_words: Any) -> None:
+    """Says nothing."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a run is followed and stopped from outside."""
+
+    say: Say = _silent  # a line for a person
+    begin: Callable[[int, int], None] = _silent  # the step it starts from, and its last
+    show: Callable[[Progress, dict[str, float]], None] = _silent  # a line of metrics
+    stop: Stop = field(default_factory=Stop)
+
+
+def train(
+    recipe: Recipe,
+    catalogue: Catalogue,
+    flow: Flow,
+    out: Path,
+    world: World,
+    watch: Watch | None = None,
+) -> Parts:
     """Trains a recipe in a run folder, from its newest checkpoint if it has one; returns the trained parts.
 
-    `say` takes a line for a person, `show` every line of metrics; both are called on rank 0 only.
+    `watch` is told what happens, on rank 0 only. When any rank is asked to stop, all agree on a step, save and leave.
 
     Raises:
+        Stopped: it was asked to stop; the checkpoint of its last step is on disk.
         RunError: the folder, its checkpoints or its data cannot be used, or three steps in a row were not finite.
     """
-    run, folder = recipe.run, Folder(out)
+    run, folder, watch = recipe.run, Folder(out), watch or Watch()
     if world.first:
         folder.prepare(resolve(recipe, catalogue))
     else:
-        say = show = _silent
+        watch = Watch(stop=watch.stop)
     parts, sources = build(recipe, catalogue)
     parts.to(world.device).train()
     optimizer = optim.make(parts, recipe.optim)
@@ -52,8 +74,9 @@ def train(recipe: Recipe, catalogue: Catalogue, flow: Flow, out: Path, world: Wo
     shares = data.split(run.batch, world.size, run.micro)
     order = data.Order(len(sources.data), run.batch, run.seed)
     steps = run.steps or int((run.epochs or 0) * order.epoch_steps)
-    start = resume(folder, parts, optimizer, world, say)
-    say(
+    start = resume(folder, parts, optimizer, world, watch.say)
+    watch.begin(start, steps)
+    watch.say(
         f"steps {start} to {steps}, {order.epoch_steps} an epoch; batch {run.batch} = {world.size} process"
         f"{'es' if world.size > 1 else ''} x {shares.accumulate} x {shares.micro}, on {world.device}, {run.precision}"
     )
@@ -68,7 +91,7 @@ def train(recipe: Recipe, catalogue: Catalogue, flow: Flow, out: Path, world: Wo
     cast = torch.autocast(world.device.type, torch.bfloat16, enabled=run.precision == "bf16")
     save_every, held_every = (max(1, x.steps(order.epoch_steps)) for x in (run.save_every, run.held_every))
     milestone = run.milestones.steps(order.epoch_steps) if run.milestones else None
-    guard, unreadable = Guard(folder, world), Unreadable(folder, run.unreadable, say)
+    guard, unreadable = Guard(folder, world, watch.stop), Unreadable(folder, run.unreadable, watch.say)
     clock = Clock(flow.flops, world, run.batch)
 
     for step in range(start, steps):
@@ -99,12 +122,15 @@ def train(recipe: Recipe, catalogue: Catalogue, flow: Flow, out: Path, world: Wo
             if world.first:
                 folder.metrics.write(line)
                 catalogue.manager.hook.sslzoo_log(metrics=line, at=at, folder=folder.path)
-                show(at, line)
-        if at.last or (step + 1) % save_every == 0:
-            guard.settle(wait=True)
+                watch.show(at, line)
+        if at.last or guard.stopping or (step + 1) % save_every == 0:
+            guard.settle()
             if world.first:
                 checkpoint.save(folder.checkpoints, step + 1, parts, optimizer)
                 checkpoint.prune(folder.checkpoints, run.keep, milestone)
+        if guard.stopping and not at.last:
+            meet()  # nobody leaves before the checkpoint is on disk
+            raise Stopped(f"{guard.stopping} after step {step + 1} of {steps}: saved; the same command goes on")
     return parts
 
 
@@ -128,10 +154,14 @@ def prepare(parts: Parts, compiled: bool, world: World, unused: bool) -> nn.Modu
                 block.compile(dynamic=None)
     if world.size == 1:
         return parts
-    # Buffers are equal on every rank by contract, so they need not travel before each step.
+    # Buffers are equal on every rank by contract, so they need not travel before each step. Looking for unused
+    # parameters also keeps buckets as they are; rebuilt after the first step, as is usual, they would sum in another
+    # order after a restart.
     known = inspect.signature(DistributedDataParallel).parameters
     still: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    return DistributedDataParallel(parts, gradient_as_bucket_view=True, find_unused_parameters=unused, **still)
+    return DistributedDataParallel(
+        parts, gradient_as_bucket_view=True, find_unused_parameters=unused or world.device.type == "cpu", **still
+    )
 
 
 def _together(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
@@ -151,41 +181,46 @@ def own_metrics(parts: Parts, at: Progress) -> dict[str, Tensor]:
 
 @dataclass
 class Guard:
-    """Sees that numbers stay finite, without waiting for the device.
+    """Sees that numbers stay finite and whether anybody asked to stop, without waiting for the device.
 
     A step that is not finite changes no weights; its images are written to nonfinite/; three in a row end the run.
+    All ranks vote in one sum a step. On a GPU its result is read a fixed number of steps later, when it has long
+    arrived: so no step waits, and all ranks learn of it at the same step.
     """
 
     folder: Folder
     world: World
+    stop: Stop
     limit: int = 3
     row: int = 0
+    stopping: str = ""
     pending: deque[tuple[Progress, Tensor, Any, tuple[int, ...]]] = field(default_factory=deque)
 
     def check(self, at: Progress, loss: Tensor, norm: Tensor, batches: list[Batch]) -> Tensor:
         """Whether loss and gradients of all ranks are finite, 0-d bool on the device."""
-        finite = all_sum((~(loss.isfinite() & norm.isfinite())).float()) == 0
+        bad = (~(loss.isfinite() & norm.isfinite())).float()
+        votes = all_sum(torch.stack([bad, torch.full_like(bad, bool(self.stop.asked))]))
         samples = tuple(index for batch in batches for index in batch.samples)
-        copied, done = finite.to("cpu", non_blocking=True), None
-        if finite.device.type == "cuda":
+        copied, done = votes.to("cpu", non_blocking=True), None
+        if votes.device.type == "cuda":
             done = torch.cuda.Event()
             done.record()
         self.pending.append((at, copied, done, samples))
-        self.settle(wait=len(self.pending) > 64)
-        return finite
+        self.settle(later=0 if done is None else 8)
+        return votes[0] == 0
 
-    def settle(self, wait: bool = False) -> None:
-        """Deals with the steps whose verdict has arrived."""
-        while self.pending:
-            at, finite, done, samples = self.pending[0]
-            if done is not None and not done.query():
-                if not wait:
-                    return
+    def settle(self, later: int = 0) -> None:
+        """Deals with the votes of all steps but the last few."""
+        while len(self.pending) > later:
+            at, votes, done, samples = self.pending.popleft()
+            if done is not None:
                 done.synchronize()
-            self.pending.popleft()
-            self.row = 0 if finite else self.row + 1
-            if not finite:
+            bad, asked = votes.tolist()
+            self.row = self.row + 1 if bad else 0
+            if bad:
                 self._report(at, samples)
+            if asked:
+                self.stopping = f"stopped by {self.stop.asked or 'a signal to another process'}"
 
     def _report(self, at: Progress, samples: tuple[int, ...]) -> None:
         place = self.folder.path / "nonfinite"
@@ -294,7 +329,3 @@ def evaluated_encoder(parts: Parts, network: str = "auto") -> nn.Module:
     if network not in owners:
         raise RunError(f"no network is called {network!r}; there is: {', '.join(owners)}")
     return owners[network]
-
-
-def _silent(*_words: Any) -> None:
-    """Ranks other than the first say nothing."""

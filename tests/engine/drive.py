@@ -11,7 +11,7 @@ import torch
 from sslzoo import parallel
 from sslzoo.build import check
 from sslzoo.recipe import load
-from sslzoo.train import train
+from sslzoo.train import Watch, train
 
 
 def main(out: str, *words: str) -> None:
@@ -21,7 +21,7 @@ def main(out: str, *words: str) -> None:
     world = parallel.join("cpu")
     for recipe in recipes:
         read, catalogue = load(recipe, sets)
-        train(read, catalogue, check(read, catalogue), Path(out) / read.name, world, print, lambda *_: None)
+        train(read, catalogue, check(read, catalogue), Path(out) / read.name, world, Watch(print))
     parallel.leave()
 
 

@@ -20,13 +20,13 @@ from sslzoo.build import build, check
 from sslzoo.folder import Folder
 from sslzoo.parallel import World
 from sslzoo.recipe import load
-from sslzoo.train import train
+from sslzoo.train import Watch, train
 
 
 def run(recipe, out, *sets):
     """Trains in this process; returns the run folder."""
     read, catalogue = load(str(recipe), sets)
-    train(read, catalogue, check(read, catalogue), Path(out), World(), lambda *_: None, lambda *_: None)
+    train(read, catalogue, check(read, catalogue), Path(out), World())
     return Path(out)
 
 
@@ -151,7 +151,7 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_after_the_one_before(t
     newest.write_bytes(newest.read_bytes()[:-5])
     said = []
     read, catalogue = load(str(recipe), ())
-    train(read, catalogue, check(read, catalogue), out, World(), said.append, lambda *_: None)
+    train(read, catalogue, check(read, catalogue), out, World(), Watch(said.append))
     assert any("damaged" in line for line in said)
     assert any("step-000000008" in line for line in said)
     assert same(whole, weights(out))
@@ -254,8 +254,7 @@ def test_loss_in_the_file_is_in_full_precision(tmp_path, toy):
         check(read, catalogue),
         tmp_path / "run",
         World(),
-        lambda *_: None,
-        lambda _at, x: seen.append(x),
+        Watch(show=lambda _at, x: seen.append(x)),
     )
     assert [line["loss"] for line in Folder(tmp_path / "run").metrics.read()] == [line["loss"] for line in seen]
     assert all(torch.tensor(line["loss"]).item() == line["loss"] for line in seen)  # exact float32 values

@@ -23,7 +23,7 @@ def run(tmp_path_factory):
     """A short run of a shipped recipe: its folder, recipe, catalogue and trained parts."""
     out = tmp_path_factory.mktemp("run")
     recipe, installed = load("tiny/ijepa", SETS)
-    parts = train(recipe, installed, check(recipe, installed), out, World(), lambda _: None, lambda *_: None)
+    parts = train(recipe, installed, check(recipe, installed), out, World())
     return out, recipe, installed, parts
 
 

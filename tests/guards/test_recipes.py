@@ -10,7 +10,7 @@ from sslzoo.build import check
 from sslzoo.folder import Folder
 from sslzoo.parallel import World
 from sslzoo.recipe import load, names, resolve
-from sslzoo.train import train
+from sslzoo.train import Watch, train
 
 NAMES = sorted(names(catalogue()))
 
@@ -52,7 +52,7 @@ def test_a_tiny_recipe_trains(name, tmp_path):
     short = ("run.steps=10", "run.batch=8", "run.workers=0", "run.held=8", "run.log_every=5", "data.length=40")
     recipe, installed = load(name, short)
     said = []
-    train(recipe, installed, check(recipe, installed), tmp_path, World(), said.append, lambda *_: None)
+    train(recipe, installed, check(recipe, installed), tmp_path, World(), Watch(said.append))
     lines = Folder(tmp_path).metrics.read()
     assert [line["step"] for line in lines] == [5, 10]
     assert all(math.isfinite(line["loss"]) for line in lines)

@@ -1,0 +1,74 @@
+"""What runs inside a SLURM job? The run whose folder it is given; everything else it needs lies there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sslzoo.errors import UserError
+from sslzoo.launch.state import State
+from sslzoo.stop import Stop, Stopped
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run by its folder: all that is pickled."""
+
+    folder: str
+
+    def __call__(self) -> None:
+        """Carries the run out, as one process of several; requeues the job when it is stopped."""
+        stop = Stop()
+        stop.listen()  # in place of submitit's own handlers, which only act on one signal
+        try:
+            _work(Path(self.folder), stop)
+        except Stopped as error:
+            print(error, flush=True)  # noqa: T201 - the job's log
+            _requeue(Path(self.folder))
+        except UserError as error:
+            print(error, file=sys.stderr, flush=True)  # noqa: T201
+            sys.exit(error.exit_code)
+
+    def checkpoint(self) -> Any:
+        """What submitit asks for before it requeues: the same job. All that was done is in the run folder."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line by its words, such as an evaluation after a training."""
+
+    words: tuple[str, ...]
+
+    def __call__(self) -> None:
+        """Runs it."""
+        subprocess.run([sys.executable, "-m", "sslzoo", *self.words], check=True)
+
+
+def _work(folder: Path, stop: Stop) -> None:
+    from sslzoo.launch.work import work
+    from sslzoo.recipe import load
+
+    told = State(folder).launch
+    recipe, installed = load(str(folder))
+    work(recipe, installed, folder, stop, evaluate=told["evaluate"], processes=told["processes"])
+
+
+def _requeue(folder: Path) -> None:
+    """Asks SLURM to run this job again, then waits to be ended: a process that leaves first might end the job."""
+    job = os.environ["SLURM_JOB_ID"]
+    if os.environ.get("SLURM_PROCID", "0") == "0":
+        # After a preemption or a requeue by hand SLURM does so by itself, and says that there is nothing to do.
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+        told = done.stderr.strip() or "asked for"
+        print(f"requeue of job {job}: {told}", flush=True)  # noqa: T201
+        State(folder).tell("requeued")
+    time.sleep(120)
+    sys.exit(143)

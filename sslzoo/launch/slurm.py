@@ -1,0 +1,208 @@
+"""How does one speak with SLURM? Submitting through submitit, asking what became of jobs, ending them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sslzoo.errors import UserError
+from sslzoo.launch.profile import Profile, minutes
+
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job asks of the cluster."""
+
+    name: str
+    profile: Profile
+    nodes: int
+    gpus: int
+    time: str
+    comment: str
+    pythonpath: str = ""
+    limit: int | None = None  # most elements of an array at a time
+    after: str | None = None  # a job that must have succeeded before
+
+    @property
+    def processes(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.profile.processes(self.gpus)
+
+    def parameters(self) -> dict[str, Any]:
+        """The keys that submitit takes."""
+        p = self.profile
+        srun = [f"--cpus-per-task={p.cpus_per_process}", "--kill-on-bad-exit=1"]
+        if p.container is not None:
+            srun.append(f"--container-image={p.container.image}")
+            srun += [f"--container-mounts={','.join(p.container.mounts)}"] if p.container.mounts else []
+        exports = {**p.environment, **({"PYTHONPATH": self.pythonpath} if self.pythonpath else {})}
+        given = {"job_name": self.name, "time": minutes(self.time), "nodes": self.nodes}
+        given |= {"ntasks_per_node": p.processes(self.gpus), "cpus_per_task": p.cpus_per_process}
+        given |= {"signal_delay_s": p.signal_lead, "stderr_to_stdout": True, "srun_args": srun, "comment": self.comment}
+        given |= {"setup": [*p.setup, *(f"export {key}={_quoted(value)}" for key, value in exports.items())]}
+        given |= {"additional_parameters": {"requeue": True, **p.sbatch}}
+        optional = {"gpus_per_node": self.gpus or None, "partition": p.partition, "account": p.account, "qos": p.qos}
+        optional |= {"constraint": p.constraint, "mem": p.memory, "array_parallelism": self.limit}
+        optional |= {"dependency": f"afterok:{self.after}" if self.after else None}
+        return given | {key: value for key, value in optional.items() if value is not None}
+
+
+def executor(plan: Plan, folder: Path) -> Any:
+    """A submitit executor for a plan, whose scripts and logs lie in `folder`.
+
+    Raises:
+        UserError: there is no SLURM here.
+    """
+    import submitit
+
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "there is no SLURM on this machine: sbatch was not found\n"
+            "submit from a login node of the cluster, or run here with `sslzoo train`"
+        )
+    python = None if plan.profile.container is None else plan.profile.container.python
+    made = submitit.SlurmExecutor(folder=folder, python=python)
+    made.update_parameters(**plan.parameters())
+    return made
+
+
+def script(plan: Plan, folder: Path) -> str:
+    """The batch script of a plan."""
+    made = executor(plan, folder)
+    return made._make_submission_file_text(made._submitit_command_str, "")
+
+
+def submit(plan: Plan, folder: Path, functions: Sequence[Any]) -> list[str]:
+    """Submits one job, or an array of them; returns their numbers.
+
+    Raises:
+        UserError: SLURM refused; says its reason.
+    """
+    made = executor(plan, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _without_outer_job():
+        try:
+            if len(functions) == 1:
+                return [made.submit(functions[0]).job_id]
+            with made.batch():
+                jobs = [made.submit(function) for function in functions]
+        except Exception as error:  # submitit wraps sbatch's words in several kinds of error
+            raise UserError(f"SLURM refused the job: {_said(error)}") from error
+        return [job.job_id for job in jobs]
+
+
+def _said(error: BaseException) -> str:
+    words = str(error)
+    found = re.findall(r"sbatch: (?:error: )?(.*)", words)
+    return "; ".join(found) or words
+
+
+@contextmanager
+def _without_outer_job() -> Iterator[None]:
+    """Submitting from inside a job must not hand its variables on to the new one."""
+    outer = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")) and name != "SLURM_CONF"
+    }
+    for name in outer:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(outer)
+
+
+def _quoted(value: str) -> str:
+    # Variables of the job's own environment may stand in a profile, so double quotes.
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What SLURM says of a job."""
+
+    state: str
+    reason: str = ""
+    nodes: str = ""
+    restarts: int = 0
+    more: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not run again by itself."""
+        return self.state.startswith(ENDED)
+
+
+def ask(jobs: Sequence[str]) -> dict[str, Answer]:
+    """What became of jobs: from squeue, then sacct where there is accounting, else scontrol; unknown ones left out."""
+    wanted = [job for job in dict.fromkeys(jobs) if job]
+    if not wanted or shutil.which("squeue") is None:
+        return {}
+    found = _squeue(wanted)
+    for source in (_sacct, _scontrol):
+        missing = [job for job in wanted if job not in found]
+        found |= source(missing) if missing else {}
+    return found
+
+
+def _lines(*command: str) -> list[str]:
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.splitlines()
+
+
+def _squeue(jobs: Sequence[str]) -> dict[str, Answer]:
+    bases = ",".join(dict.fromkeys(job.split("_")[0] for job in jobs))
+    form = "JobArrayID:|,JobID:|,State:|,Reason:|,NodeList:|,RestartCnt:"
+    rows = [line.split("|") for line in _lines("squeue", "--noheader", "--array", "--jobs", bases, "--Format", form)]
+    answers = {}
+    for row in rows:
+        array, job, state, reason, nodes, restarts = (cell.strip() for cell in row[:6])
+        answer = Answer(state, "" if reason == "None" else reason, nodes, int(restarts or 0))
+        answers |= {name: answer for name in (array, job) if name in jobs}
+    return answers
+
+
+def _sacct(jobs: Sequence[str]) -> dict[str, Answer]:
+    form = "JobID,State,Reason,NodeList"
+    rows = _lines("sacct", "-X", "-n", "-P", "-D", "-j", ",".join(jobs), "-o", form)
+    answers = {}
+    for row in rows:  # one a start; the last is the one that counts
+        job, state, reason, nodes = row.split("|")[:4]
+        answers[job] = Answer(state.split()[0], "" if reason == "None" else reason, nodes)
+    return answers
+
+
+def _scontrol(jobs: Sequence[str]) -> dict[str, Answer]:
+    answers = {}
+    for job in jobs:
+        for line in _lines("scontrol", "show", "job", "-o", job):
+            told = dict(pair.split("=", 1) for pair in line.split() if "=" in pair)
+            reason = told.get("Reason", "None")
+            answers[job] = Answer(
+                told.get("JobState", "UNKNOWN"),
+                "" if reason == "None" else reason,
+                told.get("NodeList", ""),
+                int(told.get("Restarts", 0)),
+            )
+    return answers
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Ends jobs.
+
+    Raises:
+        UserError: SLURM refused.
+    """
+    done = subprocess.run(["scancel", *jobs], capture_output=True, text=True)
+    if done.returncode or "error" in done.stderr:
+        raise UserError(f"SLURM refused: {done.stderr.strip()}")

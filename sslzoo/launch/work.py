@@ -1,0 +1,90 @@
+"""How is a run carried out, wherever it happens? Join, lock, train, probe, draw; and tell those outside."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from sslzoo import checkpoint, parallel
+from sslzoo.build import Flow, build, check
+from sslzoo.errors import UserError
+from sslzoo.folder import Folder
+from sslzoo.launch.state import State
+from sslzoo.parallel import World
+from sslzoo.plugins import Catalogue
+from sslzoo.progress import Progress
+from sslzoo.recipe import Recipe
+from sslzoo.report.display import Display
+from sslzoo.stop import Stop, Stopped
+from sslzoo.train import Watch, train
+
+
+def work(
+    recipe: Recipe, installed: Catalogue, out: Path, stop: Stop, *, evaluate: bool, processes: int | None = None
+) -> None:
+    """Trains a recipe in a run folder, then probes its encoder and draws the page of plots.
+
+    Raises:
+        Stopped: it was asked to stop; what was done is saved.
+        UserError: it cannot start or go on; the reason is in the folder's failure.txt too.
+    """
+    flow = check(recipe, installed)
+    state = State(out)
+    try:
+        world = parallel.join(None if recipe.run.device == "auto" else recipe.run.device, processes)
+        if world.first:
+            with state.locked():
+                _first(recipe, installed, flow, out, world, stop, state, evaluate)
+        else:
+            train(recipe, installed, flow, out, world, Watch(stop=stop))
+    except Stopped:
+        raise
+    except BaseException as error:
+        if out.is_dir():
+            told = isinstance(error, UserError)
+            state.fail(str(error) if told else traceback.format_exc())
+        raise
+    finally:
+        parallel.leave()
+
+
+def _first(
+    recipe: Recipe,
+    installed: Catalogue,
+    flow: Flow,
+    out: Path,
+    world: World,
+    stop: Stop,
+    state: State,
+    evaluate: bool,
+) -> None:
+    with Display() as display:
+        display.say(f"{recipe.name} in {out}: {world}")
+
+        def show(at: Progress, line: dict[str, float]) -> None:
+            rate = line["images_per_second"]
+            left = (at.steps - at.step - 1) * recipe.run.batch / rate
+            state.tell("running", step=at.step + 1, steps=at.steps, loss=line["loss"], rate=rate, left=left)
+            display.show(at, line)
+
+        def begin(step: int, steps: int) -> None:
+            state.begin(step, steps)
+            state.tell("running", step=step, steps=steps)
+
+        try:
+            parts = train(recipe, installed, flow, out, world, Watch(display.say, begin, show, stop))
+        except Stopped:
+            state.tell("stopped", step=max(checkpoint.steps(Folder(out).checkpoints)))
+            raise
+    if evaluate and recipe.evaluate is not None:
+        from sslzoo.evaluate import finish, table
+        from sslzoo.report.page import write
+
+        stop.patient = False  # nothing is lost when probing is cut short
+        if stop.asked:
+            raise Stopped(f"stopped by {stop.asked}")
+        state.tell("probing")
+        figures = finish(recipe, installed, parts, out, world.device, display.say)
+        display.console.print(table(figures))
+        display.say(f"plots: {write(recipe, installed, parts, build(recipe, installed)[1], out, figures)}")
+    state.tell("done", left=0)

@@ -1,0 +1,36 @@
+"""Who asked a run to stop? A signal sets a flag; the run leaves at the next step on which all ranks agree."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from types import FrameType
+
+from sslzoo.errors import RunError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Stopped(RunError):  # noqa: N818 - no mistake was made
+    """The run was asked to stop, saved, and left; the same command goes on."""
+
+    exit_code = 143
+
+
+@dataclass
+class Stop:
+    """A wish to stop, set by signals. While `patient`, the training loop looks at it; else it interrupts at once."""
+
+    asked: str = ""  # the name of the signal
+    patient: bool = True
+
+    def listen(self) -> None:
+        """Takes over the signals by which people and SLURM ask: TERM, INT, USR1 and USR2."""
+        for one in SIGNALS:
+            signal.signal(one, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        again = self.asked
+        self.asked = signal.Signals(number).name
+        if not self.patient or (again == self.asked == "SIGINT"):  # a second Ctrl-C means it
+            raise Stopped(f"stopped by {self.asked}")
