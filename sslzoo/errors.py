@@ -20,8 +20,6 @@ class PluginError(UserError):
 class RunError(UserError):
     """A run cannot start or go on: its folder, its checkpoints, its data or its numbers."""
 
-    exit_code = 1
-
 
 @dataclass(frozen=True)
 class Problem:

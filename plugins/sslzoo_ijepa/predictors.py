@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -27,6 +28,7 @@ class Joint(nn.Module):
         depth: blocks; the published number for the encoder's width if left out.
         heads: attention heads; as depth.
         to: guess tokens (as wide as the encoder) or pixels of a patch.
+        init: deviation of the starting weights.
     """
 
     projector = None
@@ -39,6 +41,7 @@ class Joint(nn.Module):
         depth: int | None = None,
         heads: int | None = None,
         to: Literal["tokens", "pixels"] = "tokens",
+        init: float = 0.02,
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)
@@ -51,7 +54,7 @@ class Joint(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.predictor_norm = LayerNorm(width)
         self.predictor_proj = nn.Linear(width, said)
-        self.apply(start_normal)
+        self.apply(partial(start_normal, std=init))
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:
@@ -80,6 +83,7 @@ class Cross(nn.Module):
         depth: layers; the depth published for `ijepa` at the encoder's width if left out.
         heads: attention heads; as depth.
         to: guess tokens (as wide as the encoder) or pixels of a patch.
+        init: deviation of the starting weights.
     """
 
     projector = None
@@ -92,6 +96,7 @@ class Cross(nn.Module):
         depth: int | None = None,
         heads: int | None = None,
         to: Literal["tokens", "pixels"] = "tokens",
+        init: float = 0.02,
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)
@@ -104,7 +109,7 @@ class Cross(nn.Module):
         self.blocks = nn.ModuleList(Read(width, heads) for _ in range(depth))
         self.norm = LayerNorm(width)
         self.project = nn.Linear(width, said)
-        self.apply(start_normal)
+        self.apply(partial(start_normal, std=init))
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:

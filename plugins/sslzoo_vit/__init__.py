@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -38,7 +39,7 @@ class ViT(nn.Module):
         image: side of the images that learned positions are made for, or [height, width].
         hidden: drop hidden patches before the first block, or fill their places with a learned token.
         drop_path: largest rate of dropped residual branches; grows linearly over the blocks.
-        init: normal (deviation 0.02, as I-JEPA) or xavier (as MAE; the better choice for small widths).
+        init: deviation of the starting weights (0.02 as I-JEPA; small widths want more), or xavier (as MAE).
         rescale: divide the output weights of block l by sqrt(2 l), as BEiT; I-JEPA's released code undoes this.
     """
 
@@ -59,7 +60,7 @@ class ViT(nn.Module):
         image: int | tuple[int, int] | None = None,
         hidden: Literal["drop", "fill"] = "drop",
         drop_path: float = 0.0,
-        init: Literal["normal", "xavier"] = "normal",
+        init: float | Literal["xavier"] = 0.02,
         rescale: bool = False,
     ) -> None:
         super().__init__()
@@ -155,8 +156,8 @@ class ViT(nn.Module):
         plane = F.interpolate(plane.float(), grid, mode="bicubic", antialias=True, align_corners=False)
         return plane[0].flatten(1).T
 
-    def _start(self, init: str, rescale: bool) -> None:
-        self.apply(start_xavier if init == "xavier" else start_normal)
+    def _start(self, init: float | str, rescale: bool) -> None:
+        self.apply(start_xavier if isinstance(init, str) else partial(start_normal, std=init))
         with torch.no_grad():
             tokens = (self.cls_token, self.reg_token, self.mask_token, self.pos_embed)
             for token in (token for token in tokens if token is not None):
@@ -179,12 +180,12 @@ class PatchEmbed(nn.Module):
         """Patches as (row, column, channel), [s k ph*pw*3] -> [s k d]."""
         return F.linear(x, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
 
-    def start(self, init: str) -> None:
+    def start(self, init: float | str) -> None:
         """Starting weights, as those of a linear layer."""
-        if init == "xavier":
+        if isinstance(init, str):
             nn.init.xavier_uniform_(self.proj.weight.view(len(self.proj.weight), -1))
         else:
-            nn.init.normal_(self.proj.weight, std=0.02)
+            nn.init.normal_(self.proj.weight, std=init)
         if self.proj.bias is not None:
             nn.init.zeros_(self.proj.bias)
 

@@ -15,6 +15,12 @@ COMMANDS = {
     "check": "Validate a recipe; shapes and counts of one step.",
     "draw": "Pictures of masks: samples, coverage, context share.",
     "train": "Train a recipe; the same command resumes.",
+    "submit": "Train a recipe on a SLURM cluster.",
+    "drill": "Rehearse a preemption: does this run survive here?",
+    "status": "How far runs are, and why they ended.",
+    "logs": "What a run printed.",
+    "cancel": "End a run; what it saved stays.",
+    "resume": "Go on with a run, the way it was started.",
     "eval": "Probe the frozen encoder of a run.",
 }
 

@@ -1,0 +1,57 @@
+"""`sslzoo drill`: rehearse a preemption."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from sslzoo.cli.options import recipe_options
+
+
+@click.command("drill")
+@click.argument("recipe")
+@click.option("--cluster", help="Cluster profile; in processes of this machine if left out.")
+@click.option("--nodes", default=1, type=click.IntRange(1), help="Nodes.")
+@click.option("--gpus", type=click.IntRange(0), help="GPUs of each node; the profile's if left out.")
+@click.option("--time", default="30m", help="Time limit of each job.")
+@click.option("--steps", default=60, type=click.IntRange(6), help="Steps of the rehearsed runs.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; runs/drill-NAME if left out.")
+@recipe_options
+def command(
+    recipe: str,
+    cluster: str | None,
+    nodes: int,
+    gpus: int | None,
+    time: str,
+    steps: int,
+    out: Path | None,
+    sets: tuple[str, ...],
+    plugins: tuple[Path, ...],
+) -> None:
+    """Rehearse a preemption of RECIPE: a short run unbroken, one stopped and resumed, and a verdict.
+
+    Exit code 0 if the run may be trusted to resume here.
+
+    \b
+    Examples:
+      sslzoo drill tiny/ijepa
+      sslzoo drill ijepa/vith14_in1k --cluster a100-80gb --nodes 2
+    """
+    import shutil
+
+    from sslzoo.launch.drill import here, on_cluster, short
+    from sslzoo.launch.submit import Asked, elements
+
+    (element,) = elements(recipe, sets, plugins, out, (), None)
+    folder = out or Path("runs") / f"drill-{element.recipe.name}"
+    shutil.rmtree(folder / "unbroken", ignore_errors=True)
+    shutil.rmtree(folder / "broken", ignore_errors=True)
+    element = short(type(element)(folder, element.recipe, element.installed), steps)
+    if cluster is None:
+        verdict = here(element, click.echo)
+    else:
+        verdict = on_cluster(element, Asked(cluster, nodes, gpus, time, evaluate=False), click.echo)
+    click.echo(str(verdict))
+    sys.exit(0 if verdict.weights < 1e-3 else 1)

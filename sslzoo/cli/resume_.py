@@ -1,0 +1,49 @@
+"""`sslzoo resume`: go on with a run, the way it was started."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command("resume")
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--cluster", help="Another cluster profile than before.")
+@click.option("--nodes", type=click.IntRange(1), help="Another number of nodes.")
+@click.option("--gpus", type=click.IntRange(0), help="Another number of GPUs of each node.")
+@click.option("--time", help="Another time limit.")
+def command(run: Path, cluster: str | None, nodes: int | None, gpus: int | None, time: str | None) -> None:
+    """Go on with the run RUN from its newest checkpoint: as a job if it was submitted, else in this process.
+
+    \b
+    Examples:
+      sslzoo resume runs/ijepa-tiny
+      sslzoo resume runs/vith14 --nodes 4 --time 24h
+    """
+    from sslzoo.errors import UserError
+    from sslzoo.launch.state import State
+    from sslzoo.launch.submit import Asked, Element, plan, refuse_if_active, send
+    from sslzoo.launch.work import work
+    from sslzoo.recipe import load
+    from sslzoo.stop import Stop
+
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(f"{run} is not a run folder: it holds no recipe.yaml")
+    told = State(run).launch
+    changed = {"cluster": cluster, "nodes": nodes, "gpus": gpus, "time": time}
+    changed = {name: value for name, value in changed.items() if value is not None}
+    recipe, installed = load(str(run))
+    if not told:
+        if changed:
+            raise UserError(f"{run} was not submitted to a cluster; `sslzoo submit {run} --out {run}` does")
+        stop = Stop()
+        stop.listen()
+        work(recipe, installed, run, stop, evaluate=True)
+        return
+    refuse_if_active(run)
+    asked = Asked(**{**told["asked"], "then": tuple(told["asked"]["then"]), **changed})
+    made = plan(Element(run, recipe, installed), asked, installed)
+    (job,) = send(made, [run.resolve()], asked, Path(told["top"]), sys.argv[1:])
+    click.echo(f"job {job}: {run}")

@@ -1,0 +1,78 @@
+"""`sslzoo submit`: train a recipe on a SLURM cluster."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from sslzoo.cli.options import as_json as json_option
+from sslzoo.cli.options import recipe_options
+
+
+@click.command("submit")
+@click.argument("recipe")
+@click.option("--cluster", required=True, help="Cluster profile: a name, or a YAML file.")
+@click.option("--nodes", default=1, type=click.IntRange(1), help="Nodes.")
+@click.option("--gpus", type=click.IntRange(0), help="GPUs of each node; the profile's if left out.")
+@click.option("--time", help="Time limit, such as 72h or 3-00:00:00; at it the run saves and is queued again.")
+@recipe_options
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder; runs/NAME if left out.")
+@click.option("--evaluate/--no-evaluate", default=True, help="Probe the encoder at the end, if the recipe says how.")
+@click.option("--sweep", multiple=True, metavar="KEY=V,V", help="A run for each value; several: each combination.")
+@click.option("--seeds", type=click.IntRange(1), help="A run for each of this many seeds.")
+@click.option("--limit", type=click.IntRange(1), help="Most runs of a sweep at a time.")
+@click.option("--then", multiple=True, metavar="COMMAND", help="Afterwards, such as 'eval --untrained'; {} is the run.")
+@click.option("--dry-run", is_flag=True, help="Print the batch script and the plan; submit nothing.")
+@json_option
+def command(
+    recipe: str,
+    cluster: str,
+    nodes: int,
+    gpus: int | None,
+    time: str | None,
+    sets: tuple[str, ...],
+    plugins: tuple[Path, ...],
+    out: Path | None,
+    evaluate: bool,
+    sweep: tuple[str, ...],
+    seeds: int | None,
+    limit: int | None,
+    then: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train RECIPE on a SLURM cluster: one process a GPU, requeued after preemption and at the time limit.
+
+    Profiles are looked for among your own (in the folder that an unknown name's error tells) and those that ship.
+
+    \b
+    Examples:
+      sslzoo submit ijepa/vith14_in1k --cluster a100-80gb --nodes 2 --gpus 8 --time 72h
+      sslzoo submit tiny/ijepa --cluster my.yaml --gpus 1 --dry-run
+      sslzoo submit tiny/ijepa --cluster my.yaml --gpus 1 --sweep optim.lr=1e-3,5e-4 --seeds 3 --limit 4
+      sslzoo submit tiny/ijepa --cluster my.yaml --gpus 1 --then 'eval --untrained'
+    """
+    from sslzoo.cli import echo_json
+    from sslzoo.launch import slurm
+    from sslzoo.launch.submit import Asked, elements, plan, submit
+
+    asked = Asked(cluster, nodes, gpus, time, evaluate, limit, then)
+    found = elements(recipe, sets, plugins, out, sweep, seeds)
+    made = plan(found[0], asked, found[0].installed, len(found))
+    split = f"batch {found[0].recipe.run.batch} over {made.processes} processes"
+    if dry_run:
+        click.echo(slurm.script(made, found[0].folder.resolve() / "slurm"))
+        click.echo(f"# {len(found)} run{'s' if len(found) > 1 else ''}; {split}; {made.nodes} nodes x {made.gpus} GPUs")
+        for one in found:
+            click.echo(f"# {one.folder}")
+        return
+    jobs = submit(found, asked, sys.argv[1:])
+    told = [{"run": str(one.folder), "job": job} for one, job in zip(found, jobs, strict=True)]
+    if as_json:
+        echo_json(told)
+        return
+    for one in told:
+        click.echo(f"job {one['job']}: {one['run']}")
+    click.echo(f"{split}; follow with: sslzoo status {found[0].folder if len(found) == 1 else found[0].folder.parent}")

@@ -1,0 +1,161 @@
+"""Does a run survive here? A rehearsal: one run unbroken, one stopped and resumed, and what they give compared."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from sslzoo import checkpoint
+from sslzoo.errors import RunError
+from sslzoo.folder import Folder
+from sslzoo.launch.follow import rows
+from sslzoo.launch.state import State
+from sslzoo.launch.submit import Asked, Element, submit
+
+Say = Callable[[str], None]
+TIMING = ("images_per_second", "data_wait", "mfu")  # what may differ between equal runs
+PATIENCE = 3600.0  # seconds to wait for a queue
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rehearsal found."""
+
+    steps: int
+    stopped_at: int
+    repeated: int
+    weights: float  # largest difference of any weight, of the largest weight
+    metrics: tuple[str, ...]  # names of metrics that differ, timing aside
+
+    @property
+    def exact(self) -> bool:
+        """Bit for bit."""
+        return self.weights == 0 and not self.metrics
+
+    def __str__(self) -> str:
+        told = f"stopped after step {self.stopped_at} of {self.steps}, resumed, {self.repeated} steps done twice\n"
+        if self.exact:
+            return told + "weights and metrics equal the unbroken run's bit for bit: this run survives here"
+        if self.weights < 1e-3:
+            names = f"; these metrics differ in their last digits: {', '.join(self.metrics)}" if self.metrics else ""
+            return (
+                f"{told}weights differ from the unbroken run's by {self.weights:.1e} of the largest{names}\n"
+                "the run resumes; GPUs do not sum in a fixed order, so the last digits may differ"
+            )
+        return (
+            f"{told}weights differ from the unbroken run's by {self.weights:.1e} of the largest: do NOT trust resuming"
+        )
+
+
+def short(element: Element, steps: int) -> Element:
+    """The same run, short, saving rarely and telling every step."""
+    from sslzoo.schedule import Duration
+
+    run = element.recipe.run.model_copy(
+        update={"steps": steps, "epochs": None, "log_every": 1, "save_every": Duration(10 * steps, "steps"), "held": 0}
+    )
+    return replace(element, recipe=replace(element.recipe, run=run, evaluate=None))
+
+
+def here(element: Element, say: Say) -> Verdict:
+    """Rehearses in processes of this machine."""
+    from sslzoo.recipe import resolve
+
+    whole, broken = element.folder / "unbroken", element.folder / "broken"
+    for folder in (whole, broken):
+        Folder(folder).prepare(resolve(element.recipe, element.installed))
+    steps = element.recipe.run.steps or 0
+    say(f"a run of {steps} steps, unbroken")
+    _finish(_start(whole))
+    say("the same, stopped on the way by SIGTERM, as SLURM does before a preemption")
+    process = _start(broken)
+    _reach(broken, steps // 3, lambda: process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    if process.wait(600) != 143:
+        raise RunError(f"the run did not leave as it should: exit code {process.returncode}; see {broken}")
+    say("and resumed")
+    _finish(_start(broken))
+    return compare(whole, broken)
+
+
+def on_cluster(element: Element, asked: Asked, say: Say) -> Verdict:
+    """Rehearses with jobs of a cluster."""
+    whole, broken = (replace(element, folder=element.folder / name) for name in ("unbroken", "broken"))
+    steps = element.recipe.run.steps or 0
+    for one in (whole, broken):
+        (job,) = submit([one], asked, sys.argv[1:])
+        say(f"job {job}: {one.folder}")
+    _reach(broken.folder, steps // 3, lambda: False)
+    job = State(broken.folder).launch["job"]
+    say(f"job {job} is sent SIGTERM, as before a preemption")
+    subprocess.run(["scancel", "--signal=TERM", job], check=True)
+    for one in (whole, broken):
+        _wait_for_end(one.folder)
+    return compare(whole.folder, broken.folder)
+
+
+def compare(whole: Path, broken: Path) -> Verdict:
+    """What two finished runs give.
+
+    Raises:
+        RunError: one of them did not finish.
+    """
+    saved = [checkpoint.newest(Folder(folder).checkpoints, _silent) for folder in (whole, broken)]
+    one, other = saved
+    if one is None or other is None or one.step != other.step:
+        raise RunError(f"a run did not finish; see {whole} and {broken}")
+    scale = max(x.abs().max().item() for x in one.tensors.values() if x.is_floating_point())
+    gap = max(_gap(x, other.tensors[name]) for name, x in one.tensors.items()) / scale
+    lines = [Folder(folder).metrics.read() for folder in (whole, broken)]
+    pairs = zip(*lines, strict=True)
+    differ = {key for a, b in pairs for key in a if key not in TIMING and a[key] != b.get(key)}
+    attempts = State(broken).attempts
+    repeated = sum(attempt["repeats"] for attempt in attempts)
+    return Verdict(one.step, attempts[-1]["from"], repeated, gap, tuple(sorted(differ)))
+
+
+def _gap(x: torch.Tensor, y: torch.Tensor) -> float:
+    return 0.0 if x.numel() == 0 else (x.double() - y.double()).abs().max().item()
+
+
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "sslzoo", "train", str(folder), "--no-evaluate"]
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
+
+
+def _finish(process: subprocess.Popen[bytes]) -> None:
+    if process.wait() != 0:
+        raise RunError(f"a run failed with exit code {process.returncode}; see its log.txt")
+
+
+def _reach(folder: Path, step: int, ended: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE
+    while State(folder).now.get("step", 0) < step:
+        if ended() or State(folder).now.get("state") in ("failed", "done") or time.monotonic() > until:
+            raise RunError(f"the run did not reach step {step}: {State(folder).failure or 'see its log'}")
+        time.sleep(0.2)
+
+
+def _wait_for_end(folder: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        (row,) = rows([folder])
+        if row.state == "done":
+            return
+        if row.state in ("failed", "cancelled"):
+            raise RunError(f"{folder}: {row.state}: {row.reason}")
+        time.sleep(2)
+    raise RunError(f"{folder} did not end within an hour")
+
+
+def _silent(_text: str) -> None:
+    """A damaged checkpoint shows in the comparison."""

@@ -1,0 +1,154 @@
+"""How far is a run, and why did it end? The run folder's own word beside SLURM's, which may have no accounting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sslzoo.errors import UserError
+from sslzoo.folder import Folder
+from sslzoo.launch import slurm
+from sslzoo.launch.state import State
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a run."""
+
+    run: str
+    state: str  # pending, running, probing, requeued, stopped, done, failed, lost
+    reason: str
+    job: str
+    nodes: str
+    step: int | None
+    steps: int | None
+    rate: float | None  # images a second
+    left: float | None  # seconds
+    restarts: int
+    repeated: int  # steps done twice after restarts
+    loss: float | None
+    rankme: float | None
+
+    def json(self) -> dict[str, Any]:
+        """For scripts."""
+        return asdict(self)
+
+
+def folders(place: Path) -> list[Path]:
+    """The run folders at or below a place.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (place / "recipe.yaml").is_file():
+        return [place]
+    found = sorted(path.parent for path in place.glob("**/recipe.yaml")) if place.is_dir() else []
+    if not found:
+        raise UserError(f"no run folder at or below {place}: none holds a recipe.yaml")
+    return found
+
+
+def rows(runs: Sequence[Path]) -> list[Row]:
+    """What is known of each run; SLURM is asked once for all."""
+    answers = slurm.ask([State(run).launch.get("job", "") for run in runs])
+    return [_row(run, answers) for run in runs]
+
+
+def _row(run: Path, answers: dict[str, slurm.Answer]) -> Row:
+    state, lines = State(run), Folder(run).metrics.read()
+    now, launch, attempts = state.now, state.launch, state.attempts
+    job = launch.get("job", "")
+    told, reason, nodes = _state(state, now, answers.get(job))
+    last = lines[-1] if lines else {}
+    moving = told == "running"
+    return Row(
+        run=str(run),
+        state=told,
+        reason=reason,
+        job=job,
+        nodes=nodes,
+        step=now.get("step"),
+        steps=now.get("steps"),
+        rate=now.get("rate") if moving else None,
+        left=now.get("left") if moving else None,
+        restarts=max(0, len(attempts) - 1),
+        repeated=sum(one["repeats"] for one in attempts),
+        loss=last.get("loss"),
+        rankme=next((line["rankme"] for line in reversed(lines) if "rankme" in line), None),
+    )
+
+
+def _state(state: State, now: dict[str, Any], answer: slurm.Answer | None) -> tuple[str, str, str]:
+    """State, reason and nodes: SLURM's word for what SLURM knows better, the run folder's for the rest."""
+    own = now.get("state", "pending" if state.launch else "not started")
+    failure = state.failure.strip().splitlines()
+    why = failure[-1] if failure else ""
+    if answer is not None and not answer.ended:
+        waiting = answer.state in ("PENDING", "REQUEUED", "CONFIGURING", "REQUEUE_HOLD", "SUSPENDED")
+        busy = own if own in ("running", "probing") else "starting"
+        return "pending" if waiting else busy, answer.reason, answer.nodes
+    if own == "done":
+        return own, "", answer.nodes if answer else now.get("host", "")
+    if own == "failed":
+        return own, why, answer.nodes if answer else now.get("host", "")
+    if answer is not None:
+        return "failed", why or f"SLURM: {answer.state} {answer.reason}".strip(), answer.nodes
+    if own in ("running", "probing") and not _alive(now):
+        return "lost", "its process is gone; the same command goes on", now.get("host", "")
+    return own, why, now.get("host", "")
+
+
+def _alive(now: dict[str, Any]) -> bool:
+    """Whether the process that wrote last still is; on another machine, whether it wrote within ten minutes."""
+    if now.get("host") != socket.gethostname():
+        return time.time() - now.get("time", 0) < 600
+    try:
+        os.kill(now["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def log_files(run: Path) -> list[Path]:
+    """Logs of a run's processes, by rank; a run started by hand has one.
+
+    Raises:
+        UserError: there is none yet.
+    """
+    launch = State(run).launch
+    found: list[Path] = []
+    if launch.get("job"):
+        logs = Path(launch["logs"]).glob(f"{launch['job']}_*_log.out")
+        found = sorted(logs, key=lambda path: int(path.stem.split("_")[-2]))
+    found = found or [path for path in [run / "log.txt"] if path.is_file()]
+    if not found:
+        raise UserError(f"{run} has no log yet; `sslzoo status {run}` tells where it stands")
+    return found
+
+
+def cancel(run: Path) -> str:
+    """Ends a run, on SLURM or on this machine; says what was done.
+
+    Raises:
+        UserError: it does not run, or elsewhere.
+    """
+    (row,) = rows([run])
+    if row.job and row.state in ("pending", "starting", "running", "probing"):
+        slurm.cancel([row.job])
+        State(run).tell("cancelled")
+        return f"job {row.job} cancelled; `sslzoo resume {run}` goes on from its last checkpoint"
+    now = State(run).now
+    if row.state not in ("running", "probing"):
+        raise UserError(f"{run} does not run: it is {row.state}")
+    if now.get("host") != socket.gethostname():
+        raise UserError(f"{run} runs on {now.get('host')}; cancel it there")
+    os.kill(now["pid"], signal.SIGTERM)
+    return f"process {now['pid']} was asked to save and leave; `sslzoo resume {run}` goes on"

@@ -1,0 +1,168 @@
+"""How does a recipe become SLURM jobs? Checked, snapshot into run folders, submitted: one job, or an array of runs."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sslzoo import data, yamltext
+from sslzoo.build import check
+from sslzoo.errors import RunError, UserError
+from sslzoo.folder import Folder
+from sslzoo.launch import profile as profiles
+from sslzoo.launch import slurm, snapshot
+from sslzoo.launch.job import Command, Job
+from sslzoo.launch.state import State
+from sslzoo.plugins import Catalogue
+from sslzoo.recipe import Recipe, load, resolve
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person asked of the cluster; kept in the run folder, so that a run can be submitted again."""
+
+    cluster: str
+    nodes: int = 1
+    gpus: int | None = None  # of a node; the profile's if left out
+    time: str | None = None
+    evaluate: bool = True
+    limit: int | None = None
+    then: tuple[str, ...] = ()  # commands for each run that succeeded; the run folder goes where {} stands, or first
+
+
+@dataclass(frozen=True)
+class Element:
+    """One run: its folder, recipe and parts."""
+
+    folder: Path
+    recipe: Recipe
+    installed: Catalogue
+
+
+def elements(
+    name: str, sets: Sequence[str], plugins: Sequence[Path], out: Path | None, sweep: Sequence[str], seeds: int | None
+) -> list[Element]:
+    """The runs a sweep asks for: every combination of its values and seeds, each checked; one run without a sweep.
+
+    Raises:
+        UserError: a recipe or the sweep is wrong.
+    """
+    axes = [_axis(one) for one in sweep]
+    axes += [("run.seed", [str(seed) for seed in range(seeds)])] if seeds is not None else []
+    found = []
+    for values in itertools.product(*(values for _, values in axes)):
+        own = [f"{key}={value}" for (key, _), value in zip(axes, values, strict=True)]
+        recipe, installed = load(name, [*sets, *own], plugins)
+        check(recipe, installed)
+        folder = out or Path("runs") / recipe.name
+        found.append(Element(folder / _folder_name(own) if axes else folder, recipe, installed))
+    folders = [one.folder for one in found]
+    if len(set(folders)) < len(folders):
+        raise UserError("the sweep names a value twice")
+    return found
+
+
+def plan(element: Element, asked: Asked, installed: Catalogue, runs: int = 1) -> slurm.Plan:
+    """What the job of a run asks of the cluster.
+
+    Raises:
+        UserError: the batch does not split over its processes, or the profile is wrong.
+    """
+    profile = profiles.load(asked.cluster, installed)
+    gpus = profile.gpus_per_node if asked.gpus is None else asked.gpus
+    text = asked.time or profile.time
+    try:
+        profiles.minutes(text)
+    except ValueError as error:
+        raise UserError(f"--time: {error}") from error
+    folder = element.folder if runs == 1 else element.folder.parent
+    name = f"sslzoo-{element.recipe.name}" + (f"-{runs}-runs" if runs > 1 else "")
+    found = slurm.Plan(name, profile, asked.nodes, gpus, text, f"sslzoo {folder.resolve()}", limit=asked.limit)
+    data.split(element.recipe.run.batch, found.processes, element.recipe.run.micro)
+    return found
+
+
+def submit(found: Sequence[Element], asked: Asked, words: Sequence[str]) -> list[str]:
+    """Snapshots and submits runs; returns their job numbers.
+
+    Raises:
+        UserError: a run folder is in use, cannot be written, or holds another recipe; or SLURM refused.
+    """
+    top = found[0].folder.resolve() if len(found) == 1 else found[0].folder.resolve().parent
+    made = plan(found[0], asked, found[0].installed, len(found))
+    slurm.executor(made, top / "slurm")  # is there a SLURM?
+    for one in found:
+        refuse_if_active(one.folder)
+    try:
+        files = snapshot.take(found[0].installed, found[0].recipe.plugins, top / "code")
+    except OSError as error:
+        raise RunError(f"the run folder {top} cannot be written: {error}") from error
+    for one in found:
+        Folder(one.folder).prepare(resolve(replace(one.recipe, plugins=files), one.installed))
+    return send(made, [one.folder.resolve() for one in found], asked, top, words)
+
+
+def send(made: slurm.Plan, folders: Sequence[Path], asked: Asked, top: Path, words: Sequence[str]) -> list[str]:
+    """Submits run folders that are ready, and notes their jobs in them."""
+    made = replace(made, pythonpath=str(top / "code"))
+    told: dict[str, Any] = {"asked": asked.__dict__ | {"then": list(asked.then)}, "top": str(top), "words": list(words)}
+    told |= {"processes": made.processes, "evaluate": asked.evaluate, "time": time.time(), "logs": str(top / "slurm")}
+    for folder in folders:  # before the job can start
+        State(folder).write_launch(told)
+    jobs = slurm.submit(made, top / "slurm", [Job(str(folder)) for folder in folders])
+    for folder, job in zip(folders, jobs, strict=True):
+        State(folder).write_launch(told | {"job": job, "then": _afterwards(made, folder, job, asked, top)})
+    return jobs
+
+
+def _afterwards(made: slurm.Plan, folder: Path, job: str, asked: Asked, top: Path) -> list[str]:
+    jobs = []
+    for words in asked.then:
+        one = replace(made, name=f"{made.name}-then", nodes=1, after=job, limit=None)
+        one = replace(one, profile=one.profile.model_copy(update={"processes_per_node": 1}), gpus=min(1, made.gpus))
+        jobs += slurm.submit(one, top / "slurm", [Command(_with_folder(words, folder))])
+    return jobs
+
+
+def _with_folder(words: str, folder: Path) -> tuple[str, ...]:
+    name, *rest = shlex.split(words.removeprefix("sslzoo "))
+    if "{}" in rest:
+        return (name, *(str(folder) if word == "{}" else word for word in rest))
+    return (name, str(folder), *rest)
+
+
+def refuse_if_active(folder: Path) -> None:
+    """Raises UserError if a job of this run folder is pending or runs."""
+    job = State(folder).launch.get("job")
+    answer = slurm.ask([job]).get(job) if job else None
+    if answer is not None and not answer.ended:
+        raise UserError(
+            f"the run folder {folder} is in use: job {job} is {answer.state}\n"
+            f"follow it with `sslzoo status {folder}`, or end it with `sslzoo cancel {folder}`"
+        )
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+    """key=a,b,c or key=[a, b, c], the values as YAML."""
+    key, equals, written = text.partition("=")
+    if not equals or not key.strip() or not written.strip():
+        raise UserError(f"--sweep: found {text!r}; KEY=VALUE,VALUE is wanted, such as optim.lr=1e-3,5e-4")
+    value = yamltext.value(written if written.lstrip().startswith("[") else f"[{written}]")
+    return key.strip(), [_written(one) for one in value]
+
+
+def _written(value: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+
+
+def _folder_name(own: Sequence[str]) -> str:
+    name = ",".join("".join(c if c.isalnum() or c in "=.-" else "_" for c in one) for one in own)
+    return name if len(name) <= 120 else f"{name[:100]}-{zlib.crc32(name.encode()):08x}"
