@@ -103,13 +103,14 @@ class Checkerboard:
         """Context [s k], target [s 1 k]. Raises ValueError if a square covers the grid."""
         rows, columns = (torch.arange(n) // self.cell for n in grid)
         dark = (rows[:, None] + columns).flatten() % 2 == 0
-        kept, asked = dark.nonzero()[:, 0], (~dark).nonzero()[:, 0]
-        size = min(len(kept), len(asked))  # either colour may be kept, so both have the same length
+        size = int(min(dark.sum(), (~dark).sum()))  # either colour may be kept, so both have the same length
         if not size:
             raise ValueError(f"cell: a square of {self.cell} covers the grid of {grid[0]} x {grid[1]}")
-        swap = (rng.uniform() < 0.5)[:, None]
-        context = torch.where(swap, asked[:size], kept[:size])
-        target = torch.where(swap, kept[:size], asked[:size])
+        kept = dark ^ (rng.uniform() < 0.5)[:, None]  # s N
+        # Where one colour has more patches, chance says which stay out: cut in order, the last row would lose them.
+        order = rng.permutation(grid[0] * grid[1])
+        ranked = order.gather(1, kept.gather(1, order).int().argsort(dim=1, descending=True, stable=True))
+        context, target = ranked[:, :size], ranked.flip(1)[:, :size]
         return Mask(Patches(context), Patches(target[:, None]))
 
 

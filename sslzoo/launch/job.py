@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +61,16 @@ def _work(folder: Path, stop: Stop) -> None:
 
 
 def _requeue(folder: Path) -> None:
-    """Asks SLURM to run this job again, then waits to be ended: a process that leaves first might end the job."""
-    job = os.environ["SLURM_JOB_ID"]
-    if os.environ.get("SLURM_PROCID", "0") == "0":
-        # After a preemption or a requeue by hand SLURM does so by itself, and says that there is nothing to do.
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-        told = done.stderr.strip() or "asked for"
-        print(f"requeue of job {job}: {told}", flush=True)  # noqa: T201
-        State(folder).tell("requeued")
-    time.sleep(120)
-    sys.exit(143)
+    """Asks SLURM to run this job again. After a requeue by hand SLURM does so anyway, and says that it is pending.
+
+    All leave with exit code 0: srun ends the others as soon as one leaves with another, and the first must speak first.
+    """
+    if os.environ.get("SLURM_PROCID", "0") != "0":
+        return
+    job, state = os.environ["SLURM_JOB_ID"], State(folder)
+    state.tell("requeued")
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    if done.returncode and "pending" not in done.stderr:
+        state.fail(f"saved, but SLURM does not requeue: {done.stderr.strip()}; `sslzoo resume {folder}` goes on")
+        sys.exit(143)
+    print(f"requeue of job {job}: {done.stderr.strip() or 'asked for'}", flush=True)  # noqa: T201

@@ -35,13 +35,14 @@ STEPS, SAVE_EVERY = 120, 25
 def cluster(tmp_path_factory):
     """Brings SLURM up; gives a folder that holds profiles and the plugin file."""
     home = tmp_path_factory.mktemp("slurm")
-    os.environ["SSLZOO_SLURM"] = str(home / "daemons")
+    # One place for all sessions, so that what a killed one left behind is taken down first.
+    daemons = Path(os.environ.setdefault("SSLZOO_SLURM", "/tmp/sslzoo-slurm"))
     script = str(HERE / "cluster.sh")
     # Daemons keep the pipes they are born with, so their words go to a file.
     with (home / "up.log").open("w") as log:
         done = subprocess.run([script, "up"], stdout=log, stderr=log, start_new_session=True, timeout=600)
     assert done.returncode == 0, (home / "up.log").read_text()
-    os.environ["SLURM_CONF"] = str(home / "daemons" / "slurm.conf")
+    os.environ["SLURM_CONF"] = str(daemons / "slurm.conf")
     (home / "slow.py").write_text(SLOW)
     for name, pause in (("quick", 0), ("slow", 0.25), ("crawl", 1.5)):
         (home / f"{name}.yaml").write_text(PROFILE.replace("{pause}", str(pause)))

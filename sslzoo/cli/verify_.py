@@ -1,0 +1,66 @@
+"""`sslzoo verify`: does a part keep its contract?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from sslzoo.cli.options import as_json as json_option
+
+
+@click.command("verify")
+@click.argument("words", nargs=-1, required=True, metavar="[FAMILY] NAME")
+@click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="Also load this plugin file.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A key of the part; VALUE may be YAML.")
+@json_option
+def command(words: tuple[str, ...], plugins: tuple[Path, ...], sets: tuple[str, ...], as_json: bool) -> None:
+    """Check that the part NAME keeps its contract; exit code 1 if it does not.
+
+    Each check that fails tells what was expected, what came, and the smallest input that shows it. FAMILY is needed
+    only where several families have a part of that name.
+
+    \b
+    Examples:
+      sslzoo verify multiblock
+      sslzoo verify multiblock-legacy --set min_keep=4
+      sslzoo verify losses mse
+      sslzoo verify my-mask --plugin my_masks.py --set where=3
+    """
+    from sslzoo import signature, testing, yamltext
+    from sslzoo.cli import echo_json
+    from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
+    from sslzoo.plugins import catalogue
+
+    installed = catalogue(plugins)
+    families = [words[0]] if len(words) == 2 else list(testing.FAMILIES)
+    if len(words) > 2 or families[0] not in testing.FAMILIES:
+        close = did_you_mean(words[0], testing.FAMILIES)
+        raise UserError(
+            f"found {' '.join(words)!r}{close}\nwanted: [FAMILY] NAME; families: {', '.join(testing.FAMILIES)}"
+        )
+    found = [installed.parts[family][words[-1]] for family in families if words[-1] in installed.parts[family]]
+    if not found:
+        known = sorted({name for family in families for name in installed.parts[family]})
+        raise UserError(f"no part is called {words[-1]!r}{did_you_mean(words[-1], known)}")
+    if len(found) > 1:
+        raise UserError(f"several parts are called {words[-1]!r}: say which of {', '.join(p.family for p in found)}")
+    part = found[0]
+    given = {}
+    for one in sets:
+        key, equals, written = one.partition("=")
+        if not equals:
+            raise UserError(f"--set: found {one!r}; KEY=VALUE is wanted")
+        given[key] = yamltext.value(written)
+    keys, problems = signature.validate(signature.keys_of(part.make), given, part.name, repr(part.name))
+    if problems:
+        raise RecipeError("sslzoo verify", [Problem(one.place, one.message) for one in problems])
+    report = testing.examine(part.family, part.make, **{name: signature.expand(value) for name, value in keys.items()})
+    if as_json:
+        echo_json(
+            {"part": part.name, "family": part.family, "ok": report.ok, "checks": [r.__dict__ for r in report.results]}
+        )
+    else:
+        click.echo(f"{part.family} {part.name} (plugin {part.plugin} {part.version})\n{report}")
+    sys.exit(0 if report.ok else 1)

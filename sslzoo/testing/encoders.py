@@ -1,0 +1,205 @@
+"""Does an encoder keep its contract? Hidden patches stay hidden, places follow the grid, other sizes work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslzoo.contracts import Grid, Patches, Tokens
+from sslzoo.testing.report import Check, Skip, Violation
+from sslzoo.testing.scene import equal, seeded, size_of, unreached
+
+Make = Callable[..., Any]
+SIDES = (32, 28, 64, 48, 96, 112, 56, 224, 16, 40)
+
+
+def _part(make: Make) -> Any:
+    with seeded():
+        return make().eval()
+
+
+def _size(part: Any) -> tuple[tuple[int, int], Grid]:
+    """The smallest image it takes whose grid has at least 2 x 2 patches."""
+    for side in sorted(SIDES):
+        try:
+            grid = part.grid((side, side))
+        except ValueError:
+            continue
+        if min(grid) >= 2:
+            return (side, side), grid
+    raise Violation("a grid of at least 2 x 2 for some image", f"none for sides {sorted(SIDES)}", "grid((side, side))")
+
+
+def _pixels(size: tuple[int, int], rows: int = 2) -> Tensor:
+    return torch.randn(rows, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def _some(grid: Grid, share: float = 0.5, rows: int = 2) -> Patches:
+    places = grid[0] * grid[1]
+    rng = torch.Generator().manual_seed(2)
+    kept = max(1, int(places * share))
+    return Patches(torch.stack([torch.randperm(places, generator=rng)[:kept] for _ in range(rows)]))
+
+
+@torch.no_grad()
+def _said(part: Any, pixels: Tensor, context: Patches | None = None, layers: int = 0) -> Tokens:
+    return part(pixels, context, layers)
+
+
+def _takes_masks(part: Any) -> tuple[tuple[int, int], Grid]:
+    size, grid = _size(part)
+    try:
+        _said(part, _pixels(size), _some(grid))
+    except (ValueError, NotImplementedError, TypeError) as error:
+        raise Skip(f"takes no masks: {error}") from error
+    return size, grid
+
+
+def returns(make: Make) -> str:
+    """All patches without a context: [s N d], a summary [s d], the grid it said it has."""
+    part = _part(make)
+    size, grid = _size(part)
+    said, where = _said(part, _pixels(size)), f"2 images of {size[0]} x {size[1]}"
+    places = grid[0] * grid[1]
+    for name, x, shape in (("patches", said.patches, (2, places, part.width)), ("index", said.index, (2, places))):
+        if tuple(x.shape) != shape:
+            raise Violation(f"{name} {list(shape)}", str(list(x.shape)), where)
+    if said.summary.ndim != 2 or len(said.summary) != 2 or said.grid != grid:
+        raise Violation(f"summary [2 d], grid {grid}", f"{list(said.summary.shape)}, {said.grid}", where)
+    return f"grid {grid[0]} x {grid[1]} of {size[0]} x {size[1]} pixels; {size_of(part)}"
+
+
+def hidden(make: Make) -> None:
+    """What is hidden has no influence: other pixels there, the same tokens."""
+    part = _part(make)
+    size, grid = _takes_masks(part)
+    pixels, context = _pixels(size), _some(grid)
+    once = _said(part, pixels, context)
+    high, wide = size[0] // grid[0], size[1] // grid[1]
+    changed = pixels.clone()
+    for row in range(2):
+        for place in set(range(grid[0] * grid[1])) - set(context.index[row].tolist()):
+            top, left = place // grid[1] * high, place % grid[1] * wide
+            changed[row, :, top : top + high, left : left + wide] += 5.0
+    again = _said(part, changed, context)
+    seen = {"patches": once.patches, "summary": once.summary}, {"patches": again.patches, "summary": again.summary}
+    found = equal(*seen, 1e-5)
+    if found:
+        raise Violation(
+            "the same tokens when hidden pixels change", found, f"grid {grid}, {context.index.shape[1]} seen"
+        )
+
+
+def order(make: Make) -> None:
+    """The order of a context's patches does not matter: a token goes with its place."""
+    part = _part(make)
+    size, grid = _takes_masks(part)
+    pixels, context = _pixels(size), _some(grid)
+    once, turned = _said(part, pixels, context), _said(part, pixels, Patches(context.index.flip(1)))
+    keeps_order = once.patches.shape[1] == context.index.shape[1]  # else it returns all places, in the grid's order
+    there = turned.patches.flip(1) if keeps_order else turned.patches
+    found = equal({"patches": once.patches}, {"patches": there}, 1e-4)
+    if found:
+        raise Violation("the same tokens in the other order", found, f"grid {grid}, context reversed")
+
+
+def places(make: Make) -> None:
+    """Places matter: an image whose patches change places gives other tokens than the tokens in other places."""
+    part = _part(make)
+    size, grid = _size(part)
+    pixels = _pixels(size)
+    high = size[0] // grid[0]
+    rolled = pixels.roll(high, 2)
+    once, moved = _said(part, pixels), _said(part, rolled)
+    if once.patches.shape[1] != grid[0] * grid[1]:
+        raise Skip("gives other tokens than patches")
+    back = moved.patches.unflatten(1, grid).roll(-1, 1).flatten(1, 2)
+    if not equal({"patches": once.patches}, {"patches": back}, 1e-5):
+        raise Violation("tokens that know their place", "the same after patches moved down a row", f"grid {grid}")
+
+
+def sizes(make: Make) -> str:
+    """Other sizes, oblong ones too, are served or refused with a ValueError."""
+    part = _part(make)
+    size, grid = _size(part)
+    high, wide = size[0] // grid[0], size[1] // grid[1]
+    served = []
+    for rows, columns in ((grid[0] * 2, grid[1] * 2), (grid[0], grid[1] + 1), (grid[0] + 2, grid[1])):
+        other = (rows * high, columns * wide)
+        try:
+            found, said = part.grid(other), _said(part, _pixels(other))
+        except ValueError:
+            continue
+        if said.grid != found or said.patches.shape[1] != found[0] * found[1]:
+            came = f"{said.patches.shape[1]} tokens, grid {said.grid}"
+            raise Violation(f"{found[0] * found[1]} tokens, grid {found}", came, f"images of {other[0]} x {other[1]}")
+        served.append(f"{found[0]} x {found[1]}")
+    return f"grids served besides: {', '.join(served) or 'none'}"
+
+
+def layered(make: Make) -> None:
+    """Asked for n layers, it gives the outputs of its last n blocks; the tokens do not change."""
+    part = _part(make)
+    size, _ = _size(part)
+    for count in (1, min(2, len(part.blocks))):
+        said = _said(part, _pixels(size), None, count)
+        if len(said.layers) != count or any(layer.shape != said.patches.shape for layer in said.layers):
+            came = f"{len(said.layers)} of {[list(layer.shape) for layer in said.layers]}"
+            raise Violation(f"{count} layers {list(said.patches.shape)}", came, f"layers={count}")
+        found = equal({"patches": said.patches}, {"patches": _said(part, _pixels(size)).patches}, 1e-5)
+        if found:
+            raise Violation("the same tokens with and without layers", found, f"layers={count}")
+
+
+def ragged(make: Make) -> None:
+    """If it declares `ragged = True`, a short context in a rectangular row gives what it gives alone."""
+    part = _part(make)
+    size, grid = _takes_masks(part)
+    if not part.ragged:
+        raise Skip("declares ragged = False")
+    full = _some(grid, 0.5).index
+    length = torch.tensor([full.shape[1], max(1, full.shape[1] // 2)])
+    short = torch.where(torch.arange(full.shape[1]) < length[:, None], full, full[:, :1])
+    pixels = _pixels(size)
+    both = _said(part, pixels, Patches(short, length))
+    keep = int(length[1])
+    alone = _said(part, pixels[1:], Patches(full[1:, :keep]))
+    wanted = {"patches": alone.patches, "summary": alone.summary}
+    found = equal(wanted, {"patches": both.patches[1:, :keep], "summary": both.summary[1:]}, 1e-4)
+    if found:
+        raise Violation(
+            "the tokens of the short context alone", f"{found}: padding is read", f"lengths {length.tolist()}"
+        )
+
+
+def learns(make: Make) -> None:
+    """A gradient reaches every parameter."""
+    part = _part(make).train()
+    size, grid = _size(part)
+    try:
+        said = part(_pixels(size), _some(grid))
+    except (ValueError, NotImplementedError, TypeError):
+        said = part(_pixels(size))
+    value = (said.patches * torch.randn_like(said.patches)).sum() + (
+        said.summary * torch.randn_like(said.summary)
+    ).sum()
+    missed = unreached(part, value)
+    if missed:
+        raise Violation("a gradient in every parameter", f"none in {', '.join(missed[:5])}", f"grid {grid}, half seen")
+
+
+def alone(make: Make) -> None:
+    """An image's tokens do not depend on the other images, in eval mode."""
+    part = _part(make)
+    size, _ = _size(part)
+    pixels = _pixels(size, 3)
+    both, one = _said(part, pixels), _said(part, pixels[:1])
+    found = equal({"patches": one.patches}, {"patches": both.patches[:1]}, 1e-4)
+    if found:
+        raise Violation("the tokens an image gets alone", found, "image 0 of 3")
+
+
+CHECKS: tuple[Check, ...] = (returns, hidden, order, places, sizes, layered, ragged, learns, alone)

@@ -1,0 +1,204 @@
+"""Does a predictor keep its contract? Declared outputs, gradients everywhere, rows that do not touch one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sslzoo.contracts import Patches, Tokens
+from sslzoo.testing.report import Check, Skip, Violation
+from sslzoo.testing.scene import AT, Encoder, declared, equal, seeded, size_of, targets, tokens, unreached
+
+Make = Callable[..., Any]
+
+
+def _part(make: Make) -> Any:
+    with seeded():
+        return make(Encoder()).eval()
+
+
+def _said(part: Any, seen: Tokens, asked: Patches | None) -> dict[str, Tensor]:
+    return dict(part(seen, asked, AT))
+
+
+def _whole(part: Any) -> tuple[Tokens, Patches, str]:
+    """Tokens and targets the predictor can work on: of visible patches, or of all where it reads hidden places."""
+    asked = targets(3, 2, 4)
+    for seen in (tokens(3, 7), tokens(3, 16)):
+        try:
+            _said(part, seen, asked)
+        except ValueError:
+            continue
+        return seen, asked, f"{seen.patches.shape[1]} of 16 patches seen, 2 blocks of 4 asked for"
+    return tokens(3, 7), asked, "7 of 16 patches seen, 2 blocks of 4 asked for"
+
+
+def outputs(make: Make) -> str:
+    """It returns the outputs it declares: patch signals [t e], image signals [s e]."""
+    part = _part(make)
+    seen, asked, where = _whole(part)
+    declared(part.outputs, _said(part, seen, asked), asked.count, (3,), where)
+    return size_of(part)
+
+
+def unmasked(make: Make) -> None:
+    """Without targets it returns its image signals only."""
+    part = _part(make)
+    images = {name for name, signal in part.outputs.items() if signal.kind == "image"}
+    said = set(_said(part, tokens(3, 16), None))
+    if said != images:
+        raise Violation(f"{sorted(images) or 'nothing'}", str(sorted(said)), "target None")
+
+
+def learns(make: Make) -> None:
+    """A gradient reaches every parameter."""
+    part = _part(make).train()
+    seen, asked, where = _whole(part)
+    said = _said(part, seen, asked)
+    missed = unreached(part, sum((x.float() * torch.randn_like(x.float())).sum() for x in said.values()))  # type: ignore[arg-type]
+    if missed:
+        raise Violation("a gradient in every parameter", f"none in {', '.join(missed[:5])}", where)
+
+
+def alone(make: Make) -> None:
+    """A sequence's rows do not depend on the other sequences."""
+    part = _part(make)
+    seen, asked, where = _whole(part)
+    whole, first = _said(part, seen, asked), _said(part, _rows(seen, slice(0, 1)), Patches(asked.index[:1]))
+    cut = {name: x[: len(first[name])] for name, x in whole.items()}
+    found = equal(first, cut, 1e-4)
+    if found:
+        raise Violation("the rows a sequence gets alone", found, f"{where}, sequence 0 of 3")
+
+
+def order(make: Make) -> str:
+    """Target blocks in another order give the same rows (required if it declares `blocks_apart = True`)."""
+    part = _part(make)
+    seen, asked, where = _whole(part)
+    swapped = Patches(asked.index.flip(1))
+    there = {name: x.unflatten(0, (3, 2, 4)).flip(1).flatten(0, 2) for name, x in _patches(part, seen, swapped).items()}
+    found = equal(_patches(part, seen, asked), there, 1e-4)
+    if found and getattr(part, "blocks_apart", False):
+        raise Violation("the same rows in another order", found, f"{where}, blocks swapped")
+    return "blocks read one another" if found else "blocks are guessed apart"
+
+
+def ragged_context(make: Make) -> None:
+    """A short context in a rectangular row gives what it gives alone."""
+    part = _part(make)
+    asked = targets(2, 2, 4)
+    length = torch.tensor([7, 4])
+    seen = tokens(2, 7, length=length)
+    try:
+        both = _patches(part, seen, asked)
+    except ValueError as error:
+        raise Skip(f"refuses dropped patches: {str(error)[:60]}") from error
+    short = Tokens(seen.patches[1:, :4], seen.index[1:, :4], seen.patches[1:, :4].mean(1), seen.grid)
+    alone_ = _patches(part, short, Patches(asked.index[1:]))
+    found = equal(alone_, {name: x[len(x) // 2 :] for name, x in both.items()}, 1e-4)
+    if found:
+        came = f"{found}: padding is read; mask keys beyond tokens.length"
+        raise Violation("the rows of the short context alone", came, "lengths 7 and 4, sequence 1")
+
+
+def ragged_target(make: Make) -> None:
+    """Short target rows give a row for each true patch, as they do alone."""
+    part = _part(make)
+    seen, asked, where = _whole(part)
+    length = torch.tensor([[4, 2], [4, 4], [1, 3]])
+    short = Patches(torch.where(torch.arange(4) < length[..., None], asked.index, asked.index[..., :1]), length)
+    rows = _patches(part, seen, short)
+    for name, x in rows.items():
+        if len(x) != short.count:
+            raise Violation(
+                f"{name} with {short.count} rows",
+                f"{len(x)}: use target.flat",
+                "target lengths " + str(length.tolist()),
+            )
+    block = Patches(asked.index[2:, :1, :1])
+    try:
+        one = _patches(part, _rows(seen, slice(2, 3)), block)
+    except ValueError:
+        return
+    if _patches(part, seen, asked) and getattr(part, "blocks_apart", False):
+        found = equal(one, {name: x[-4:-3] for name, x in rows.items()}, 1e-4)
+        if found:
+            raise Violation("the row of a block of one patch alone", found, f"{where}, lengths {length.tolist()}")
+
+
+def bf16(make: Make) -> str:
+    """Under bfloat16 autocast it says nearly what it says in float32."""
+    part = _part(make)
+    seen, asked, where = _whole(part)
+    full = _said(part, seen, asked)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = _said(part, seen, asked)
+    worst = max(((half[k].float() - x).norm() / x.norm().clamp(min=1e-6)).item() for k, x in full.items())
+    if not worst < 0.05:
+        raise Violation("within 5 % of float32", f"{worst:.1%} off", where)
+    return f"{worst:.1%} off"
+
+
+def compiles(make: Make) -> str:
+    """Each of its blocks compiles without a graph break."""
+    part = _part(make)
+    if not len(part.blocks):
+        raise Skip("it has no blocks")
+    seen, asked, where = _whole(part)
+    before = _said(part, seen, asked)
+    torch._dynamo.reset()
+    for number, block in enumerate(part.blocks):
+        part.blocks[number] = _Compiled(torch.compile(block, backend="eager", fullgraph=True, dynamic=None), block)
+    try:
+        after = _said(part, seen, asked)
+    except Exception as error:
+        raise Violation("no graph break", f"{type(error).__name__}: {str(error).splitlines()[0]}", where) from error
+    found = equal(before, after, 1e-5)
+    if found:
+        raise Violation("the same outputs compiled", found, where)
+    return f"{len(part.blocks)} blocks"
+
+
+def arithmetic(make: Make) -> str:
+    """What a forward pass costs."""
+    part = _part(make)
+    seen, asked, where = _whole(part)
+    with FlopCounterMode(display=False) as counter:
+        _said(part, seen, asked)
+    return f"{counter.get_total_flops() / 3 / 1e6:.2f} MFLOP a sequence; {where}"
+
+
+CHECKS: tuple[Check, ...] = (
+    outputs,
+    unmasked,
+    learns,
+    alone,
+    order,
+    ragged_context,
+    ragged_target,
+    bf16,
+    compiles,
+    arithmetic,
+)
+
+
+class _Compiled(nn.Module):
+    def __init__(self, call: Any, block: nn.Module) -> None:
+        super().__init__()
+        self.call, self.block = call, block
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return self.call(*given, **named)
+
+
+def _patches(part: Any, seen: Tokens, asked: Patches) -> dict[str, Tensor]:
+    said = _said(part, seen, asked)
+    return {name: said[name] for name, signal in part.outputs.items() if signal.kind == "patch"}
+
+
+def _rows(seen: Tokens, rows: slice) -> Tokens:
+    return Tokens(seen.patches[rows], seen.index[rows], seen.summary[rows], seen.grid)

@@ -1,0 +1,61 @@
+"""Does a probe keep its contract? Figures that repeat, all on what is plain to see and chance on noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sslzoo.contracts import Features
+from sslzoo.testing.report import Check, Skip, Violation
+
+Make = Callable[..., Any]
+
+
+def _plain(rows: int, seed: int, *, clear: bool) -> Features:
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.randint(4, (rows,), generator=rng)
+    x = torch.randn(rows, 16, generator=rng)
+    x = x * 0.1 + torch.eye(4, 16)[y] * 3 if clear else x
+    return Features(x, {"kind": y}, {"kind": 4})
+
+
+def figures(make: Make) -> str:
+    """It returns finite numbers by name, TASK/FIGURE."""
+    found = make()(_plain(200, 0, clear=True), _plain(100, 1, clear=True), 0)
+    for name, value in found.items():
+        if not name.startswith("kind/") or not math.isfinite(value):
+            raise Violation("finite numbers named TASK/FIGURE", f"{name!r}: {value!r}", "200 and 100 images, task kind")
+    if not found:
+        raise Violation("at least one figure", "none", "200 and 100 images, task kind")
+    return ", ".join(name.removeprefix("kind/") for name in found)
+
+
+def repeats(make: Make) -> None:
+    """The same features and seed give the same figures, whatever the global generators hold."""
+    told = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        told.append(dict(make()(_plain(200, 0, clear=False), _plain(100, 1, clear=False), 0)))
+    if told[0] != told[1]:
+        raise Violation("the same figures", "others under another global seed", "200 and 100 images")
+
+
+def reads(make: Make) -> str:
+    """It tells classes that are plain to see, and only chance on noise."""
+    clear = make()(_plain(400, 0, clear=True), _plain(400, 1, clear=True), 0)
+    if "kind/top1" not in clear:
+        raise Skip("it gives no top1")
+    noise = make()(_plain(400, 0, clear=False), _plain(400, 1, clear=False), 0)
+    if clear["kind/top1"] < 95:
+        raise Violation("at least 95 of four classes far apart", f"{clear['kind/top1']:.1f}", "400 and 400 images")
+    if not 10 < noise["kind/top1"] < 40:
+        raise Violation(
+            "about 25 on noise", f"{noise['kind/top1']:.1f}: does it see the test's labels?", "400 and 400 images"
+        )
+    return f"{clear['kind/top1']:.0f} on what is plain, {noise['kind/top1']:.0f} on noise"
+
+
+CHECKS: tuple[Check, ...] = (figures, repeats, reads)

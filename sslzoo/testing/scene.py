@@ -1,0 +1,208 @@
+"""What do checks need around a part? A small student, tokens, targets and batches, made of nothing but torch."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sslzoo.contracts import Batch, Grid, Group, Mask, Pairing, Patches, Reading, Signal, Student, Tokens
+from sslzoo.nn import patchify
+from sslzoo.progress import Progress
+from sslzoo.testing.report import Violation
+
+AT = Progress(3, 10, 5)
+WIDTH, PATCH = 64, 8
+
+
+class Encoder(nn.Module):
+    """A stand-in for an encoder: a linear layer on patches, places added, a residual block; drops hidden patches."""
+
+    ragged = True
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        self.width, self.patch = width, (PATCH, PATCH)
+        self.embed = nn.Linear(3 * PATCH * PATCH, width)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())])
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """Rows and columns of patches."""
+        return size[0] // PATCH, size[1] // PATCH
+
+    def forward(self, pixels: Tensor, context: Patches | None = None, layers: int = 0) -> Tokens:
+        """Tokens of the context, or of all patches."""
+        grid = self.grid((pixels.shape[-2], pixels.shape[-1]))
+        x = patchify(pixels, self.patch)
+        index = torch.arange(x.shape[1]).expand(len(x), -1) if context is None else context.index
+        x = self.embed(x.gather(1, index[..., None].expand(-1, -1, x.shape[-1])))
+        x = x + torch.sin(index[..., None] * torch.linspace(0.1, 1.0, self.width))
+        x = x + self.blocks[0](x)
+        length = None if context is None else context.length
+        return Tokens(x, index, x.mean(1), grid, layers=(x,) * layers, length=length)
+
+
+class Predictor(nn.Module):
+    """A stand-in for a predictor: a patch signal, and an image signal through a projector that teachers may copy."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.outputs = {"patch": Signal("patch", encoder.width), "image": Signal("image", 24)}
+        self.projector = nn.Sequential(nn.Linear(encoder.width, 24))
+        self.guess = nn.Linear(encoder.width, encoder.width)
+        self.blocks = nn.ModuleList()
+
+    def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> Mapping[str, Tensor]:
+        """A row for each target patch, and one for each sequence."""
+        said = {"image": self.projector(tokens.summary)}
+        if target is not None:
+            rows = self.guess(tokens.summary)[:, None, None].expand(-1, *target.index.shape[1:], -1)
+            said["patch"] = target.flat(rows)
+        return said
+
+
+def student(seed: int = 0) -> Student:
+    """A small encoder and predictor."""
+    torch.manual_seed(seed)
+    encoder = Encoder()
+    return Student(encoder, Predictor(encoder))
+
+
+def tokens(rows: int, seen: int, grid: Grid = (4, 4), width: int = WIDTH, length: Tensor | None = None) -> Tokens:
+    """Random tokens of some patches of each sequence; short rows repeat their first."""
+    rng = torch.Generator().manual_seed(1)
+    index = torch.stack([torch.randperm(grid[0] * grid[1], generator=rng)[:seen] for _ in range(rows)])
+    x = torch.randn(rows, seen, width, generator=rng)
+    if length is not None:
+        short = torch.arange(seen) >= length[:, None]
+        index = torch.where(short, index[:, :1], index)
+        x = torch.where(short[..., None], x[:, :1], x)
+    return Tokens(x, index, x.mean(1), grid, length=length)
+
+
+def targets(rows: int, blocks: int, size: int, places: int = 16) -> Patches:
+    """Random target blocks."""
+    rng = torch.Generator().manual_seed(2)
+    draws = [[torch.randperm(places, generator=rng)[:size] for _ in range(blocks)] for _ in range(rows)]
+    return Patches(torch.stack([torch.stack(row) for row in draws]))
+
+
+def batch(images: int = 3, views: int = 1, side: int = 4 * PATCH, role: Any = "both") -> Batch:
+    """Random images with random masks on a grid of 4 x 4, paired and weighted as the engine does."""
+    from sslzoo.data import pair, weigh
+    from sslzoo.parallel import World
+
+    rng = torch.Generator().manual_seed(3)
+    pixels = torch.randn(views, images, 3, side, side, generator=rng)
+    places = (side // PATCH) ** 2
+    order = torch.stack([torch.randperm(places, generator=rng) for _ in range(views * images)])
+    mask = Mask(Patches(order[:, : places // 2]), Patches(order[:, places // 2 :].unflatten(1, (2, -1))))
+    groups = {"image": Group(pixels, torch.zeros(views, images, 4), mask, role)}
+    return weigh([Batch(groups, pair(groups), tuple(range(images)))], World())[0]
+
+
+def reading(who: Student, given: Batch) -> Reading:
+    """What a student says of a batch."""
+    from sslzoo.step import encode_and_predict
+
+    return encode_and_predict(who, given, AT)
+
+
+def pairing(rows: int, sequences: int = 4, views: int = 2) -> Pairing:
+    """Rows that share sequences evenly, each weighing as in a mean; every view meets every other but itself."""
+    where = torch.arange(rows) * sequences // max(rows, 1)
+    match = ~torch.eye(views, dtype=torch.bool)
+    return Pairing(torch.full((rows,), 1 / max(rows, 1)), match, where, sequences, sequences)
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor], tolerance: float) -> str:
+    """Where two sets of tensors differ most, or nothing."""
+    for name, x in one.items():
+        y = other[name]
+        if x.shape != y.shape:
+            return f"{name} {list(x.shape)} and {list(y.shape)}"
+        gap = (x.double() - y.double()).abs().max().item() if x.numel() else 0.0
+        scale = max(1.0, x.double().abs().max().item() if x.numel() else 0.0)
+        if not gap <= tolerance * scale:
+            return f"{name} differs by {gap:.1e}"
+    return ""
+
+
+def declared(
+    outputs: Mapping[str, Signal], said: Mapping[str, Tensor], rows: int, lead: tuple[int, ...], where: str
+) -> None:
+    """Every declared signal is there, with its declared shape."""
+    if set(outputs) != set(said):
+        raise Violation(f"the declared outputs {sorted(outputs)}", str(sorted(said)), where)
+    for name, signal in outputs.items():
+        shape = (rows, signal.width) if signal.kind == "patch" else (*lead, signal.width)
+        ids = (rows,) if signal.kind == "patch" and not said[name].is_floating_point() else shape
+        if tuple(said[name].shape) != ids:
+            letters = "[t e]" if signal.kind == "patch" else "[u b e]" if len(lead) == 2 else "[s e]"
+            raise Violation(f"{name} {letters} = {list(ids)}", str(list(said[name].shape)), where)
+
+
+def unreached(module: nn.Module, value: Tensor) -> list[str]:
+    """Parameters that the gradient of a value does not reach."""
+    value.backward()
+    return [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def twin(part: nn.Module) -> nn.Module:
+    """The same part with other state, to load state into."""
+    other = copy.deepcopy(part)
+    with torch.no_grad():
+        for value in [*other.parameters(), *other.buffers()]:
+            if value.is_floating_point():
+                value.add_(1.0)
+    return other
+
+
+def as_two_ranks(work: Callable[[int], Any]) -> list[Any]:
+    """Calls `work(rank)` in two processes that form a gloo group; returns what each gave."""
+    import multiprocessing
+
+    fork = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = [fork.Pipe() for _ in range(2)]
+
+        def child(rank: int) -> None:
+            torch.set_num_threads(1)
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            try:
+                dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+                pipes[rank][1].send(work(rank))
+            except Exception as error:  # told to the parent, which fails the check
+                pipes[rank][1].send(error)
+            os._exit(0)
+
+        children = [fork.Process(target=child, args=(rank,)) for rank in range(2)]
+        for one in children:
+            one.start()
+        found = [ours.recv() if ours.poll(40) else TimeoutError("no answer within 40 s") for ours, _ in pipes]
+        for one in children:
+            one.kill()
+    for one in found:
+        if isinstance(one, Exception):
+            raise one
+    return found
+
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Torch seeded, for parts that draw their starting weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def size_of(part: nn.Module) -> str:
+    """Its parameters, for a remark."""
+    return f"{sum(parameter.numel() for parameter in part.parameters()):,} parameters"

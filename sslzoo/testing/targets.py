@@ -1,0 +1,130 @@
+"""Does a target generator keep its contract? Right shapes, no gradient, saved state, a teacher that follows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslzoo.contracts import Batch, Reading, Student
+from sslzoo.testing.report import Check, Skip, Violation
+from sslzoo.testing.scene import AT, batch, declared, equal, reading, seeded, size_of, student, twin
+
+Make = Callable[..., Any]
+
+
+def _part(make: Make, who: Student | None = None) -> tuple[Any, Student]:
+    who = who or student()
+    with seeded():
+        return make(who), who
+
+
+def _called(part: Any, who: Student, given: Batch | None = None) -> tuple[dict[str, Tensor], Batch, Reading]:
+    given = given or batch()
+    read = reading(who, given)
+    return dict(part(given, read, AT)), given, read
+
+
+def outputs(make: Make) -> str:
+    """It returns the outputs it declares: patch signals [t e], image signals [u b e]."""
+    part, who = _part(make)
+    said, given, _ = _called(part, who)
+    rows = len(given.pairing.sequence)
+    declared(part.outputs, said, rows, (1, 3), "3 images of 32 x 32, 2 target blocks of 4 patches each")
+    return size_of(part)
+
+
+def still(make: Make) -> None:
+    """No gradient leaks: targets need none, and its own weights get none."""
+    part, who = _part(make)
+    said, _, _ = _called(part, who)
+    leaking = [name for name, x in said.items() if x.requires_grad and not getattr(part, "trains", False)]
+    if leaking:
+        came = f"{', '.join(leaking)} with a gradient"
+        raise Violation("targets without gradient (detach, or torch.no_grad), or `trains = True`", came, "3 images")
+
+
+def follows(make: Make) -> str:
+    """Being called changes nothing that `after_step` does not; the teacher moves there, and only there."""
+    part, who = _part(make)
+    part.train()
+    weights = _weights(part)
+    for _ in range(2):
+        _called(part, who)
+    found = equal(weights, _weights(part), 0)
+    if found:
+        raise Violation("weights that stay when it is called", found, "two calls")
+    with torch.no_grad():
+        for p in who.parameters():
+            p.add_(0.5)
+    part.after_step(who, AT)
+    moved = equal(weights, _weights(part), 0) != ""
+    return "moves in after_step" if moved else "has nothing that moves" if not weights else "did not move at this step"
+
+
+def separate(make: Make) -> None:
+    """It holds copies: the student's weights are not its own, and it does not change them."""
+    part, who = _part(make)
+    shared = {id(p) for p in who.parameters()} & {id(p) for p in part.parameters()}
+    if shared:
+        raise Violation("copies of the student's weights", f"{len(shared)} shared with it", "make(student)")
+    before = {name: p.clone() for name, p in who.named_parameters()}
+    _called(part, who)
+    part.after_step(who, AT)
+    found = equal(before, dict(who.named_parameters()), 0)
+    if found:
+        raise Violation("a student that stays as it is", found, "a call and after_step")
+
+
+def frozen(make: Make) -> None:
+    """Its copies do not train: no parameter of a teacher asks for a gradient."""
+    part, _ = _part(make)
+    asking = [name for name, p in part.named_parameters() if p.requires_grad]
+    if asking and not getattr(part, "trains", False):
+        came = f"{', '.join(asking[:3])} would enter the optimizer"
+        raise Violation("requires_grad False, or `trains = True`", came, "make(student)")
+
+
+def restores(make: Make) -> str:
+    """All its state is saved: after loading, it says what it said."""
+    part, who = _part(make)
+    part.after_step(who, AT)
+    said, given, read = _called(part, who)
+    other = twin(part)
+    other.load_state_dict(copy.deepcopy(part.state_dict()))
+    with seeded(1):
+        found = equal(said, dict(other(given, read, AT)), 1e-6)
+    if found:
+        raise Violation(
+            "what it said before it was saved", f"{found}: some state is no parameter or buffer", "3 images"
+        )
+    return f"{len(part.state_dict())} tensors"
+
+
+def weightless(make: Make) -> None:
+    """What it says of an image does not depend on the other images."""
+    part, who = _part(make)
+    if any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in part.modules()):
+        raise Skip("it normalises over the batch")
+    part.eval()
+    who.eval()
+    said, given, _ = _called(part, who, batch(3))
+    changed = batch(3)
+    changed.groups["image"].pixels[:, 1:] = 0.3
+    there, _, _ = _called(part, who, changed)
+    first = given.pairing.sequence == 0
+    for name, signal in part.outputs.items():
+        one, other = ((x[name][first] if signal.kind == "patch" else x[name][:, 0]) for x in (said, there))
+        found = equal({name: one}, {name: other}, 1e-5)
+        if found:
+            raise Violation("the same target beside other images", found, "image 0 of 3")
+
+
+CHECKS: tuple[Check, ...] = (outputs, still, frozen, separate, follows, restores, weightless)
+
+
+def _weights(part: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in part.named_parameters()}

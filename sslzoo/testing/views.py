@@ -1,0 +1,79 @@
+"""Does a view keep its contract? Its size, its box, and chance that comes from the engine's seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sslzoo.data import seed_views
+from sslzoo.testing.report import Check, Violation
+
+Make = Callable[..., Any]
+
+
+def _images() -> Iterator[tuple[str, Any]]:
+    rng = torch.Generator().manual_seed(0)
+    for height, width in ((64, 64), (40, 90), (300, 200)):
+        x = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=rng)
+        yield f"a uint8 tensor of {height} x {width}", x
+        yield f"a PIL image of {height} x {width}", Image.fromarray(x.permute(1, 2, 0).numpy())
+
+
+def _seen(view: Any, image: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
+    seed_views(seed)
+    return view(image)
+
+
+def shapes(make: Make) -> None:
+    """Pixels [3 H W] float32 of its declared size, and a box of 4 numbers, from tensors and PIL images."""
+    view = make()
+    for where, image in _images():
+        pixels, box = _seen(view, image)
+        if tuple(pixels.shape) != (3, *view.size) or pixels.dtype != torch.float32:
+            raise Violation(f"[3 {view.size[0]} {view.size[1]}] float32", f"{list(pixels.shape)} {pixels.dtype}", where)
+        if tuple(box.shape) != (4,):
+            raise Violation("a box [4]: top, left, height, width", str(list(box.shape)), where)
+        if not pixels.isfinite().all():
+            raise Violation("finite pixels", "nan or inf", where)
+
+
+def boxes(make: Make) -> None:
+    """The box lies in the image, as fractions of it."""
+    view = make()
+    for where, image in _images():
+        for seed in range(8):
+            top, left, height, width = _seen(view, image, seed)[1].tolist()
+            inside = top >= -1e-6 and left >= -1e-6 and top + height <= 1 + 1e-6 and left + width <= 1 + 1e-6
+            if not inside or height <= 0 or width <= 0:
+                raise Violation("a box inside [0, 1]", f"{[top, left, height, width]}", f"{where}, seed {seed}")
+
+
+def repeats(make: Make) -> None:
+    """The same seeds give the same view, whatever was seen before."""
+    view = make()
+    for where, image in _images():
+        first = _seen(view, image, 7)
+        _seen(view, image, 8)
+        for again in (_seen(view, image, 7), _seen(make(), image, 7)):
+            if not torch.equal(first[0], again[0]):
+                raise Violation(
+                    "the same view", "another: chance that is not torch's, random's or numpy's", f"{where}, seed 7"
+                )
+
+
+def unchanged(make: Make) -> None:
+    """The image itself stays as it was."""
+    view = make()
+    for where, image in _images():
+        if isinstance(image, Tensor):
+            before = image.clone()
+            _seen(view, image)
+            if not torch.equal(before, image):
+                raise Violation("the image as it was", "changed in place", where)
+
+
+CHECKS: tuple[Check, ...] = (shapes, boxes, repeats, unchanged)
