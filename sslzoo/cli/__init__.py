@@ -13,6 +13,7 @@ COMMANDS = {
     "list": "Parts of one family, or recipes.",
     "show": "A part's keys, or a recipe with every default.",
     "check": "Validate a recipe; shapes and counts of one step.",
+    "new": "Begin a plugin: a working package or file.",
     "verify": "Does a part keep its contract? Checks for authors.",
     "draw": "Pictures of masks: samples, coverage, context share.",
     "train": "Train a recipe; the same command resumes.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ from sslzoo.cli.options import as_json as json_option
 @click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="Also load this plugin file.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A key of the part; VALUE may be YAML.")
 @json_option
-def command(words: tuple[str, ...], plugins: tuple[Path, ...], sets: tuple[str, ...], as_json: bool) -> None:
+def command(words: Sequence[str], plugins: tuple[Path, ...], sets: tuple[str, ...], as_json: bool) -> None:
     """Check that the part NAME keeps its contract; exit code 1 if it does not.
 
     Each check that fails tells what was expected, what came, and the smallest input that shows it. FAMILY is needed

@@ -22,13 +22,19 @@ class Job:
 
     def __call__(self) -> None:
         """Carries the run out, as one process of several; requeues the job when it is stopped."""
+        from sslzoo.launch.work import LostContact
+
         stop = Stop()
         stop.listen()  # in place of submitit's own handlers, which only act on one signal
         try:
             _work(Path(self.folder), stop)
         except Stopped as error:
             print(error, flush=True)  # noqa: T201 - the job's log
-            _requeue(Path(self.folder))
+            if os.environ.get("SLURM_PROCID", "0") == "0":  # srun must not see another leave with an error before
+                _requeue(Path(self.folder))
+        except LostContact as error:
+            print(error, flush=True)  # noqa: T201
+            _requeue(Path(self.folder))  # whoever is left; the first of the processes may be among the lost
         except UserError as error:
             print(error, file=sys.stderr, flush=True)  # noqa: T201
             sys.exit(error.exit_code)
@@ -61,12 +67,7 @@ def _work(folder: Path, stop: Stop) -> None:
 
 
 def _requeue(folder: Path) -> None:
-    """Asks SLURM to run this job again. After a requeue by hand SLURM does so anyway, and says that it is pending.
-
-    All leave with exit code 0: srun ends the others as soon as one leaves with another, and the first must speak first.
-    """
-    if os.environ.get("SLURM_PROCID", "0") != "0":
-        return
+    """Asks SLURM to run this job again. After a requeue by hand SLURM does so anyway, and says that it is pending."""
     job, state = os.environ["SLURM_JOB_ID"], State(folder)
     state.tell("requeued")
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from pathlib import Path
 
+import torch.distributed as dist
+
 from sslzoo import checkpoint, parallel
 from sslzoo.build import Flow, build, check
-from sslzoo.errors import UserError
+from sslzoo.errors import RunError, UserError
 from sslzoo.folder import Folder
 from sslzoo.launch.state import State
 from sslzoo.parallel import World
@@ -19,6 +22,10 @@ from sslzoo.stop import Stop, Stopped
 from sslzoo.train import Watch, train
 
 
+class LostContact(RunError):  # noqa: N818 - what happened, as Stopped
+    """Other processes are gone and left no error: a node was lost, or something killed them."""
+
+
 def work(
     recipe: Recipe, installed: Catalogue, out: Path, stop: Stop, *, evaluate: bool, processes: int | None = None
 ) -> None:
@@ -26,6 +33,7 @@ def work(
 
     Raises:
         Stopped: it was asked to stop; what was done is saved.
+        LostContact: other processes are gone without a word; what was saved is on disk.
         UserError: it cannot start or go on; the reason is in the folder's failure.txt too.
     """
     flow = check(recipe, installed)
@@ -40,9 +48,10 @@ def work(
     except Stopped:
         raise
     except BaseException as error:
+        if _is_silence(error) and not _told_within(state, 15.0):
+            raise LostContact(f"other processes fell silent and none told why: {error}") from error
         if out.is_dir():
-            told = isinstance(error, UserError)
-            state.fail(str(error) if told else traceback.format_exc())
+            state.fail(str(error) if isinstance(error, UserError) else traceback.format_exc())
         raise
     finally:
         parallel.leave()
@@ -88,3 +97,19 @@ def _first(
         display.console.print(table(figures))
         display.say(f"plots: {write(recipe, installed, parts, build(recipe, installed)[1], out, figures)}")
     state.tell("done", left=0)
+
+
+def _is_silence(error: BaseException) -> bool:
+    """Whether an error is that of a collective whose other end is gone."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process", "NCCL")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(w in str(error) for w in words)
+    )
+
+
+def _told_within(state: State, seconds: float) -> bool:
+    """Whether another process tells its own error in time."""
+    until = time.monotonic() + seconds
+    while not state.failure and time.monotonic() < until:
+        time.sleep(0.2)
+    return bool(state.failure)

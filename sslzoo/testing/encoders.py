@@ -160,13 +160,14 @@ def ragged(make: Make) -> None:
     size, grid = _takes_masks(part)
     if not part.ragged:
         raise Skip("declares ragged = False")
-    full = _some(grid, 0.5).index
-    length = torch.tensor([full.shape[1], max(1, full.shape[1] // 2)])
+    full = _some(grid, 0.75).index
+    length = torch.tensor([full.shape[1], max(1, full.shape[1] * 2 // 3)])
     short = torch.where(torch.arange(full.shape[1]) < length[:, None], full, full[:, :1])
     pixels = _pixels(size)
     both = _said(part, pixels, Patches(short, length))
     keep = int(length[1])
     alone = _said(part, pixels[1:], Patches(full[1:, :keep]))
+    keep = alone.patches.shape[1]  # all places, where hidden ones are filled
     wanted = {"patches": alone.patches, "summary": alone.summary}
     found = equal(wanted, {"patches": both.patches[1:, :keep], "summary": both.summary[1:]}, 1e-4)
     if found:

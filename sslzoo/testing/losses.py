@@ -20,14 +20,14 @@ ROWS, WIDTH = 12, 8
 
 def _part(make: Make, kind: str = "") -> tuple[Any, str]:
     """The loss, and the kind of signal that it takes: patch or image."""
-    kinds = [kind] if kind else ["patch", "image"]
+    kinds, refusal = [kind] if kind else ["patch", "image"], Exception()
     for one in kinds:
         try:
             with seeded():
                 part = make(Signal(one, WIDTH))  # type: ignore[arg-type]
             _value(part, *_inputs(one))
         except (ValueError, RuntimeError, IndexError, TypeError) as error:
-            refusal: Exception = error
+            refusal = error
             continue
         return part, one
     raise Violation(

@@ -33,7 +33,7 @@ def _draw(sampler: Any, grid: Grid, step: int = 0, rows: tuple[int, ...] = tuple
 
 def _fit(make: Make) -> list[Grid]:
     """Grids that the sampler takes with these keys; it may refuse some, but not all."""
-    found = []
+    found, refusal = [], ""
     for grid in GRIDS:
         try:
             _draw(make(), grid)
@@ -274,14 +274,17 @@ def _maps(make: Make, grid: Grid) -> tuple[Tensor, Tensor]:
     sampler, seen, asked = make(), torch.zeros(grid[0] * grid[1]), torch.zeros(grid[0] * grid[1])
     for step in range(_STEPS):
         mask = _draw(sampler, grid, step)
-        for patches, counts in ((mask.context, seen), (mask.target, asked)):
-            blocks = 1 if patches.index.ndim == 2 else patches.index.shape[1]
-            places: dict[int, set[int]] = {}
-            for number, row in _true(patches):
-                places.setdefault(number // blocks, set()).update(row)
-            for found in places.values():
-                counts[list(found)] += 1
+        seen += _covered(mask.context, len(seen))
+        asked += _covered(mask.target, len(asked))
     return (seen / (_STEPS * ROWS)).reshape(grid), (asked / (_STEPS * ROWS)).reshape(grid)
+
+
+def _covered(patches: Patches, places: int) -> Tensor:
+    """In how many sequences each place stands, however often."""
+    index = patches.index
+    if patches.length is not None:  # padding repeats a legal index, which need not be a true one
+        index = torch.where(torch.arange(index.shape[-1]) < patches.length[..., None], index, places)
+    return torch.zeros(len(index), places + 1).scatter_(1, index.flatten(1), 1.0)[:, :places].sum(0)
 
 
 def _rows(mask: Mask, rows: Any) -> Iterator[tuple[int, tuple[list[int], list[list[int]]]]]:
@@ -302,7 +305,7 @@ def _same(one: Mask, other: Mask) -> bool:
 def _rank_correlation(x: Tensor, y: Tensor) -> float:
     from scipy.stats import spearmanr
 
-    return float(spearmanr(x.numpy(), y.numpy()).statistic)
+    return float(spearmanr(x.numpy(), y.numpy())[0])  # type: ignore[arg-type]
 
 
 def _where(places: list[list[int]], grid: Grid) -> str:

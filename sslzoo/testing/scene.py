@@ -72,7 +72,7 @@ def student(seed: int = 0) -> Student:
     """A small encoder and predictor."""
     torch.manual_seed(seed)
     encoder = Encoder()
-    return Student(encoder, Predictor(encoder))
+    return Student(encoder, Predictor(encoder))  # type: ignore[arg-type]
 
 
 def tokens(rows: int, seen: int, grid: Grid = (4, 4), width: int = WIDTH, length: Tensor | None = None) -> Tokens:

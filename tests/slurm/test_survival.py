@@ -74,17 +74,26 @@ def test_a_run_stopped_by_its_time_limit_goes_on_without_loss(cluster, unbroken,
 
 def test_a_run_that_loses_a_node_goes_on_from_its_last_checkpoint(cluster, unbroken, tmp_path, capsys):
     run = tmp_path / "robbed"
-    submit(cluster, run)
+    submit(cluster, run, "crawl")
     reach(run, SAVE_EVERY + 10)
     daemons = Path(os.environ["SSLZOO_SLURM"])
     pid = (daemons / "slurmd-n2.pid").read_text().strip()
     subprocess.run(["kill", "-9", pid], check=True)
-    for process in _tasks_of("n2"):
-        subprocess.run(["kill", "-9", str(process)], check=False)
     wait_for_nodes("n2", "down")
     with (daemons / "log" / "again.log").open("w") as log:
         subprocess.run([str(HERE / "cluster.sh"), "node", "n2"], check=True, stdout=log, stderr=log)
-    row = check(unbroken, run, capsys, "robbed of a node")
+    row = check(unbroken, run, capsys, "robbed of a node's daemon")
+    assert row["repeated"] < STEPS
+
+
+def test_a_run_whose_processes_die_with_a_node_goes_on(cluster, unbroken, tmp_path, capsys):
+    run = tmp_path / "halved"
+    submit(cluster, run)
+    reach(run, SAVE_EVERY + 10)
+    lost = [*_tasks_of("n2")]
+    for process in lost:
+        subprocess.run(["kill", "-9", str(process)], check=False)
+    row = check(unbroken, run, capsys, "robbed of half of its processes")
     assert 0 < row["repeated"] < STEPS
 
 

@@ -1,0 +1,41 @@
+"""Mask sampler `example`: hides some columns of patches, asks for them, shows the rest."""
+
+from __future__ import annotations
+
+import torch
+
+from sslzoo import Mask, Patches, Rng, hookimpl
+
+
+class Example:
+    """Hides a run of columns at a random place; it may go over the right border and on at the left.
+
+    Args:
+        hide: share of the columns to hide, between 0 and 1.
+    """
+
+    ragged = False  # all contexts of a batch have one length
+
+    def __init__(self, *, hide: float = 0.5) -> None:
+        if not 0 < hide < 1:
+            raise ValueError(f"hide: found {hide}; a share between 0 and 1")
+        self.hide = hide
+
+    def __call__(self, batch: int, grid: tuple[int, int], rng: Rng) -> Mask:
+        """Context [s k] and one target block [s 1 q]. Raises ValueError on a grid with too few columns."""
+        rows, columns = grid
+        hidden = round(self.hide * columns)
+        if not 0 < hidden < columns:
+            raise ValueError(f"hide: {self.hide} of {columns} columns hides {hidden}")
+        # One number for each image, from (seed, step, sample): neither batch nor worker changes it.
+        start = rng.integers(columns)
+        order = (start[:, None] + torch.arange(columns)) % columns  # s columns: the hidden ones first
+        places = torch.arange(rows)[:, None] * columns + order[:, None, :]  # s rows columns, as places of the grid
+        target, context = places[..., :hidden], places[..., hidden:]
+        return Mask(Patches(context.flatten(1)), Patches(target.flatten(1)[:, None]))
+
+
+@hookimpl
+def sslzoo_masks() -> dict[str, type]:
+    """What this plugin offers, by recipe name."""
+    return {"example": Example}

@@ -1,0 +1,586 @@
+"""Plugins that are wrong on purpose: the check that names a defect must find it. A plugin file for tests."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from sslzoo import Mask, Patches, Signal, Tokens, hookimpl
+from sslzoo.blocks import draw_size, places
+
+
+class Sound:
+    """Two rectangles to guess, what is left to see: a sampler that keeps its contract. The others break it."""
+
+    ragged = False
+    span = 0  # places that are never reached at the end of each axis
+
+    def __call__(self, batch, grid, rng):
+        if min(grid) < 4:
+            raise ValueError(f"grid: {grid} is too small for blocks")
+        size = self.size(grid, rng)
+        corner = rng.uniform(2, 2)
+        top = (corner[..., 0] * (grid[0] - size[0] + 1 - self.span)).long()
+        left = (corner[..., 1] * (grid[1] - size[1] + 1 - self.span)).long()
+        target = places(top, left, size, grid)
+        return Mask(self.context(target, grid, rng), Patches(target))
+
+    def size(self, grid, rng):
+        return draw_size(grid, (0.1, 0.2), (0.5, 2.0), rng.shared)
+
+    def free(self, target, grid):
+        return torch.ones(len(target), grid[0] * grid[1]).scatter_(1, target.flatten(1), 0).bool()
+
+    def context(self, target, grid, rng):
+        free, kept = self.free(target, grid), grid[0] * grid[1] - 2 * target.shape[-1]
+        order = rng.permutation(grid[0] * grid[1])
+        ranked = order.gather(1, free.gather(1, order).int().argsort(dim=1, descending=True, stable=True))
+        return Patches(ranked[:, :kept])
+
+
+class LastRow(Sound):
+    """Never reaches the last row and column (the published sampler's first defect)."""
+
+    span = 1
+
+    def context(self, target, grid, rng):
+        there = super().context(target, grid, rng).index
+        return Patches(there)
+
+
+class Shared(Sound):
+    """One random number drives scale and aspect (its second)."""
+
+    def size(self, grid, rng):
+        u = torch.rand((), generator=rng.shared).item()
+        area, aspect = (0.1 + 0.15 * u) * grid[0] * grid[1], 0.5 + 1.5 * u
+        return max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
+
+
+class Raster(Sound):
+    """Cuts contexts in raster order (its third)."""
+
+    def context(self, target, grid, rng):
+        free, kept = self.free(target, grid), (grid[0] * grid[1] - 2 * target.shape[-1]) // 2
+        return Patches((~free).int().argsort(dim=1, stable=True)[:, :kept])
+
+
+class Batchy(Sound):
+    """Cuts contexts to the shortest of the batch (its fourth)."""
+
+    def context(self, target, grid, rng):
+        free = self.free(target, grid)
+        order = rng.permutation(grid[0] * grid[1])
+        ranked = order.gather(1, free.gather(1, order).int().argsort(dim=1, descending=True, stable=True))
+        return Patches(ranked[:, : int(free.sum(1).min())])
+
+
+class Endless(Sound):
+    """Draws again without end on grids that cannot hold what it wants (its fifth)."""
+
+    def __call__(self, batch, grid, rng):
+        while grid[0] * grid[1] < 16:
+            pass
+        return super().__call__(batch, grid, rng)
+
+
+class Global(Sound):
+    """Draws from torch's global generator."""
+
+    def size(self, grid, rng):
+        return draw_size(grid, (0.1, 0.2), (0.5, 2.0), torch.default_generator)
+
+
+class Forgetful(Sound):
+    """Counts its calls."""
+
+    calls = 0
+
+    def __call__(self, batch, grid, rng):
+        self.calls += 1
+        mask = super().__call__(batch, grid, rng)
+        return (
+            mask if self.calls == 1 else Mask(Patches(mask.context.index.flip(0)), Patches(mask.target.index.flip(0)))
+        )
+
+
+class Overlapping(Sound):
+    """Shows what must be guessed."""
+
+    def context(self, target, grid, rng):
+        return Patches(rng.permutation(grid[0] * grid[1])[:, : grid[0] * grid[1] // 2])
+
+
+class Twice(Sound):
+    """Names a patch twice."""
+
+    def context(self, target, grid, rng):
+        there = super().context(target, grid, rng).index
+        return Patches(torch.cat([there, there[:, :1]], 1))
+
+
+class Outside(Sound):
+    """Takes rows for columns, so indices leave an oblong grid."""
+
+    def __call__(self, batch, grid, rng):
+        return super().__call__(batch, (max(grid), max(grid)), rng)
+
+
+class Undeclared(Sound):
+    """Contexts of several lengths, undeclared."""
+
+    def context(self, target, grid, rng):
+        there = super().context(target, grid, rng).index
+        return Patches(there, torch.arange(len(there)) % 3 + there.shape[1] - 3)
+
+
+class Slow(Sound):
+    """Takes its time for each image."""
+
+    def context(self, target, grid, rng):
+        for _ in range(len(target)):
+            sum(range(200_000))
+        return super().context(target, grid, rng)
+
+
+MASKS = {
+    LastRow: "reaches",
+    Shared: "apart",
+    Raster: "mirrored",
+    Batchy: "batches",
+    Endless: "oblong",
+    Global: "workers",
+    Forgetful: "repeats",
+    Overlapping: "disjoint",
+    Twice: "unique",
+    Outside: "legal",
+    Undeclared: "lengths",
+    Slow: "cost",
+}
+
+
+class Guess(nn.Module):
+    """A predictor that keeps its contract: each target patch from its place and the mean of what is seen."""
+
+    blocks_apart = True
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.outputs = {"patch": Signal("patch", encoder.width)}
+        self.projector = None
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(encoder.width, encoder.width), nn.GELU())])
+        self.out = nn.Linear(encoder.width, encoder.width)
+
+    def seen(self, tokens):
+        if tokens.length is None:
+            return tokens.patches.mean(1)
+        true = (torch.arange(tokens.patches.shape[1]) < tokens.length[:, None])[..., None]
+        return (tokens.patches * true).sum(1) / tokens.length[:, None]
+
+    def rows(self, tokens, target):
+        place = torch.sin(target.index[..., None] * torch.linspace(0.1, 1, tokens.patches.shape[-1]))
+        return self.out(self.blocks[0](self.seen(tokens)[:, None, None] + place))
+
+    def forward(self, tokens, target, at):
+        return {} if target is None else {"patch": target.flat(self.rows(tokens, target))}
+
+
+class WrongWidth(Guess):
+    """Declares another width."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.outputs = {"patch": Signal("patch", encoder.width + 1)}
+
+
+class Needy(Guess):
+    """Fails without targets."""
+
+    def forward(self, tokens, target, at):
+        return {"patch": target.flat(self.rows(tokens, target))}
+
+
+class Idle(Guess):
+    """Has a weight that learns nothing."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.spare = nn.Linear(2, 2)
+
+
+class Mixing(Guess):
+    """Lets sequences read one another."""
+
+    def seen(self, tokens):
+        return super().seen(tokens) + tokens.patches.mean()
+
+
+class Ordered(Guess):
+    """Declares that blocks are guessed apart, and lets them read one another."""
+
+    def rows(self, tokens, target):
+        rows = super().rows(tokens, target)
+        return rows + rows.flatten(2).cumsum(1).unflatten(2, rows.shape[2:])
+
+
+class ReadsPadding(Guess):
+    """Reads the padding of short contexts."""
+
+    def seen(self, tokens):
+        return tokens.patches.mean(1)
+
+
+class KeepsPadding(Guess):
+    """Returns a row for the padding of short targets."""
+
+    def forward(self, tokens, target, at):
+        return {} if target is None else {"patch": self.rows(tokens, target).flatten(0, 2)}
+
+
+class Coarse(Guess):
+    """Loses its digits under bfloat16."""
+
+    def rows(self, tokens, target):
+        return super().rows(tokens, target) * 1e3 - (super().rows(tokens, target) * 1e3).round() * 0.999
+
+
+class Breaks(Guess):
+    """Has a block that a compiler cannot take whole."""
+
+    class Block(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.layer = nn.Linear(width, width)
+
+        def forward(self, x):
+            return self.layer(x) if x.sum().item() > -1e9 else x
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.blocks = nn.ModuleList([Breaks.Block(encoder.width)])
+
+
+PREDICTORS = {
+    WrongWidth: "outputs",
+    Needy: "unmasked",
+    Idle: "learns",
+    Mixing: "alone",
+    Ordered: "order",
+    ReadsPadding: "ragged_context",
+    KeepsPadding: "ragged_target",
+    Coarse: "bf16",
+    Breaks: "compiles",
+}
+
+
+class Follow(nn.Module):
+    """A teacher that keeps its contract."""
+
+    def __init__(self, student):
+        super().__init__()
+        import copy
+
+        self.encoder = copy.deepcopy(student.encoder).requires_grad_(False)
+        self.outputs = {"patch": Signal("patch", student.encoder.width)}
+        self.register_buffer("shift", torch.zeros(student.encoder.width))
+
+    @torch.no_grad()
+    def forward(self, batch, student, at):
+        group = batch.groups["image"]
+        tokens = self.encoder(group.pixels.flatten(0, 1))
+        return {"patch": group.mask.target.flat(tokens.at(group.mask.target)) + self.shift}
+
+    @torch.no_grad()
+    def after_step(self, student, at):
+        for mine, theirs in zip(self.encoder.parameters(), student.encoder.parameters(), strict=True):
+            mine.lerp_(theirs, 0.1)
+
+
+class TooFew(Follow):
+    """Answers half of the places."""
+
+    def forward(self, batch, student, at):
+        return {"patch": super().forward(batch, student, at)["patch"][::2]}
+
+
+class Leaky(Follow):
+    """Lets gradients into its targets."""
+
+    def forward(self, batch, student, at):
+        return {"patch": super().forward(batch, student, at)["patch"] + student.tokens["image"].summary.mean()}
+
+
+class Training(Follow):
+    """Would be trained by the optimizer."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.encoder.requires_grad_(True)
+
+
+class Sharing(Follow):
+    """Holds the student's own weights."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.encoder = student.encoder
+
+
+class Hasty(Follow):
+    """Moves when it is called."""
+
+    def forward(self, batch, student, at):
+        with torch.no_grad():
+            next(self.encoder.parameters()).mul_(0.99)
+        return super().forward(batch, student, at)
+
+
+class Unsaved(Follow):
+    """Keeps state that is no buffer."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.seen = torch.zeros(())
+
+    def forward(self, batch, student, at):
+        return {"patch": super().forward(batch, student, at)["patch"] + self.seen}
+
+    def after_step(self, student, at):
+        super().after_step(student, at)
+        self.seen = self.seen + 1
+
+    def __deepcopy__(self, memo):
+        other = Unsaved.__new__(Unsaved)
+        nn.Module.__init__(other)
+        import copy
+
+        other.encoder, other.outputs = copy.deepcopy(self.encoder, memo), self.outputs
+        other.register_buffer("shift", self.shift.clone())
+        other.seen = torch.zeros(())
+        return other
+
+
+class Centred(Follow):
+    """Takes the mean over the batch away, so an image's target depends on the others."""
+
+    def forward(self, batch, student, at):
+        x = super().forward(batch, student, at)["patch"]
+        return {"patch": x - x.mean(0)}
+
+
+TARGETS = {
+    TooFew: "outputs",
+    Leaky: "still",
+    Training: "frozen",
+    Sharing: "separate",
+    Hasty: "follows",
+    Unsaved: "restores",
+    Centred: "weightless",
+}
+
+
+class Square(nn.Module):
+    """A loss that keeps its contract."""
+
+    needs_target = True
+
+    def __init__(self, signal):
+        super().__init__()
+        if signal.kind != "patch":
+            raise ValueError("of patch signals")
+
+    def forward(self, prediction, target, pairing, at):
+        return (self.rows(prediction, target) * pairing.weight).sum(), {}
+
+    def rows(self, prediction, target):
+        return (prediction - target).square().mean(1)
+
+
+class NotScalar(Square):
+    """Returns a row for each patch."""
+
+    def forward(self, prediction, target, pairing, at):
+        return self.rows(prediction, target) * pairing.weight, {}
+
+
+class WrongSlope(Square):
+    """Has a gradient that is not its own."""
+
+    def rows(self, prediction, target):
+        return (2 * prediction - prediction.detach() - target).square().mean(1)
+
+
+class Unweighted(Square):
+    """Takes the mean over rows, whatever they weigh."""
+
+    def forward(self, prediction, target, pairing, at):
+        return self.rows(prediction, target).mean(), {}
+
+
+class Batched(nn.Module):
+    """Compares images of this rank only."""
+
+    needs_target = True
+
+    def __init__(self, signal):
+        super().__init__()
+        if signal.kind != "image":
+            raise ValueError("of image signals")
+
+    def forward(self, prediction, target, pairing, at):
+        x, y = F.normalize(prediction.flatten(0, 1), dim=1), F.normalize(target.flatten(0, 1), dim=1)
+        return F.cross_entropy(x @ y.T, torch.arange(len(x))), {}
+
+
+class Overflows(Square):
+    """Is not finite for large inputs."""
+
+    def rows(self, prediction, target):
+        return ((prediction - target).square().mean(1).exp() - 1).square()
+
+
+class Moving(Square):
+    """Keeps a mean that is not saved."""
+
+    def __init__(self, signal):
+        super().__init__(signal)
+        self.mean = torch.zeros(())
+
+    def rows(self, prediction, target):
+        rows = super().rows(prediction, target)
+        if self.training:
+            self.mean = self.mean + rows.detach().mean().abs() * 0 + 0.1
+        return rows + self.mean
+
+
+LOSSES = {
+    NotScalar: "returns",
+    WrongSlope: "gradient",
+    Unweighted: "weights",
+    Batched: "ranks",
+    Overflows: "extremes",
+    Moving: "restores",
+}
+
+
+class Look(nn.Module):
+    """An encoder that keeps its contract: patches embedded, places added, one block; drops what is hidden."""
+
+    ragged = False
+
+    def __init__(self):
+        super().__init__()
+        self.width = 16
+        self.embed = nn.Linear(3 * 64, 16)
+        self.blocks = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+
+    def grid(self, size):
+        if size[0] % 8 or size[1] % 8:
+            raise ValueError(f"an image of {size} does not split into patches of 8")
+        return size[0] // 8, size[1] // 8
+
+    def forward(self, pixels, context=None, layers=0):
+        from sslzoo.nn import patchify
+
+        grid = self.grid(tuple(pixels.shape[-2:]))
+        x = patchify(self.shown(pixels, context, grid), (8, 8))
+        index = torch.arange(x.shape[1]).expand(len(x), -1) if context is None else context.index
+        x = self.embed(x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))) + self.place(index, grid)
+        outs = []
+        for block in self.blocks:
+            x = x + block(x).tanh()
+            outs.append(x)
+        x = self.last(x)
+        return Tokens(x, index, x.mean(1), grid, layers=tuple(outs[len(outs) - layers :]))
+
+    def shown(self, pixels, context, grid):
+        return pixels
+
+    def place(self, index, grid):
+        return torch.sin(index[..., None] * torch.linspace(0.1, 1, 16))
+
+    def last(self, x):
+        return x
+
+
+class Peeks(Look):
+    """Lets hidden patches through."""
+
+    def shown(self, pixels, context, grid):
+        return pixels + pixels.mean((1, 2, 3), keepdim=True)
+
+
+class ByOrder(Look):
+    """Gives places by order, not by index."""
+
+    def place(self, index, grid):
+        return super().place(torch.arange(index.shape[1]).expand_as(index), grid)
+
+
+class Placeless(Look):
+    """Knows no places."""
+
+    def place(self, index, grid):
+        return torch.zeros(16)
+
+
+class OneGrid(Look):
+    """Says another grid for other sizes than it serves."""
+
+    def grid(self, size):
+        return min(3, size[0] // 8), min(3, size[1] // 8)
+
+
+class FewLayers(Look):
+    """Gives one layer, however many are asked for."""
+
+    def forward(self, pixels, context=None, layers=0):
+        return super().forward(pixels, context, min(layers, 1))
+
+
+class Padded(Look):
+    """Declares that it takes ragged contexts, and reads their padding."""
+
+    ragged = True
+
+
+class Spare(Look):
+    """Has a weight that learns nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Linear(2, 2)
+
+
+class Crowd(Look):
+    """Lets images read one another."""
+
+    def last(self, x):
+        return x + x.mean(0, keepdim=True)
+
+
+class Narrow(Look):
+    """Declares another width."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = 8
+
+
+ENCODERS = {
+    Narrow: "returns",
+    Peeks: "hidden",
+    ByOrder: "order",
+    Placeless: "places",
+    OneGrid: "sizes",
+    FewLayers: "layered",
+    Padded: "ragged",
+    Spare: "learns",
+    Crowd: "alone",
+}
+
+
+@hookimpl
+def sslzoo_masks():
+    return {"broken-last-row": LastRow}
