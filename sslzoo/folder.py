@@ -10,6 +10,7 @@ eval/            figures                              report/      plots
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from sslzoo.metrics import Lines
 
 # A resumed run may differ from its folder's recipe in these: they do not change what is computed.
 _RUN = "log_every save_every keep milestones workers device micro compile held held_every unreadable"
+_PLUGIN = re.compile(r"^# plugin (\S+) (\S+)$", re.MULTILINE)
 HARMLESS = ("evaluate", "plugins", *(f"run.{key}" for key in _RUN.split()))
 
 
@@ -61,6 +63,13 @@ class Folder:
             self.recipe.write_text(resolved)
         except OSError as error:
             raise RunError(f"the run folder {self.path} cannot be written: {error}") from error
+
+    def upgraded(self, resolved: str) -> list[str]:
+        """A line for each plugin whose version (of a file: its content) is not what it was when this run began."""
+        had = dict(_PLUGIN.findall(self.recipe.read_text())) if self.recipe.exists() else {}
+        now = dict(_PLUGIN.findall(resolved))
+        changed = [name for name in had if now.get(name, had[name]) != had[name]]
+        return [f"plugin {name} was {had[name]} and is {now[name]}" for name in changed]
 
     def note(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
         """Appends lines to a .jsonl file of the folder."""

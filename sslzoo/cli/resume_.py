@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -14,7 +15,10 @@ import click
 @click.option("--nodes", type=click.IntRange(1), help="Another number of nodes.")
 @click.option("--gpus", type=click.IntRange(0), help="Another number of GPUs of each node.")
 @click.option("--time", help="Another time limit.")
-def command(run: Path, cluster: str | None, nodes: int | None, gpus: int | None, time: str | None) -> None:
+@click.option("--allow-upgrade", is_flag=True, help="Even if a plugin's version is another than before.")
+def command(
+    run: Path, cluster: str | None, nodes: int | None, gpus: int | None, time: str | None, allow_upgrade: bool
+) -> None:
     """Go on with the run RUN from its newest checkpoint: as a job if it was submitted, else in this process.
 
     \b
@@ -23,10 +27,12 @@ def command(run: Path, cluster: str | None, nodes: int | None, gpus: int | None,
       sslzoo resume runs/vith14 --nodes 4 --time 24h
     """
     from sslzoo.errors import UserError
+    from sslzoo.folder import Folder
+    from sslzoo.launch import snapshot
     from sslzoo.launch.state import State
     from sslzoo.launch.submit import Asked, Element, plan, refuse_if_active, send
-    from sslzoo.launch.work import work
-    from sslzoo.recipe import load
+    from sslzoo.launch.work import refuse_upgrade, work
+    from sslzoo.recipe import load, resolve
     from sslzoo.stop import Stop
 
     if not (run / "recipe.yaml").is_file():
@@ -35,15 +41,22 @@ def command(run: Path, cluster: str | None, nodes: int | None, gpus: int | None,
     changed = {"cluster": cluster, "nodes": nodes, "gpus": gpus, "time": time}
     changed = {name: value for name, value in changed.items() if value is not None}
     recipe, installed = load(str(run))
+    if not allow_upgrade:
+        refuse_upgrade(recipe, installed, run)
     if not told:
         if changed:
             raise UserError(f"{run} was not submitted to a cluster; `sslzoo submit {run} --out {run}` does")
         stop = Stop()
         stop.listen()
-        work(recipe, installed, run, stop, evaluate=True)
+        work(recipe, installed, run, stop, evaluate=True, upgrade=True)
         return
     refuse_if_active(run)
     asked = Asked(**{**told["asked"], "then": tuple(told["asked"]["then"]), **changed})
     made = plan(Element(run, recipe, installed), asked, installed)
-    (job,) = send(made, [run.resolve()], asked, Path(told["top"]), sys.argv[1:])
+    top = Path(told["top"])
+    if allow_upgrade:  # this run alone goes on with the code of now
+        top = run.resolve()
+        files = snapshot.take(installed, recipe.plugins, top / "code")
+        Folder(run).prepare(resolve(replace(recipe, plugins=files), installed))
+    (job,) = send(made, [run.resolve()], asked, top, sys.argv[1:])
     click.echo(f"job {job}: {run}")

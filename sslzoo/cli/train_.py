@@ -18,7 +18,10 @@ from sslzoo.cli.options import recipe_options
     help="Run folder; if left out, runs/NAME, or RECIPE itself if that is a run folder.",
 )
 @click.option("--evaluate/--no-evaluate", default=True, help="Probe the encoder at the end, if the recipe says how.")
-def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], out: Path | None, evaluate: bool) -> None:
+@click.option("--allow-upgrade", is_flag=True, help="Resume even if a plugin's version is another than before.")
+def command(
+    recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], out: Path | None, evaluate: bool, allow_upgrade: bool
+) -> None:
     """Train RECIPE: a recipe's name, a YAML file, or a run folder.
 
     The same command resumes from the newest checkpoint of the run folder. Under torchrun, every process joins in.
@@ -39,4 +42,4 @@ def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], out: 
     stop.listen()
     read, installed = load(recipe, sets, plugins)
     folder = Path(recipe) if (Path(recipe) / "recipe.yaml").is_file() else Path("runs") / read.name
-    work(read, installed, out or folder, stop, evaluate=evaluate)
+    work(read, installed, out or folder, stop, evaluate=evaluate, upgrade=allow_upgrade)

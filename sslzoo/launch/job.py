@@ -63,12 +63,15 @@ def _work(folder: Path, stop: Stop) -> None:
 
     told = State(folder).launch
     recipe, installed = load(str(folder))
-    work(recipe, installed, folder, stop, evaluate=told["evaluate"], processes=told["processes"])
+    # The code is the snapshot of the submission, whatever the installed packages say of their versions.
+    work(recipe, installed, folder, stop, evaluate=told["evaluate"], processes=told["processes"], upgrade=True)
 
 
 def _requeue(folder: Path) -> None:
     """Asks SLURM to run this job again. After a requeue by hand SLURM does so anyway, and says that it is pending."""
     job, state = os.environ["SLURM_JOB_ID"], State(folder)
+    if not state.claim(f"requeued-{job}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"):
+        return  # another process has; a second request might hit the job when it already runs again
     state.tell("requeued")
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     if done.returncode and "pending" not in done.stderr:

@@ -19,6 +19,7 @@ def take(installed: Catalogue, files: Sequence[Path], place: Path) -> tuple[Path
 
     With `place` first on PYTHONPATH a job runs this code, whatever becomes of the installed one.
     """
+    contents = [file.read_bytes() for file in files]  # they may lie in an older snapshot
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     packages = {"sslzoo"} | {
@@ -35,10 +36,10 @@ def take(installed: Catalogue, files: Sequence[Path], place: Path) -> tuple[Path
         else:
             shutil.copy2(origin, place / origin.name)
     copied = []
-    for number, file in enumerate(files):
+    for number, (file, content) in enumerate(zip(files, contents, strict=True)):
         copied.append(place / "plugin_files" / str(number) / file.name)  # two files may have one name
         copied[-1].parent.mkdir(parents=True)
-        shutil.copy2(file, copied[-1])
+        copied[-1].write_bytes(content)
     found = sorted(f"{one.metadata['Name']}=={one.version}" for one in distributions())
     (place / "environment.txt").write_text(f"# Python {sys.version}\n" + "\n".join(found) + "\n")
     return tuple(copied)

@@ -89,6 +89,14 @@ class State:
         self.tell("failed")
         return True
 
+    def claim(self, what: str) -> bool:
+        """Whether this process is the first of all to claim something."""
+        try:
+            (self.folder / f".{what}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the run folder for this process.

@@ -16,7 +16,7 @@ from sslzoo.launch.state import State
 from sslzoo.parallel import World
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
-from sslzoo.recipe import Recipe
+from sslzoo.recipe import Recipe, resolve
 from sslzoo.report.display import Display
 from sslzoo.stop import Stop, Stopped
 from sslzoo.train import Watch, train
@@ -27,7 +27,14 @@ class LostContact(RunError):  # noqa: N818 - what happened, as Stopped
 
 
 def work(
-    recipe: Recipe, installed: Catalogue, out: Path, stop: Stop, *, evaluate: bool, processes: int | None = None
+    recipe: Recipe,
+    installed: Catalogue,
+    out: Path,
+    stop: Stop,
+    *,
+    evaluate: bool,
+    processes: int | None = None,
+    upgrade: bool = False,
 ) -> None:
     """Trains a recipe in a run folder, then probes its encoder and draws the page of plots.
 
@@ -36,6 +43,8 @@ def work(
         LostContact: other processes are gone without a word; what was saved is on disk.
         UserError: it cannot start or go on; the reason is in the folder's failure.txt too.
     """
+    if not upgrade:
+        refuse_upgrade(recipe, installed, out)
     flow = check(recipe, installed)
     state = State(out)
     try:
@@ -55,6 +64,14 @@ def work(
         raise
     finally:
         parallel.leave()
+
+
+def refuse_upgrade(recipe: Recipe, installed: Catalogue, out: Path) -> None:
+    """Raises UserError if a plugin is not what it was when this run began."""
+    changed = Folder(out).upgraded(resolve(recipe, installed))
+    if changed:
+        text = f"{out} was begun with other plugins:\n" + "".join(f"    {line}\n" for line in changed)
+        raise UserError(text + "go on with these with --allow-upgrade, or choose another folder with --out")
 
 
 def _first(
