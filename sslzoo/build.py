@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslzoo import signature
+from sslzoo import shapes, signature
 from sslzoo.contracts import Batch, Dataset, Student
 from sslzoo.data import Sources, Views, fake_batch
-from sslzoo.errors import Problem, RecipeError, did_you_mean
+from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
 from sslzoo.optim import trainable
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
@@ -62,6 +62,11 @@ def make(installed: Catalogue, family: str, spec: Spec, *given: Any, place: str 
             return part.make(*given, **{name: signature.expand(value) for name, value in keys.items()})
         except ValueError as error:
             problems = [Problem(place, f"{part.name!r} (plugin {part.plugin} {part.version}): {error}")]
+        except UserError:
+            raise
+        except Exception as error:  # a plugin's own mistake, told as one
+            who = f"{part.name!r} (plugin {part.plugin} {part.version})"
+            problems = [Problem(place, f"{who} failed when it was made: {type(error).__name__}: {error}")]
     raise RecipeError("recipe", problems)
 
 
@@ -167,9 +172,11 @@ def _wiring(recipe: Recipe, parts: Parts, sources: Sources) -> Iterator[Problem]
             grid = parts.student.encoder.grid(views.view.size)
             place = f"masks.{name}"
             if name in masked:
-                sources.masks[name](2, grid, _rng())
-        except ValueError as error:
+                shapes.mask(sources.masks[name](2, grid, _rng()), 2, grid)
+        except (ValueError, shapes.WrongShape) as error:
             yield Problem(place, str(error))
+        except Exception as error:  # a plugin's own mistake, told as one
+            yield Problem(place, f"failed on images of {views.view.size}: {type(error).__name__}: {error}")
     ragged = [name for name in masked if sources.masks[name].ragged]
     if ragged and not parts.student.encoder.ragged:
         yield Problem(f"masks.{ragged[0]}", "contexts differ in length, which this encoder does not accept")
@@ -227,6 +234,8 @@ def _rehearse(recipe: Recipe, parts: Parts, sources: Sources) -> Flow:
         try:
             loss, _ = losses_of(parts, batch, at)
             loss.backward()
+        except shapes.WrongShape as wrong:
+            raise _error(recipe, [Problem(seen["last"], str(wrong))]) from wrong
         except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             where = seen.get("last", "the step")
             raise _error(
@@ -248,7 +257,9 @@ def _shapes(parts: Parts, seen: dict[str, str]) -> Iterator[None]:
         def enter(_module: nn.Module, _given: Any, name: str = name) -> None:
             seen["last"] = name
 
-        def leave(_module: nn.Module, _given: Any, out: Any, name: str = name) -> None:
+        def leave(module: nn.Module, given: Any, out: Any, name: str = name) -> None:
+            seen["last"] = name
+            shapes.check(name.split(".")[0], module, given, out)
             seen[name] = _shape_of(out)
 
         hooks += [part.register_forward_pre_hook(enter), part.register_forward_hook(leave)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from pathlib import Path
 
 import torch.distributed as dist
@@ -12,6 +11,7 @@ from sslzoo import checkpoint, parallel
 from sslzoo.build import Flow, build, check
 from sslzoo.errors import RunError, UserError
 from sslzoo.folder import Folder
+from sslzoo.launch.blame import blame, explain
 from sslzoo.launch.state import State
 from sslzoo.parallel import World
 from sslzoo.plugins import Catalogue
@@ -60,7 +60,10 @@ def work(
         if _is_silence(error) and not _told_within(state, 15.0):
             raise LostContact(f"other processes fell silent and none told why: {error}") from error
         if out.is_dir():
-            state.fail(str(error) if isinstance(error, UserError) else traceback.format_exc())
+            state.fail(str(error) if isinstance(error, UserError) else explain(error, recipe, installed))
+        told = blame(error, recipe, installed)
+        if told:
+            error.add_note(told)
         raise
     finally:
         parallel.leave()

@@ -20,6 +20,7 @@ ROWS = [
     "signature yamltext",
     "plugins",
     "hooks",
+    "shapes",
     "contracts parallel",
     "progress schedule stop errors rng",
 ]

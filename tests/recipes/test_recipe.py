@@ -2,28 +2,12 @@
 
 import pytest
 import yaml
+from recipe_text import GOOD
 
 from sslzoo import PluginError, RecipeError, Schedule, UserError
 from sslzoo.build import build, check
 from sslzoo.recipe import load, resolve
 from sslzoo.schedule import Duration
-
-GOOD = """\
-name: good
-data: {use: scenes, length: 32, size: 32}
-views:
-  image: {use: crop, size: 32}
-masks:
-  image: {use: multiblock, min_keep: 1}
-encoder: {use: vit, size: tiny, patch: 8}
-predictor: {use: ijepa, width: 32, depth: 1, heads: 2}
-targets:
-  teacher: {use: ema}
-losses:
-  guess: {use: smooth_l1, predict: predictor.patch, target: teacher.patch}
-optim: {lr: 1e-3}
-run: {steps: 10, batch: 4, precision: fp32, workers: 0}
-"""
 
 FIRST_TWO_PASSES = """\
 {path}: 3 problems

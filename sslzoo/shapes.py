@@ -1,0 +1,93 @@
+"""Does what leaves a part have the shape that its contract says? Asked once, in the rehearsal of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslzoo.contracts import Grid, Mask, Signal, Tokens
+
+
+class WrongShape(Exception):  # noqa: N818 - becomes a problem of the recipe
+    """What a part returned, and what its contract says."""
+
+
+def check(family: str, part: Any, given: tuple[Any, ...], out: Any) -> None:
+    """Compares what an encoder, predictor, target generator or loss returned with its contract.
+
+    Raises:
+        WrongShape: says both, in the legend's letters.
+    """
+    if family == "encoder":
+        _tokens(part, given, out)
+    elif family == "predictor":
+        tokens, target = given[0], given[1]
+        outputs = {n: s for n, s in part.outputs.items() if target is not None or s.kind == "image"}
+        rows = 0 if target is None else target.count
+        _signals(outputs, out, rows, (len(tokens.patches),), "[s e]")
+    elif family == "targets":
+        batch = given[0]
+        read = [group.pixels.shape[:2] for group in batch.groups.values() if group.role != "context"]
+        lead = (sum(views for views, _ in read), read[0][1]) if read else (0, 0)
+        _signals(part.outputs, out, len(batch.pairing.sequence), lead, "[u b e]")
+    elif family == "losses":
+        _loss(out)
+
+
+def mask(found: Any, rows: int, grid: Grid) -> None:
+    """Compares what a mask sampler returned with its contract; raises WrongShape."""
+    if not isinstance(found, Mask):
+        raise WrongShape(f"returned {_said(found)}; the contract says a Mask of context [s k] and target [s m q]")
+    context, target = found.context.index, found.target.index
+    if context.ndim != 2 or target.ndim != 3 or len(context) != len(target) or len(context) % rows:
+        raise WrongShape(
+            f"returned context {_letters(context)} and target {_letters(target)} for a batch of {rows}; the contract "
+            "says context [s k] and target [s m q], s a multiple of the batch"
+        )
+    highest = max(int(context.max()), int(target.max()))
+    if highest >= grid[0] * grid[1] or min(int(context.min()), int(target.min())) < 0:
+        raise WrongShape(f"named patch {highest}; a grid of {grid[0]} x {grid[1]} has 0 to {grid[0] * grid[1] - 1}")
+
+
+def _tokens(part: Any, given: Sequence[Any], out: Any) -> None:
+    if not isinstance(out, Tokens):
+        raise WrongShape(f"returned {_said(out)}; the contract says Tokens")
+    context = given[1] if len(given) > 1 else None
+    places = out.grid[0] * out.grid[1]
+    lengths = {places} if context is None else {places, context.index.shape[1]}
+    s, k, d = out.patches.shape if out.patches.ndim == 3 else (0, 0, 0)
+    if (s, d) != (len(given[0]), part.width) or k not in lengths:
+        wanted = f"[{len(given[0])} {' or '.join(map(str, sorted(lengths)))} {part.width}]"
+        raise WrongShape(f"returned patches {_letters(out.patches)}; the contract says [s k d] = {wanted}")
+    if out.summary.ndim != 2 or len(out.summary) != s:
+        raise WrongShape(f"returned a summary {_letters(out.summary)}; the contract says [s d], s = {s}")
+
+
+def _signals(outputs: Mapping[str, Signal], out: Any, rows: int, lead: tuple[int, ...], letters: str) -> None:
+    if not isinstance(out, Mapping) or set(out) != set(outputs):
+        names = ", ".join(sorted(out)) or "nothing" if isinstance(out, Mapping) else _said(out)
+        raise WrongShape(f"returned {names}; it declares {', '.join(sorted(outputs)) or 'nothing'}")
+    for name, signal in outputs.items():
+        shape = tuple(out[name].shape)
+        wanted = (rows, signal.width) if signal.kind == "patch" else (*lead, signal.width)
+        ids = signal.kind == "patch" and not out[name].is_floating_point() and shape == (rows,)
+        if shape != wanted and not ids:
+            form = "[t e]" if signal.kind == "patch" else letters
+            numbers = " ".join(map(str, wanted))
+            raise WrongShape(f"returned {name} {_letters(out[name])}; the contract says {form} = [{numbers}]")
+
+
+def _loss(out: Any) -> None:
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], Tensor) or out[0].ndim:
+        raise WrongShape(f"returned {_said(out)}; the contract says a 0-d value and a mapping of 0-d figures")
+
+
+def _letters(x: Tensor) -> str:
+    return f"[{' '.join(map(str, x.shape))}]"
+
+
+def _said(x: Any) -> str:
+    return f"a tensor {_letters(x)}" if isinstance(x, torch.Tensor) else f"a {type(x).__name__}"
