@@ -93,6 +93,8 @@ def _state(state: State, now: dict[str, Any], answer: slurm.Answer | None) -> tu
         waiting = answer.state in ("PENDING", "REQUEUED", "CONFIGURING", "REQUEUE_HOLD", "SUSPENDED")
         busy = own if own in ("running", "probing") else "starting"
         return "pending" if waiting else busy, answer.reason, answer.nodes
+    if answer is not None and answer.state.startswith("CANCELLED") and own != "done":
+        return "cancelled", "", answer.nodes
     if own == "done":
         return own, "", answer.nodes if answer else now.get("host", "")
     if own == "failed":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sslzoo.errors import UserError
+from sslzoo.launch import slurm
 from sslzoo.launch.state import State
 from sslzoo.stop import Stop, Stopped
 
@@ -68,10 +69,15 @@ def _work(folder: Path, stop: Stop) -> None:
 
 
 def _requeue(folder: Path) -> None:
-    """Asks SLURM to run this job again. After a requeue by hand SLURM does so anyway, and says that it is pending."""
+    """Asks SLURM to run this job again, unless SLURM has decided otherwise."""
     job, state = os.environ["SLURM_JOB_ID"], State(folder)
     if not state.claim(f"requeued-{job}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"):
         return  # another process has; a second request might hit the job when it already runs again
+    now = slurm.ask([job]).get(job)
+    if now is not None and now.state != "RUNNING":
+        # Cancelled, or requeued by hand: SLURM has decided, and a request now would undo a cancellation.
+        print(f"job {job} is {now.state}: SLURM has decided what becomes of it", flush=True)  # noqa: T201
+        return
     state.tell("requeued")
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     if done.returncode and "pending" not in done.stderr:

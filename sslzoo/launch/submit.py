@@ -125,7 +125,10 @@ def _afterwards(made: slurm.Plan, folder: Path, job: str, asked: Asked, top: Pat
     jobs = []
     for words in asked.then:
         one = replace(made, name=f"{made.name}-then", nodes=1, after=job, limit=None)
-        one = replace(one, profile=one.profile.model_copy(update={"processes_per_node": 1}), gpus=min(1, made.gpus))
+        # Where the run fails, what waits for its success goes too.
+        sbatch = {**one.profile.sbatch, "kill-on-invalid-dep": "yes"}
+        profile = one.profile.model_copy(update={"processes_per_node": 1, "sbatch": sbatch})
+        one = replace(one, profile=profile, gpus=min(1, made.gpus))
         jobs += slurm.submit(one, top / "slurm", [Command(_with_folder(words, folder))])
     return jobs
 

@@ -20,7 +20,7 @@ def losses(run):
 
 def test_a_run_is_followed_cancelled_and_resumed(cluster, tmp_path):
     run = tmp_path / "followed"
-    job = submit(cluster, run, nodes=1)
+    job = submit(cluster, run, "crawl", nodes=1)
     reach(run, 10)
     row = status(run)
     assert row["state"] == "running"
