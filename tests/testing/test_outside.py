@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sslzoo.scaffold import KINDS
+from sslzoo import UserError, catalogue, testing
+from sslzoo.scaffold import KINDS, write
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -63,14 +64,14 @@ def written(fresh, tmp_path_factory):
     for kind in KINDS:
         fresh.run("sslzoo", "new", kind, f"my-{kind}", "--into", into, cwd=into)
     fresh.install(*(into / f"sslzoo-my-{kind}" for kind in KINDS))
+    told = {one["name"]: one for one in json.loads(fresh.run("sslzoo", "plugins", "--json", cwd=into))}
+    assert all(told[f"my-{kind}"]["from"] == f"sslzoo-my-{kind}" for kind in KINDS)
     return into
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_package_passes_its_own_test_and_trains_ten_steps(fresh, written, kind):
     top = written / f"sslzoo-my-{kind}"
-    told = {one["name"]: one for one in json.loads(fresh.run("sslzoo", "plugins", "--json", cwd=top))}
-    assert told[f"my-{kind}"]["from"] == f"sslzoo-my-{kind}"
     assert "1 passed" in fresh.run("pytest", "-q", "-p", "no:cacheprovider", top, cwd=top)
     assert fresh.run("sslzoo", "check", "recipes/tiny.yaml", cwd=top).endswith("ok\n")
     evaluate = "--evaluate" if kind in ("probe", "encoder") else "--no-evaluate"
@@ -81,14 +82,12 @@ def test_a_new_package_passes_its_own_test_and_trains_ten_steps(fresh, written, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_lone_file_keeps_its_contract(kind, tmp_path):
-    def sslzoo(*words):
-        return subprocess.run([sys.executable, "-m", "sslzoo", *words], cwd=tmp_path, capture_output=True, text=True)
-
-    assert sslzoo("new", kind, "my-own", "--file").returncode == 0
-    done = sslzoo("verify", KINDS[kind], "my-own", "--plugin", "sslzoo_my_own.py")
-    assert done.returncode == 0, done.stdout
-    again = sslzoo("new", kind, "my-own", "--file")
-    assert (again.returncode, "nothing is written over" in again.stderr) == (2, True)
+    (path,) = write(kind, "my-own", tmp_path, lone=True, installed=catalogue())
+    part = catalogue([path]).parts[KINDS[kind]]["my-own"]
+    report = testing.examine(KINDS[kind], part.make)
+    assert report.ok, report
+    with pytest.raises(UserError, match="nothing is written over"):
+        write(kind, "my-own", tmp_path, lone=True, installed=catalogue())
 
 
 @pytest.mark.parametrize(
@@ -100,9 +99,9 @@ def test_a_new_lone_file_keeps_its_contract(kind, tmp_path):
     ],
 )
 def test_a_name_that_cannot_be_used_is_refused(words, says, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "sslzoo", "new", *words], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert says in done.stderr
+    with pytest.raises(UserError) as caught:
+        write(*words, tmp_path, lone=False, installed=catalogue())
+    assert says in str(caught.value)
 
 
 OUTSIDE = '''
