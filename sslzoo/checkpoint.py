@@ -20,9 +20,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sslzoo.errors import RunError
 from sslzoo.optim import trainable
+from sslzoo.parallel import split_as, whole
 from sslzoo.step import Parts
 
 NAME = re.compile(r"step-(\d{9})\.safetensors")
@@ -37,14 +39,17 @@ class Saved:
     tensors: Mapping[str, Tensor]
 
 
-def save(folder: Path, step: int, parts: Parts, optimizer: torch.optim.Optimizer) -> Path:
+def save(folder: Path, step: int, parts: Parts, optimizer: torch.optim.Optimizer, *, write: bool = True) -> Path:
     """Writes the checkpoint of `step` steps done; when this returns, it is on disk.
+
+    Every rank calls it, since weights may be split over ranks; one has `write`.
 
     Raises:
         RunError: it could not be written, such as on a full disk; earlier checkpoints are untouched.
     """
-    tensors = _snapshot(parts, optimizer)
-    place = place_of(folder, step)
+    tensors, place = _snapshot(parts, optimizer, write), place_of(folder, step)
+    if not write:
+        return place
     beside = place.with_suffix(".writing")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,12 +127,18 @@ def restore(saved: Saved, parts: Parts, optimizer: torch.optim.Optimizer) -> Non
         if name not in known or (slot != "step" and value.shape != known[name].shape):
             raise RunError(f"checkpoint {saved.path} does not fit the recipe: optimizer state {slot} of {name}")
         # Fused kernels keep the count of steps beside the weights.
-        optimizer.state[known[name]][slot] = value.to(known[name].device, copy=True)
+        split = slot != "step"
+        kept = split_as(value, known[name]) if split else value.to(known[name].device, copy=True)
+        optimizer.state[known[name]][slot] = kept
 
 
 def restore_parts(saved: Saved, parts: Parts) -> None:
     """Puts the weights of a checkpoint into parts; raises RunError as `restore`."""
     weights = {name.removeprefix("parts."): x for name, x in saved.tensors.items() if name.startswith("parts.")}
+    own = parts.state_dict()
+    for name in weights.keys() & own.keys():
+        if isinstance(own[name], DTensor) and weights[name].shape == own[name].shape:
+            weights[name] = split_as(weights[name], own[name])
     try:
         parts.load_state_dict(weights, strict=True)
     except RuntimeError as error:
@@ -141,14 +152,19 @@ def prune(folder: Path, keep: int, milestone: int | None) -> None:
             place_of(folder, step).unlink(missing_ok=True)
 
 
-def _snapshot(parts: Parts, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    # Copies, so that tied weights are written twice rather than refused.
+def _snapshot(parts: Parts, optimizer: torch.optim.Optimizer, write: bool) -> dict[str, Tensor]:
+    """Copies on the CPU, tied weights twice, of one whole tensor after the other; nothing where nobody writes."""
     tensors = {f"parts.{name}": value for name, value in parts.state_dict().items()}
     for name, parameter in trainable(parts):
         for slot, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optim.{slot}.{name}"] = value
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    found = {}
+    for name, value in tensors.items():
+        full = whole(value.detach())
+        if write:
+            found[name] = full.to("cpu", copy=True).contiguous()
+    return found
 
 
 def _checksum(step: int, tensors: Mapping[str, Tensor]) -> int:

@@ -22,7 +22,7 @@ from sslzoo.errors import RunError
 from sslzoo.metrics import Lines
 
 # A resumed run may differ from its folder's recipe in these: they do not change what is computed.
-_RUN = "log_every save_every keep milestones workers device micro compile held held_every unreadable"
+_RUN = "log_every save_every keep milestones workers device micro compile shard held held_every unreadable"
 _PLUGIN = re.compile(r"^# plugin (\S+) (\S+)$", re.MULTILINE)
 HARMLESS = ("evaluate", "plugins", *(f"run.{key}" for key in _RUN.split()))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sslzoo.parallel import whole
 from sslzoo.progress import Progress
 from sslzoo.step import Parts
 
@@ -60,7 +61,7 @@ def clip(parts: Parts, most: float | None, each: bool = False) -> Tensor:
     """
     params = [parameter for _, parameter in trainable(parts) if parameter.grad is not None]
     grads = [parameter.grad for parameter in params if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
+    norm = whole(torch.nn.utils.get_total_norm(grads))
     if most is not None and each:
         norms = torch._foreach_norm(grads)  # type: ignore[attr-defined]
         torch._foreach_mul_(grads, [torch.clamp(most / (one + 1e-6), max=1.0) for one in norms])  # type: ignore[attr-defined]

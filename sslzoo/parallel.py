@@ -7,15 +7,22 @@ the whole batch.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from sslzoo.errors import RunError
 
@@ -115,6 +122,64 @@ def _see_distinct_devices(device: torch.device) -> None:
     shared = sorted({f"{host} {uuid}" for host, uuid in found if found.count((host, uuid)) > 1})
     if shared:
         raise RunError(f"several processes were given one GPU: {', '.join(shared)}; ask for one process a GPU")
+
+
+def blocks(parts: nn.Module) -> Iterator[nn.Module]:
+    """Every block of the parts: what stands in a list called `blocks`, wherever it is."""
+    for module in parts.modules():
+        listed = getattr(module, "blocks", None)
+        yield from listed if isinstance(listed, nn.ModuleList) else ()
+
+
+def spread(parts: nn.Module, world: World, shard: int = 1, unused: bool = False) -> nn.Module:
+    """The parts, ready to train on all ranks: copies (DDP), or each parameter split over `shard` ranks (FSDP2).
+
+    With fewer shards than ranks, every `shard` neighbours hold one copy together. Gradients are means over all ranks.
+
+    Raises:
+        RunError: the ranks cannot be grouped so.
+    """
+    if shard > 1:
+        if world.size % shard:
+            raise RunError(f"run.shard: {world.size} processes cannot be grouped by {shard}")
+        mesh = init_device_mesh(world.device.type, (world.size // shard, shard), mesh_dim_names=("replicate", "shard"))
+        for block in blocks(parts):
+            fully_shard(block, mesh=mesh)
+        # What is in no block is small, and stays whole from the forward to the end of the backward. Encoders are called
+        # on their own too, so each gathers its own.
+        for name, module in parts.named_modules():
+            if name.rpartition(".")[2] == "encoder":
+                fully_shard(module, mesh=mesh, reshard_after_forward=False)
+        fully_shard(parts, mesh=mesh)
+        return parts
+    if world.size == 1:
+        return parts
+    # Buffers are equal on every rank by contract, so they need not travel before each step. Looking for unused
+    # parameters also keeps buckets as they are; rebuilt after the first step, as is usual, they would sum in another
+    # order after a restart.
+    known = inspect.signature(DistributedDataParallel).parameters
+    still: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return DistributedDataParallel(
+        parts, gradient_as_bucket_view=True, find_unused_parameters=unused or world.device.type == "cpu", **still
+    )
+
+
+def together(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    """Gradients meet once a step, in the backward of the last micro-batch."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def whole(x: Tensor) -> Tensor:
+    """The value of a tensor that may be split over ranks; all ranks must ask."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def split_as(x: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, placed and split as another; every rank gives the same."""
+    x = x.to(like.device, copy=True)
+    return distribute_tensor(x, like.device_mesh, like.placements) if isinstance(like, DTensor) else x
 
 
 def leave() -> None:

@@ -89,6 +89,7 @@ class Run(_Keys):
     log_every: int = Field(10, ge=1)
     workers: int = Field(8, ge=0)
     compile: bool = False
+    shard: int = Field(1, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     unreadable: float = Field(0.01, ge=0, le=1)
     held: int = Field(256, ge=0)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from sslzoo import checkpoint, data, optim
 from sslzoo.build import Flow, build, make
@@ -21,10 +19,10 @@ from sslzoo.contracts import Batch
 from sslzoo.errors import RunError
 from sslzoo.folder import Folder
 from sslzoo.metrics import collect, mask_shares, peak_flops, rankme
-from sslzoo.parallel import World, all_sum, meet
+from sslzoo.parallel import World, all_sum, blocks, meet, spread, together
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
-from sslzoo.recipe import Recipe, resolve
+from sslzoo.recipe import Recipe, Run, resolve
 from sslzoo.rng import key
 from sslzoo.step import Parts
 from sslzoo.stop import Stop, Stopped
@@ -69,6 +67,7 @@ def train(
         watch = Watch(stop=watch.stop)
     parts, sources = build(recipe, catalogue)
     parts.to(world.device).train()
+    model = prepare(parts, run, world, bool(flow.unused))
     optimizer = optim.make(parts, recipe.optim)
 
     shares = data.split(run.batch, world.size, run.micro)
@@ -86,8 +85,7 @@ def train(
     grids = {name: parts.student.encoder.grid(views.view.size) for name, views in sources.views.items()}
     micros = data.Micros(sources, grids, order, shares, world.rank)
     batches = data.loader(micros, start, steps, run.workers, pin=world.device.type == "cuda")
-    held = held_pixels(recipe, catalogue, sources) if world.first and run.held else None
-    model = prepare(parts, run.compile, world, bool(flow.unused))
+    held = held_pixels(recipe, catalogue, sources) if world.first or run.shard > 1 else None
     cast = torch.autocast(world.device.type, torch.bfloat16, enabled=run.precision == "bf16")
     save_every, held_every = (max(1, x.steps(order.epoch_steps)) for x in (run.save_every, run.held_every))
     milestone = run.milestones.steps(order.epoch_steps) if run.milestones else None
@@ -102,7 +100,7 @@ def train(
         loss, metrics = torch.zeros((), device=world.device), {}
         for part, batch in enumerate(data.weigh(fresh, world)):
             torch.manual_seed(key(run.seed, "noise", step, world.rank, part))
-            with cast, _together(model, part + 1 == shares.accumulate):
+            with cast, together(model, part + 1 == shares.accumulate):
                 value, metrics = model(batch, at, log_due)
                 (value / shares.accumulate).backward()
             loss += value.detach() / shares.accumulate
@@ -125,8 +123,8 @@ def train(
                 watch.show(at, line)
         if at.last or guard.stopping or (step + 1) % save_every == 0:
             guard.settle()
+            checkpoint.save(folder.checkpoints, step + 1, parts, optimizer, write=world.first)
             if world.first:
-                checkpoint.save(folder.checkpoints, step + 1, parts, optimizer)
                 checkpoint.prune(folder.checkpoints, run.keep, milestone)
         if guard.stopping and not at.last:
             meet()  # nobody leaves before the checkpoint is on disk
@@ -146,27 +144,12 @@ def resume(folder: Folder, parts: Parts, optimizer: torch.optim.Optimizer, world
     return step
 
 
-def prepare(parts: Parts, compiled: bool, world: World, unused: bool) -> nn.Module:
-    """Compiles block by block where asked, and wraps the parts for data parallel where there are several processes."""
-    if compiled:
-        for part in (parts.student.encoder, parts.student.predictor, *parts.targets.values()):
-            for block in getattr(part, "blocks", None) or getattr(getattr(part, "encoder", None), "blocks", ()):
-                block.compile(dynamic=None)
-    if world.size == 1:
-        return parts
-    # Buffers are equal on every rank by contract, so they need not travel before each step. Looking for unused
-    # parameters also keeps buckets as they are; rebuilt after the first step, as is usual, they would sum in another
-    # order after a restart.
-    known = inspect.signature(DistributedDataParallel).parameters
-    still: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    return DistributedDataParallel(
-        parts, gradient_as_bucket_view=True, find_unused_parameters=unused or world.device.type == "cpu", **still
-    )
-
-
-def _together(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    """Gradients meet once a step, in the backward of the last micro-batch."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+def prepare(parts: Parts, run: Run, world: World, unused: bool) -> nn.Module:
+    """Compiles block by block where asked, and spreads the parts over the ranks."""
+    if run.compile:
+        for block in blocks(parts):
+            block.compile(dynamic=None)
+    return spread(parts, world, run.shard, unused)
 
 
 def own_metrics(parts: Parts, at: Progress) -> dict[str, Tensor]:
@@ -289,8 +272,10 @@ class Clock:
         return found
 
 
-def held_pixels(recipe: Recipe, catalogue: Catalogue, sources: data.Sources) -> Tensor:
-    """A fixed batch of images, for figures that must be comparable over time: [n 3 H W]."""
+def held_pixels(recipe: Recipe, catalogue: Catalogue, sources: data.Sources) -> Tensor | None:
+    """A fixed batch of images, for figures that must be comparable over time: [n 3 H W]; none where run.held is 0."""
+    if not recipe.run.held:
+        return None
     views = next(iter(sources.views.values())).view
     view = views if recipe.evaluate is None else make(catalogue, "views", recipe.evaluate.view)
     pixels = []

@@ -101,18 +101,19 @@ def _first(
             state.tell("running", step=step, steps=steps)
 
         try:
-            parts = train(recipe, installed, flow, out, world, Watch(display.say, begin, show, stop))
+            train(recipe, installed, flow, out, world, Watch(display.say, begin, show, stop))
         except Stopped:
             state.tell("stopped", step=max(checkpoint.steps(Folder(out).checkpoints)))
             raise
     if evaluate and recipe.evaluate is not None:
-        from sslzoo.evaluate import finish, table
+        from sslzoo.evaluate import finish, restored, table
         from sslzoo.report.page import write
 
         stop.patient = False  # nothing is lost when probing is cut short
         if stop.asked:
             raise Stopped(f"stopped by {stop.asked}")
         state.tell("probing")
+        parts = restored(recipe, installed, out)[0].to(world.device)  # as saved: whole, wherever its shards were
         figures = finish(recipe, installed, parts, out, world.device, display.say)
         display.console.print(table(figures))
         display.say(f"plots: {write(recipe, installed, parts, build(recipe, installed)[1], out, figures)}")
