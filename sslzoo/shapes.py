@@ -30,9 +30,12 @@ def check(family: str, part: Any, given: tuple[Any, ...], out: Any) -> None:
         _signals(outputs, out, rows, (len(tokens.patches),), "[s e]")
     elif family == "targets":
         batch = given[0]
-        read = [group.pixels.shape[:2] for group in batch.groups.values() if group.role != "context"]
-        lead = (sum(views for views, _ in read), read[0][1]) if read else (0, 0)
-        _signals(part.outputs, out, len(batch.pairing.sequence), lead, "[u b e]")
+        read = [group for group in batch.groups.values() if group.role != "context"]
+        shapes = [group.pixels.shape[:2] for group in read]
+        lead = (sum(views for views, _ in shapes), shapes[0][1]) if shapes else (0, 0)
+        masked = any(group.mask is not None for group in read)  # else there is no patch to speak of
+        outputs = {n: s for n, s in part.outputs.items() if (masked if s.kind == "patch" else read)}
+        _signals(outputs, out, len(batch.pairing.sequence), lead, "[u b e]")
     elif family == "losses":
         _loss(out)
 

@@ -42,16 +42,15 @@ def gap(one, other):
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Every toy method trained ten steps by one process and by two."""
-    import os
-
     from toy_recipes import write
 
     folder = tmp_path_factory.mktemp("pairs")
-    os.environ["SSLZOO_PLUGINS"] = ""
     recipes = [write(folder, method) for method in METHODS]
-    for ranks in (1, 2):
-        done = drive(folder / f"by{ranks}", *recipes, ranks=ranks)
-        assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSLZOO_PLUGINS", "")
+        for ranks in (1, 2):
+            done = drive(folder / f"by{ranks}", *recipes, ranks=ranks)
+            assert done.returncode == 0, done.stderr
     return folder
 
 
