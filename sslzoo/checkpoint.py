@@ -136,8 +136,8 @@ def restore_parts(saved: Saved, parts: Parts) -> None:
     """Puts the weights of a checkpoint into parts; raises RunError as `restore`."""
     weights = {name.removeprefix("parts."): x for name, x in saved.tensors.items() if name.startswith("parts.")}
     own = parts.state_dict()
-    for name in weights.keys() & own.keys():
-        if isinstance(own[name], DTensor) and weights[name].shape == own[name].shape:
+    for name in weights:
+        if isinstance(own.get(name), DTensor) and weights[name].shape == own[name].shape:
             weights[name] = split_as(weights[name], own[name])
     try:
         parts.load_state_dict(weights, strict=True)

@@ -177,9 +177,11 @@ def whole(x: Tensor) -> Tensor:
 
 
 def split_as(x: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, placed and split as another; every rank gives the same."""
+    """A whole tensor, placed and split as another; every rank has the same, so nothing is sent."""
     x = x.to(like.device, copy=True)
-    return distribute_tensor(x, like.device_mesh, like.placements) if isinstance(like, DTensor) else x
+    if not isinstance(like, DTensor):
+        return x
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def leave() -> None:

@@ -41,23 +41,24 @@ def gap(one, other):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Every toy method trained ten steps by one process and by two."""
+    """Every toy method trained ten steps by one process, by two, by two that share one copy, by two such pairs."""
     from toy_recipes import write
 
     folder = tmp_path_factory.mktemp("pairs")
     recipes = [write(folder, method) for method in METHODS]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSLZOO_PLUGINS", "")
-        for ranks in (1, 2):
-            done = drive(folder / f"by{ranks}", *recipes, ranks=ranks)
+        for ranks, shard in ((1, 1), (2, 1), (2, 2), (4, 2)):
+            done = drive(folder / f"by{ranks}-{shard}", *recipes, "--", f"run.shard={shard}", ranks=ranks)
             assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.mark.two_ranks
+@pytest.mark.parametrize("many", ["2-1", "2-2", "4-2"], ids=["copies", "sharded", "sharded copies"])
 @pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_equal_one_process(pairs, method):
-    one, two = (pairs / f"by{ranks}" / f"toy-{method}" for ranks in (1, 2))
+def test_several_ranks_equal_one_process(pairs, method, many):
+    one, two = (pairs / f"by{ranks}" / f"toy-{method}" for ranks in ("1-1", many))
     assert gap(weights(one), weights(two)) < 1e-5
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert len(losses(one)) == 10
@@ -66,7 +67,7 @@ def test_two_ranks_equal_one_process(pairs, method):
 
 def test_the_loss_of_every_method_moves(pairs):
     for method in METHODS:
-        found = losses(pairs / "by1" / f"toy-{method}")
+        found = losses(pairs / "by1-1" / f"toy-{method}")
         assert found[1] != found[10]
 
 
@@ -164,13 +165,15 @@ def test_another_recipe_in_the_folder_is_refused(tmp_path, toy):
     run(recipe, out, "run.log_every=2")  # harmless
 
 
-def test_a_checkpoint_of_one_process_goes_on_under_two(tmp_path, toy):
+@pytest.mark.two_ranks
+@pytest.mark.parametrize("sets", [(), ("run.shard=2", "run.micro=2")], ids=["copies", "sharded and accumulated"])
+def test_a_checkpoint_of_one_process_goes_on_under_two(tmp_path, toy, sets):
     recipe = toy("jepa")
     drive(tmp_path / "one", recipe)
     drive(tmp_path / "both", recipe)
     for path in Folder(tmp_path / "both" / "toy-jepa").checkpoints.glob("*10.safetensors"):
         path.unlink()
-    done = drive(tmp_path / "both", recipe, ranks=2)
+    done = drive(tmp_path / "both", recipe, "--", *sets, ranks=2)
     assert "resumed from step-000000005" in done.stdout
     assert gap(weights(tmp_path / "one" / "toy-jepa"), weights(tmp_path / "both" / "toy-jepa")) < 1e-5
 
@@ -199,6 +202,22 @@ def test_steps_that_are_not_finite_change_nothing_and_three_end_the_run(tmp_path
     recipe.write_text(recipe.read_text().replace("nan_from: 63", "nan_from: 1"))
     with pytest.raises(RunError, match="3 steps in a row"):
         run(recipe, tmp_path / "bad")
+
+
+@pytest.mark.two_ranks
+def test_a_step_that_is_not_finite_changes_no_shard_and_shards_go_on_whole(tmp_path, toy):
+    recipe = toy("jepa")
+    recipe.write_text(recipe.read_text().replace("length: 64", "length: 64, nan_from: 63"))
+    sets = ("--", "run.batch=8", "run.steps=8")
+    assert drive(tmp_path / "one", recipe, *sets).returncode == 0
+    done = drive(tmp_path / "many", recipe, *sets, "run.shard=2", ranks=2)
+    assert done.returncode == 0, done.stderr
+    one, many = tmp_path / "one" / "toy-jepa", tmp_path / "many" / "toy-jepa"
+    assert len(list((one / "nonfinite").iterdir())) == 1
+    assert gap(weights(one), weights(many)) < 1e-5
+    (Folder(many).checkpoints / "step-000000008.safetensors").unlink()
+    assert "resumed from step-000000005" in drive(tmp_path / "many", recipe, *sets).stdout
+    assert gap(weights(one), weights(many)) < 1e-5
 
 
 def test_unreadable_images_are_replaced_counted_and_too_many_refused(tmp_path, toy):
