@@ -131,6 +131,17 @@ def blocks(parts: nn.Module) -> Iterator[nn.Module]:
         yield from listed if isinstance(listed, nn.ModuleList) else ()
 
 
+def copies(size: int, shard: int) -> int:
+    """How many whole copies of the weights `size` processes hold, if each is split over `shard` of them.
+
+    Raises:
+        RunError: they cannot be grouped so.
+    """
+    if size % shard:
+        raise RunError(f"run.shard: {size} processes cannot be grouped by {shard}")
+    return size // shard
+
+
 def spread(parts: nn.Module, world: World, shard: int = 1, unused: bool = False) -> nn.Module:
     """The parts, ready to train on all ranks: copies (DDP), or each parameter split over `shard` ranks (FSDP2).
 
@@ -139,10 +150,9 @@ def spread(parts: nn.Module, world: World, shard: int = 1, unused: bool = False)
     Raises:
         RunError: the ranks cannot be grouped so.
     """
+    shape = copies(world.size, shard), shard
     if shard > 1:
-        if world.size % shard:
-            raise RunError(f"run.shard: {world.size} processes cannot be grouped by {shard}")
-        mesh = init_device_mesh(world.device.type, (world.size // shard, shard), mesh_dim_names=("replicate", "shard"))
+        mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
         for block in blocks(parts):
             fully_shard(block, mesh=mesh)
         # What is in no block is small, and stays whole from the forward to the end of the backward. Encoders are called

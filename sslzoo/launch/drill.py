@@ -128,13 +128,13 @@ def _gap(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "sslzoo", "train", str(folder), "--no-evaluate"]
-    with (folder / "log.txt").open("ab") as log:
+    with (folder / "output.txt").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
 
 
 def _finish(process: subprocess.Popen[bytes]) -> None:
     if process.wait() != 0:
-        raise RunError(f"a run failed with exit code {process.returncode}; see its log.txt")
+        raise RunError(f"a run failed with exit code {process.returncode}; see its output.txt")
 
 
 def _reach(folder: Path, step: int, ended: Callable[[], bool]) -> None:

@@ -23,6 +23,10 @@ from sslzoo.errors import RunError
 PATIENCE = 90.0  # seconds to wait for a lock: the processes of a lost node take a while to die
 
 
+class InUse(RunError):  # noqa: N818 - what happened
+    """Another process holds the run folder."""
+
+
 @dataclass(frozen=True)
 class State:
     """The files of a run folder that tell of its run."""
@@ -102,10 +106,15 @@ class State:
         """Holds the run folder for this process.
 
         Raises:
-            RunError: another process holds it; says which.
+            RunError: it cannot be written.
+        InUse: another process holds it; says which.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+") as file:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / "lock").open("a+")
+        except OSError as error:
+            raise RunError(f"the run folder {self.folder} cannot be written: {error}") from error
+        with file:
             _take(file, self.folder)
             file.truncate(0)
             file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), **_job()}))
@@ -126,7 +135,7 @@ def _take(file: Any, folder: Path) -> None:
             file.seek(0)
             told = json.loads(file.read() or "{}")
             who = ", ".join(f"{key} {value}" for key, value in told.items())
-            raise RunError(f"the run folder {folder} is in use ({who}); `sslzoo status {folder}` tells more") from None
+            raise InUse(f"the run folder {folder} is in use ({who}); `sslzoo status {folder}` tells more") from None
         else:
             return
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sslzoo import data, yamltext
+from sslzoo import data, parallel, yamltext
 from sslzoo.build import check
 from sslzoo.errors import RunError, UserError
 from sslzoo.folder import Folder
@@ -85,6 +85,7 @@ def plan(element: Element, asked: Asked, installed: Catalogue, runs: int = 1) ->
     name = f"sslzoo-{element.recipe.name}" + (f"-{runs}-runs" if runs > 1 else "")
     found = slurm.Plan(name, profile, asked.nodes, gpus, text, f"sslzoo {folder.resolve()}", limit=asked.limit)
     data.split(element.recipe.run.batch, found.processes, element.recipe.run.micro)
+    parallel.copies(found.processes, element.recipe.run.shard)
     return found
 
 

@@ -12,7 +12,7 @@ from sslzoo.build import Flow, build, check
 from sslzoo.errors import RunError, UserError
 from sslzoo.folder import Folder
 from sslzoo.launch.blame import blame, explain
-from sslzoo.launch.state import State
+from sslzoo.launch.state import InUse, State
 from sslzoo.parallel import World
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
@@ -54,7 +54,7 @@ def work(
                 _first(recipe, installed, flow, out, world, stop, state, evaluate)
         else:
             train(recipe, installed, flow, out, world, Watch(stop=stop))
-    except Stopped:
+    except (Stopped, InUse):  # no failure of the run
         raise
     except BaseException as error:
         if _is_silence(error) and not _told_within(state, 15.0):
@@ -87,7 +87,7 @@ def _first(
     state: State,
     evaluate: bool,
 ) -> None:
-    with Display() as display:
+    with Display(out / "log.txt") as display:
         display.say(f"{recipe.name} in {out}: {world}")
 
         def show(at: Progress, line: dict[str, float]) -> None:
@@ -105,19 +105,23 @@ def _first(
         except Stopped:
             state.tell("stopped", step=max(checkpoint.steps(Folder(out).checkpoints)))
             raise
-    if evaluate and recipe.evaluate is not None:
-        from sslzoo.evaluate import finish, restored, table
-        from sslzoo.report.page import write
-
-        stop.patient = False  # nothing is lost when probing is cut short
-        if stop.asked:
-            raise Stopped(f"stopped by {stop.asked}")
-        state.tell("probing")
-        parts = restored(recipe, installed, out)[0].to(world.device)  # as saved: whole, wherever its shards were
-        figures = finish(recipe, installed, parts, out, world.device, display.say)
-        display.console.print(table(figures))
-        display.say(f"plots: {write(recipe, installed, parts, build(recipe, installed)[1], out, figures)}")
+        if evaluate and recipe.evaluate is not None:
+            stop.patient = False  # nothing is lost when probing is cut short
+            if stop.asked:
+                raise Stopped(f"stopped by {stop.asked}")
+            state.tell("probing")
+            _probe(recipe, installed, out, world, display)
     state.tell("done", left=0)
+
+
+def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, display: Display) -> None:
+    from sslzoo.evaluate import finish, restored, table
+    from sslzoo.report.page import write
+
+    parts = restored(recipe, installed, out)[0].to(world.device)  # as saved: whole, wherever its shards were
+    figures = finish(recipe, installed, parts, out, world.device, display.say)
+    display.print(table(figures))
+    display.say(f"plots: {write(recipe, installed, parts, build(recipe, installed)[1], out, figures)}")
 
 
 def _is_silence(error: BaseException) -> bool:

@@ -122,13 +122,13 @@ only-include = ["{module}.py"]
 """
 
 _TEST = """\
+import pytest
 from {module} import {title}
 
-from sslzoo.testing import check_{family}
 
-
-def test_{module}_keeps_its_contract():
-    check_{family}({title})
+@pytest.mark.sslzoo("{family}", {title})  # add keys: sslzoo("{family}", {title}, key=value)
+def test_{module}_keeps_its_contract(sslzoo_check):
+    sslzoo_check()
 """
 
 _README = """\

@@ -6,6 +6,12 @@
     def test_corner():
         check_masks(Corner, where=3)
 
+Or one test a check, with the pytest plugin that comes along (`sslzoo.pytest_plugin`):
+
+    @pytest.mark.sslzoo("masks", Corner, where=3)
+    def test_corner(sslzoo_check):
+        sslzoo_check()
+
 Each `check_FAMILY(make, **keys)` makes the part with the given keys, runs every check of its family and raises
 `ContractError` with all that failed: what was expected, what came, and the smallest input that shows it.
 """
@@ -17,15 +23,29 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from sslzoo.testing.report import ContractError, Report, Result, Violation, run
+from sslzoo.errors import UserError, did_you_mean
+from sslzoo.testing.report import Check, ContractError, Report, Result, Violation, run
 
 FAMILIES = ("masks", "predictors", "targets", "losses", "encoders", "views", "datasets", "probes")
 
 
-def examine(family: str, make: Callable[..., Any], **keys: Any) -> Report:
-    """Runs every check of a family; nothing is raised for a part that fails."""
-    checks = import_module(f"sslzoo.testing.{family}").CHECKS
-    return run(f"{family} {getattr(make, '__name__', make)}", checks, partial(make, **keys))
+def checks(family: str) -> dict[str, Check]:
+    """The checks of a family, by name.
+
+    Raises:
+        UserError: there is no such family.
+    """
+    if family not in FAMILIES:
+        close = did_you_mean(family, FAMILIES)
+        raise UserError(f"no family is called {family!r}{close}\nfamilies: {', '.join(FAMILIES)}")
+    return {check.__name__: check for check in import_module(f"sslzoo.testing.{family}").CHECKS}
+
+
+def examine(family: str, make: Callable[..., Any], /, *, only: str | None = None, **keys: Any) -> Report:
+    """Makes a part with `keys` and runs every check of its family, or `only` one; raises nothing if some fail."""
+    found = checks(family)
+    chosen = tuple(found.values()) if only is None else (found[only],)
+    return run(f"{family} {getattr(make, '__name__', make)}", chosen, partial(make, **keys))
 
 
 def _check(family: str) -> Callable[..., Report]:
@@ -63,5 +83,6 @@ __all__ = [
     "check_probes",
     "check_targets",
     "check_views",
+    "checks",
     "examine",
 ]

@@ -25,7 +25,7 @@ ROWS = [
     "progress schedule stop errors rng",
 ]
 LEVEL = {name: len(ROWS) - row for row, names in enumerate(ROWS) for name in names.split()}
-ASIDE = {"nn", "testing", "blocks", "__init__"}  # conveniences for plugins; the list of public names
+ASIDE = {"nn", "testing", "pytest_plugin", "blocks", "__init__"}  # conveniences for plugins; the list of public names
 
 
 def imported(path):

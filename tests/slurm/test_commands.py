@@ -78,18 +78,26 @@ def test_a_sweep_is_one_array_whose_failures_stay_alone(cluster, tmp_path):
     assert len(json.loads(sslzoo("status", out, "--json"))) == 4
 
 
-def test_a_run_goes_from_four_processes_to_two_and_back(cluster, tmp_path):
-    changing, whole = tmp_path / "changing", tmp_path / "whole"
-    submit(cluster, whole, "quick")
-    finish(whole)
-    submit(cluster, changing)
+@pytest.fixture(scope="module")
+def unbroken(cluster, tmp_path_factory):
+    """A run by four processes from start to end."""
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    submit(cluster, run, "quick")
+    finish(run)
+    return run
+
+
+@pytest.mark.parametrize("shard", [1, 2])
+def test_a_run_goes_from_four_processes_to_two_and_back(cluster, tmp_path, unbroken, shard):
+    changing = tmp_path / "changing"
+    submit(cluster, changing, more=["--set", f"run.shard={shard}"])
     for nodes, step in ((1, 40), (2, 80)):
         reach(changing, step)
         sslzoo("cancel", changing)
         wait(changing, lambda row: row["state"] not in ("running", "pending", "starting"))
         sslzoo("resume", changing, "--nodes", nodes)
     finish(changing)
-    one, other = losses(whole), losses(changing)
+    one, other = losses(unbroken), losses(changing)
     assert one.keys() == other.keys()
     assert max(abs(one[step] - other[step]) for step in one) < 1e-5
 

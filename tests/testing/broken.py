@@ -136,10 +136,10 @@ class Undeclared(Sound):
 
 
 class Slow(Sound):
-    """Takes its time for each image."""
+    """Takes its time for each image of a large batch."""
 
     def context(self, target, grid, rng):
-        for _ in range(len(target)):
+        for _ in range(len(target) if len(target) > 100 else 0):
             sum(range(200_000))
         return super().context(target, grid, rng)
 
