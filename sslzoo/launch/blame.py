@@ -52,7 +52,7 @@ def _told(plugin: str, call: str, recipe: Recipe, installed: Catalogue) -> str:
 
 
 def explain(error: BaseException, recipe: Recipe, installed: Catalogue) -> str:
-    """The traceback of an error, and whose it is."""
+    """Whose error it is, and its traceback; the error itself comes last."""
     text = "".join(traceback.format_exception(error))
     told = blame(error, recipe, installed)
-    return f"{text}{told}\n" if told else text
+    return f"{told}\n{text}" if told else text

@@ -41,6 +41,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageEnforce=associations
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=17819
 SlurmctldPort=17817

@@ -1,5 +1,6 @@
 """What people type, against a real SLURM: submit, status, logs, cancel, resume, sweeps, what comes after; and bad input."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -78,15 +79,6 @@ def test_a_sweep_is_one_array_whose_failures_stay_alone(cluster, tmp_path):
     assert len(json.loads(sslzoo("status", out, "--json"))) == 4
 
 
-@pytest.fixture(scope="module")
-def unbroken(cluster, tmp_path_factory):
-    """A run by four processes from start to end."""
-    run = tmp_path_factory.mktemp("unbroken") / "run"
-    submit(cluster, run, "quick")
-    finish(run)
-    return run
-
-
 @pytest.mark.parametrize("shard", [1, 2])
 def test_a_run_goes_from_four_processes_to_two_and_back(cluster, tmp_path, unbroken, shard):
     changing = tmp_path / "changing"
@@ -121,6 +113,17 @@ def test_status_works_without_accounting(cluster, tmp_path, monkeypatch):
     assert ask([job])[job].state == "COMPLETED"
 
 
+def test_a_mask_from_a_lone_file_goes_along_as_it_was(cluster, tmp_path):
+    sslzoo("new", "mask", "my-stripes", "--file", "--into", tmp_path)
+    run, plugin = tmp_path / "stripes", tmp_path / "sslzoo_my_stripes.py"
+    more = ["--plugin", plugin, "--set", "masks.image={use: my-stripes}"]
+    submit(cluster, run, "quick", nodes=1, steps=6, more=more)
+    version = hashlib.sha256(plugin.read_bytes()).hexdigest()[:12]
+    plugin.write_text("raise RuntimeError('changed after it was submitted')\n")
+    assert finish(run)["step"] == 6
+    assert version in (run / "recipe.yaml").read_text()
+
+
 def test_a_drill_ends_with_a_verdict(cluster, tmp_path):
     words = settings(cluster, 40)
     told = sslzoo(
@@ -143,8 +146,8 @@ def test_a_drill_ends_with_a_verdict(cluster, tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("partition: nowhere", "invalid partition"),
-        ("account: nobody", "Invalid account"),
+        ("partition: nowhere\ngpus_per_node: 0", "invalid partition"),
+        ("account: nobody\ngpus_per_node: 0", "Invalid account"),
         ("partitoin: low", "did you mean partition?"),
         ("time: soon", "a time is wanted"),
         ("gpus_per_node: 4", "SLURM refused the job"),
@@ -214,4 +217,5 @@ def test_a_process_that_dies_ends_the_job_with_its_own_error(cluster, tmp_path):
     row = wait(run, lambda row: row["state"] in ("done", "failed"))
     assert row["state"] == "failed"
     assert row["reason"] == "ValueError: rank three has had enough"
+    assert "this arose in the plugin" in sslzoo("logs", run)
     assert "rank three has had enough" in sslzoo("logs", run)

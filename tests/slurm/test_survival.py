@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import HERE, SAVE_EVERY, STEPS, finish, reach, submit
+from conftest import HERE, SAVE_EVERY, STEPS, finish, reach, status, submit
 
 from sslzoo.launch.drill import compare
 from sslzoo.launch.state import State
@@ -14,15 +14,10 @@ from sslzoo.launch.state import State
 pytestmark = pytest.mark.slurm
 
 
-@pytest.fixture(scope="module")
-def unbroken(cluster, tmp_path_factory):
-    """The run that the others must equal."""
-    out = tmp_path_factory.mktemp("runs") / "unbroken"
-    submit(cluster, out, "quick")
-    row = finish(out)
+def test_an_unbroken_run_starts_once_on_both_nodes(unbroken):
+    row = status(unbroken)
     assert (row["restarts"], row["repeated"]) == (0, 0)
     assert row["nodes"] == "n[1-2]"
-    return out
 
 
 def check(unbroken, run, capsys, what):

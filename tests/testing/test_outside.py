@@ -1,7 +1,9 @@
 """Plugins from outside: what `sslzoo new` writes, and a third party's package, really installed by pip in a fresh environment."""
 
+import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -20,14 +22,17 @@ class Environment:
     """A fresh virtual environment: sslzoo and plugins installed by pip, heavy packages seen from this one."""
 
     def __init__(self, folder):
-        self.folder = folder
+        self.folder, self.python = folder, folder / "bin" / "python"
+
+    def make(self):
+        folder = self.folder
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        self.python = folder / "bin" / "python"
         # As site-packages of the new environment, but after its own; .pth files there (ours) are not followed.
         here = next(path for path in sys.path if path.endswith("site-packages"))
         site = next((folder / "lib").glob("python*/site-packages"))
         (site / "heavy.pth").write_text(f"{here}\n")
         self.install(ROOT)
+        return self
 
     def install(self, *packages):
         command = [
@@ -53,26 +58,48 @@ class Environment:
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
-    return Environment(tmp_path_factory.mktemp("env") / "venv")
+def shared(tmp_path_factory):
+    """Makes a folder once for all of pytest's workers."""
+
+    def once(name, make):
+        root = tmp_path_factory.getbasetemp()
+        root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+        with (root / f"{name}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not (root / name / "made").exists():
+                make(root / name)
+                (root / name / "made").touch()
+        return root / name
+
+    return once
 
 
 @pytest.fixture(scope="module")
-def written(fresh, tmp_path_factory):
-    """A package of each kind, written by `sslzoo new` and installed."""
-    into = tmp_path_factory.mktemp("written")
+def written(shared):
+    """A package of each kind, written by `sslzoo new`, and an environment with all of them installed."""
+    return shared("written", write_and_install)
+
+
+@pytest.fixture(scope="module")
+def fresh(written):
+    return Environment(written / "venv")
+
+
+def write_and_install(into):
+    into.mkdir(exist_ok=True)
+    fresh = Environment(into / "venv").make()
     for kind in KINDS:
         fresh.run("sslzoo", "new", kind, f"my-{kind}", "--into", into, cwd=into)
     fresh.install(*(into / f"sslzoo-my-{kind}" for kind in KINDS))
     told = {one["name"]: one for one in json.loads(fresh.run("sslzoo", "plugins", "--json", cwd=into))}
     assert all(told[f"my-{kind}"]["from"] == f"sslzoo-my-{kind}" for kind in KINDS)
-    return into
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_package_passes_its_own_test_and_trains_ten_steps(fresh, written, kind):
     top = written / f"sslzoo-my-{kind}"
-    assert "1 passed" in fresh.run("pytest", "-q", "-p", "no:cacheprovider", top, cwd=top)
+    told = fresh.run("pytest", "-v", "-p", "no:cacheprovider", top, cwd=top)
+    assert re.search(rf"test_sslzoo_my_{kind}_keeps_its_contract\[\w+\] PASSED", told)
     assert fresh.run("sslzoo", "check", "recipes/tiny.yaml", cwd=top).endswith("ok\n")
     evaluate = "--evaluate" if kind in ("probe", "encoder") else "--no-evaluate"
     out = fresh.run("sslzoo", "train", "recipes/tiny.yaml", "--out", "run", evaluate, cwd=top)
