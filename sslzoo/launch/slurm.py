@@ -44,7 +44,9 @@ class Plan:
         if p.container is not None:
             srun.append(f"--container-image={p.container.image}")
             srun += [f"--container-mounts={','.join(p.container.mounts)}"] if p.container.mounts else []
-        exports = {**p.environment, **({"PYTHONPATH": self.pythonpath} if self.pythonpath else {})}
+        # The snapshot comes first, even where the job was submitted from a folder that holds the source.
+        snapshot = {"PYTHONPATH": self.pythonpath, "PYTHONSAFEPATH": "1"} if self.pythonpath else {}
+        exports = {**p.environment, **snapshot}
         given = {"job_name": self.name, "time": minutes(self.time), "nodes": self.nodes}
         given |= {"ntasks_per_node": p.processes(self.gpus), "cpus_per_task": p.cpus_per_process}
         given |= {"signal_delay_s": p.signal_lead, "stderr_to_stdout": True, "srun_args": srun, "comment": self.comment}

@@ -57,8 +57,11 @@ def work(
     except (Stopped, InUse):  # no failure of the run
         raise
     except BaseException as error:
-        if _is_silence(error) and not _told_within(state, 15.0):
-            raise LostContact(f"other processes fell silent and none told why: {error}") from error
+        if _is_silence(error):
+            told = _told_within(state, 15.0)
+            if not told:
+                raise LostContact(f"other processes fell silent and none told why: {error}") from error
+            raise RunError(f"another process failed first: {told}") from None
         if out.is_dir():
             state.fail(str(error) if isinstance(error, UserError) else explain(error, recipe, installed))
         told = blame(error, recipe, installed)
@@ -132,9 +135,9 @@ def _is_silence(error: BaseException) -> bool:
     )
 
 
-def _told_within(state: State, seconds: float) -> bool:
-    """Whether another process tells its own error in time."""
+def _told_within(state: State, seconds: float) -> str:
+    """What another process tells of its own error in time: its last line."""
     until = time.monotonic() + seconds
     while not state.failure and time.monotonic() < until:
         time.sleep(0.2)
-    return bool(state.failure)
+    return state.failure.strip().rpartition("\n")[2]

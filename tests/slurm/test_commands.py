@@ -218,4 +218,8 @@ def test_a_process_that_dies_ends_the_job_with_its_own_error(cluster, tmp_path):
     assert row["state"] == "failed"
     assert row["reason"] == "ValueError: rank three has had enough"
     assert "this arose in the plugin" in sslzoo("logs", run)
+    # Its own traceback is the only one; and the code that ran is that of the run folder.
+    assert "another process failed first: ValueError: rank three has had enough" in sslzoo("logs", run)
+    assert sslzoo("logs", run, "--rank", 1).count("Traceback") == 1
+    assert f'File "{run / "code" / "sslzoo" / "train.py"}"' in sslzoo("logs", run, "--rank", 3)
     assert "rank three has had enough" in sslzoo("logs", run)
