@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sslzoo.contracts import Patches, Tokens
 from sslzoo.testing.report import Check, Skip, Violation
-from sslzoo.testing.scene import AT, Encoder, declared, equal, seeded, size_of, targets, tokens, unreached
+from sslzoo.testing.scene import AT, Encoder, as_two_ranks, declared, equal, seeded, size_of, targets, tokens, unreached
 
 Make = Callable[..., Any]
 
@@ -73,6 +73,34 @@ def alone(make: Make) -> None:
     found = equal(first, cut, 1e-4)
     if found:
         raise Violation("the rows a sequence gets alone", found, f"{where}, sequence 0 of 3")
+
+
+def ranks(make: Make) -> None:
+    """Two ranks, each with half of the sequences, give the gradient of one process with all."""
+    part = _part(make).train()
+    _, _, where = _whole(part)
+    seen, asked = tokens(4, 7 if where.startswith("7") else 16), targets(4, 2, 4)
+
+    def gradients(rows: slice) -> dict[str, Any]:
+        part.zero_grad()
+        said = _said(part, _rows(seen, rows), Patches(asked.index[rows]))
+        torch.stack([_pull(x, rows) for x in said.values()]).sum().backward()
+        # Arrays: a tensor would share memory with a process that ends.
+        return {name: p.grad.numpy() for name, p in part.named_parameters() if p.grad is not None}
+
+    whole = {name: torch.from_numpy(x.copy()) for name, x in gradients(slice(0, 4)).items()}
+    halves = as_two_ranks(lambda rank: gradients(slice(2 * rank, 2 * rank + 2)))
+    both = {name: (torch.from_numpy(halves[0][name]) + torch.from_numpy(halves[1][name])) / 2 for name in whole}
+    found = equal(whole, both, 1e-5)
+    if found:
+        raise Violation("the gradient of one process", f"{found}; use gather, all_mean and all_sum of sslzoo", where)
+
+
+def _pull(x: Tensor, rows: slice) -> Tensor:
+    """A mean over sequences in which each pulls its rows another way."""
+    mine = x.float().unflatten(0, (rows.stop - rows.start, -1)).flatten(1)
+    way = torch.randn(4, mine.shape[1], generator=torch.Generator().manual_seed(6))
+    return (mine * way[rows]).sum() / len(mine)
 
 
 def order(make: Make) -> str:
@@ -177,6 +205,7 @@ CHECKS: tuple[Check, ...] = (
     unmasked,
     learns,
     alone,
+    ranks,
     order,
     ragged_context,
     ragged_target,

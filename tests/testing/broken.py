@@ -216,6 +216,14 @@ class Mixing(Guess):
         return super().seen(tokens) + tokens.patches.mean()
 
 
+class Standardised(Guess):
+    """Uses the statistics of its own rank's batch."""
+
+    def seen(self, tokens):
+        x = super().seen(tokens)
+        return (x - x.mean(0)) / (x.std(0) + 1e-3) if self.training else x
+
+
 class Ordered(Guess):
     """Declares that blocks are guessed apart, and lets them read one another."""
 
@@ -266,6 +274,7 @@ PREDICTORS = {
     Needy: "unmasked",
     Idle: "learns",
     Mixing: "alone",
+    Standardised: "ranks",
     Ordered: "order",
     ReadsPadding: "ragged_context",
     KeepsPadding: "ragged_target",

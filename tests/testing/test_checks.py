@@ -33,6 +33,12 @@ def test_a_defect_is_caught_by_the_check_that_names_it(family, part, check):
         getattr(testing, f"check_{family}")(part)
 
 
+def test_a_part_that_cannot_be_made_says_so_once():
+    (result,) = testing.examine("predictors", catalogue().parts["predictors"]["ijepa"].make).results
+    assert result.name == "made"
+    assert "nothing is published for an encoder 64 wide" in result.came
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_they_were_made_from_keeps_its_contract(family):
     """So it is the defect that is caught, and nothing else."""
