@@ -44,7 +44,7 @@ def cluster(tmp_path_factory):
     assert done.returncode == 0, (home / "up.log").read_text()
     os.environ["SLURM_CONF"] = str(daemons / "slurm.conf")
     (home / "slow.py").write_text(SLOW)
-    for name, pause in (("quick", 0), ("slow", 0.15), ("crawl", 0.9)):
+    for name, pause in (("quick", 0), ("slow", 0.15), ("steady", 0.4), ("crawl", 0.9)):
         (home / f"{name}.yaml").write_text(PROFILE.replace("{pause}", str(pause)))
     yield home
     subprocess.run([script, "down"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

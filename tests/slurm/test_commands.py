@@ -113,7 +113,32 @@ def test_status_works_without_accounting(cluster, tmp_path, monkeypatch):
     assert ask([job])[job].state == "COMPLETED"
 
 
-def test_a_mask_from_a_lone_file_goes_along_as_it_was(cluster, tmp_path):
+def test_a_dry_run_prints_the_script_and_the_plan(cluster, tmp_path):
+    words = ["--cluster", cluster / "quick.yaml", "--nodes", 2, "--time", "90m", "--out", tmp_path / "run", "--dry-run"]
+    told = sslzoo("submit", "tiny/ijepa", *words, *settings(cluster))
+    for line in (
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=2",
+        "#SBATCH --cpus-per-task=1",
+        "#SBATCH --partition=low",
+        "#SBATCH --time=90",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=USR2@10",
+        f'#SBATCH --comment="sslzoo {tmp_path / "run"}"',
+        'export GLOO_SOCKET_IFNAME="lo"',
+        f'export PYTHONPATH="{tmp_path / "run" / "code"}"',
+    ):
+        assert line in told
+    (srun,) = (line for line in told.splitlines() if line.startswith("srun"))
+    assert "--cpus-per-task=1 --kill-on-bad-exit=1" in srun
+    assert "batch 8 over 4 processes; 2 nodes x 0 GPUs" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mask_from_a_lone_file_goes_along_as_it_was(cluster, tmp_path, monkeypatch):
+    # As from inside another job, whose variables must not reach this one.
+    for name, value in {"JOB_ID": "1", "NTASKS": "9", "CPUS_PER_TASK": "7", "STEP_NUM_TASKS": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
     sslzoo("new", "mask", "my-stripes", "--file", "--into", tmp_path)
     run, plugin = tmp_path / "stripes", tmp_path / "sslzoo_my_stripes.py"
     more = ["--plugin", plugin, "--set", "masks.image={use: my-stripes}"]

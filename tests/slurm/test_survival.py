@@ -69,7 +69,7 @@ def test_a_run_stopped_by_its_time_limit_goes_on_without_loss(cluster, unbroken,
 
 def test_a_run_that_loses_a_node_goes_on_from_its_last_checkpoint(cluster, unbroken, tmp_path, capsys):
     run = tmp_path / "robbed"
-    submit(cluster, run, "crawl")
+    submit(cluster, run, "steady")
     reach(run, SAVE_EVERY + 10)
     daemons = Path(os.environ["SSLZOO_SLURM"])
     pid = (daemons / "slurmd-n2.pid").read_text().strip()

@@ -1,14 +1,13 @@
 """Checks have teeth: each part that is wrong on purpose is caught by the check that names its defect."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import broken
 import pytest
 
 from sslzoo import catalogue, testing
+from sslzoo.cli import main
 
 FAMILIES = {
     "masks": (broken.MASKS, broken.Sound),
@@ -82,17 +81,17 @@ def test_the_published_sampler_is_caught_with_its_defects():
     assert "raster order" in str(report)
 
 
-def test_verify_is_the_same_from_the_command_line():
+def test_verify_is_the_same_from_the_command_line(capsys):
     def verify(*words):
-        return subprocess.run([sys.executable, "-m", "sslzoo", "verify", *words], capture_output=True, text=True)
+        with pytest.raises(SystemExit) as left:
+            main(["verify", *words])
+        return (left.value.code or 0, *capsys.readouterr())
 
-    plugin = ("--plugin", str(Path(__file__).parent / "broken.py"))
-    done = verify("broken-last-row", *plugin)
-    assert done.returncode == 1
-    assert "every patch asked for sometimes" in done.stdout
-    assert "in 1280 draws" in done.stdout
-    told = json.loads(verify("random", "--set", "hide=0.5", "--json").stdout)
-    assert told["ok"]
-    assert verify("randm").returncode == 2
-    assert "did you mean hide?" in verify("random", "--set", "hid=0.5").stderr
-    assert "several parts" in verify("linear").stderr
+    code, out, _ = verify("broken-last-row", "--plugin", str(Path(__file__).parent / "broken.py"))
+    assert code == 1
+    assert "every patch asked for sometimes" in out
+    assert "in 1280 draws" in out
+    assert json.loads(verify("random", "--set", "hide=0.5", "--json")[1])["ok"]
+    assert verify("randm")[0] == 2
+    assert "did you mean hide?" in verify("random", "--set", "hid=0.5")[2]
+    assert "several parts" in verify("linear")[2]
