@@ -15,7 +15,7 @@ import yaml
 from conftest import HERE, drive, losses, weights
 from toy_recipes import METHODS
 
-from sslzoo import RunError, data
+from sslzoo import RunError, checkpoint, data
 from sslzoo.build import build, check
 from sslzoo.folder import Folder
 from sslzoo.parallel import World
@@ -176,6 +176,19 @@ def test_a_checkpoint_of_one_process_goes_on_under_two(tmp_path, toy, sets):
     done = drive(tmp_path / "both", recipe, "--", *sets, ranks=2)
     assert "resumed from step-000000005" in done.stdout
     assert gap(weights(tmp_path / "one" / "toy-jepa"), weights(tmp_path / "both" / "toy-jepa")) < 1e-5
+
+
+@pytest.mark.two_ranks
+def test_copies_go_from_four_processes_to_two_and_back(tmp_path, pairs):
+    """Stopped on the way, as by a preemption; the curve is that of the unbroken run."""
+    recipe, out = pairs / "toy-jepa.yaml", tmp_path / "toy-jepa"
+    for ranks, last in ((4, 3), (2, 6), (4, 10)):
+        assert drive(tmp_path, recipe, "--", "run.save_every=1", "run.keep=20", ranks=ranks).returncode == 0
+        for step in range(last + 1, 11):  # as if it had ended here
+            checkpoint.place_of(Folder(out).checkpoints, step).unlink(missing_ok=True)
+    whole = pairs / "by4-2" / "toy-jepa"
+    assert losses(out) == pytest.approx(losses(whole), rel=1e-5)
+    assert gap(weights(out), weights(whole)) < 1e-5
 
 
 @pytest.mark.two_ranks
