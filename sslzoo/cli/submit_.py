@@ -55,15 +55,14 @@ def command(
       sslzoo submit tiny/ijepa --cluster my.yaml --gpus 1 --then 'eval --untrained'
     """
     from sslzoo.cli import echo_json
-    from sslzoo.launch import slurm
-    from sslzoo.launch.submit import Asked, elements, plan, submit
+    from sslzoo.launch.submit import Asked, elements, plan, script, submit
 
     asked = Asked(cluster, nodes, gpus, time, evaluate, limit, then)
     found = elements(recipe, sets, plugins, out, sweep, seeds)
     made = plan(found[0], asked, found[0].installed, len(found))
     split = f"batch {found[0].recipe.run.batch} over {made.processes} processes"
     if dry_run:
-        click.echo(slurm.script(made, found[0].folder.resolve() / "slurm"))
+        click.echo(script(found, asked))
         click.echo(f"# {len(found)} run{'s' if len(found) > 1 else ''}; {split}; {made.nodes} nodes x {made.gpus} GPUs")
         for one in found:
             click.echo(f"# {one.folder}")

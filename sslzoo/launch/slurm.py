@@ -77,9 +77,10 @@ def executor(plan: Plan, folder: Path) -> Any:
     return made
 
 
-def script(plan: Plan, folder: Path) -> str:
-    """The batch script of a plan."""
+def script(plan: Plan, folder: Path, runs: int = 1) -> str:
+    """The batch script of a plan: of a job, or of an array of `runs`."""
     made = executor(plan, folder)
+    made.parameters |= {"map_count": runs} if runs > 1 else {}
     return made._make_submission_file_text(made._submitit_command_str, "")
 
 

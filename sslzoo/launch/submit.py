@@ -89,13 +89,25 @@ def plan(element: Element, asked: Asked, installed: Catalogue, runs: int = 1) ->
     return found
 
 
+def top_of(found: Sequence[Element]) -> Path:
+    """Where the code, scripts and logs of one run, or of all runs of a sweep, lie."""
+    folder = found[0].folder.resolve()
+    return folder if len(found) == 1 else folder.parent
+
+
+def script(found: Sequence[Element], asked: Asked) -> str:
+    """The batch script that `submit` would submit."""
+    top, made = top_of(found), plan(found[0], asked, found[0].installed, len(found))
+    return slurm.script(replace(made, pythonpath=str(top / "code")), top / "slurm", len(found))
+
+
 def submit(found: Sequence[Element], asked: Asked, words: Sequence[str]) -> list[str]:
     """Snapshots and submits runs; returns their job numbers.
 
     Raises:
         UserError: a run folder is in use, cannot be written, or holds another recipe; or SLURM refused.
     """
-    top = found[0].folder.resolve() if len(found) == 1 else found[0].folder.resolve().parent
+    top = top_of(found)
     made = plan(found[0], asked, found[0].installed, len(found))
     slurm.executor(made, top / "slurm")  # is there a SLURM?
     for one in found:
