@@ -13,6 +13,7 @@ import pytest
 from sslzoo import RunError, parallel
 from sslzoo.cli import main
 from sslzoo.launch.profile import minutes
+from sslzoo.launch.state import State
 
 SHORT = ["--set", "run.batch=8", "--set", "run.workers=0", "--set", "run.held=0", "--set", "data.length=40"]
 SHORT += ["--set", "run.log_every=1", "--set", "evaluate.train.length=60", "--set", "evaluate.test.length=40"]
@@ -167,3 +168,13 @@ def test_an_environment_that_contradicts_itself_is_refused(monkeypatch):
 )
 def test_the_first_host_of_a_list_is_where_processes_meet(nodes, first):
     assert parallel._first_host(nodes) == first
+
+
+def test_a_run_without_progress_twice_stops_and_one_with_progress_goes_on(tmp_path):
+    state = State(tmp_path)
+    for start, reached in ((0, 40), (25, 80), (80, 80), (80, 80)):  # no limit as long as steps are done
+        state.begin(start, 100)
+        state.tell("running", step=reached)
+    with pytest.raises(RunError, match="the last two attempts began at step 80 and did no step"):
+        state.begin(80, 100)
+    assert [one["repeats"] for one in state.attempts] == [0, 15, 0, 0, 0]
