@@ -95,6 +95,21 @@ class Rng:
         """Integers 0 .. high-1, int64 [rows *shape]; `high` is a number or a tensor that broadcasts to that."""
         return (self.uniform(*shape) * high).long()
 
+    def choose(self, among: Tensor, many: int) -> Tensor:
+        """As many true places of each row, at random, in rising order: bool [rows N] -> int64 [rows many].
+
+        Every row must have at least as many.
+        """
+        n = among.shape[1]
+        place = np.arange(n, dtype=np.uint64)
+        low = np.uint64((1 << max(1, (n - 1).bit_length())) - 1)  # bits that carry the place through the partition
+        lots = (self._bits(n) >> np.uint64(1)) & ~low | place
+        lots |= (~among.numpy()).astype(np.uint64) << np.uint64(63)  # what is false comes after all that is true
+        lots.partition(many - 1, axis=1)
+        chosen = (lots[:, :many] & low).astype(np.int32)
+        chosen.sort(axis=1)
+        return torch.from_numpy(chosen.astype(np.int64))
+
     def permutation(self, n: int) -> Tensor:
         """A permutation of 0 .. n-1 for each row, int64 [rows n]."""
         return torch.from_numpy(self._bits(n).argsort(1))

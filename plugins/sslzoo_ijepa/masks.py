@@ -6,6 +6,7 @@ Assran et al. 2023, section 3 and appendix A.1: a large context block, minus fou
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -78,7 +79,7 @@ class Multiblock:
             return Mask(Patches(_first(visible, context[0] * context[1])), patches)
         if self.trim == "none":
             return Mask(_ragged(visible), patches)
-        return Mask(Patches(_some(visible, least, rng)), patches)
+        return Mask(Patches(rng.choose(visible, least)), patches)
 
     def check(self, grid: Grid) -> None:
         """Sees that every size that may come up leaves `min_keep` context patches.
@@ -103,8 +104,7 @@ class Multiblock:
         area = context[0] * context[1]
         if self.overlap:
             return area
-        expected = (chance(context, grid) * (1 - chance(target, grid)) ** self.targets).sum().item()
-        wanted = int(self.keep * expected) // self.multiple * self.multiple
+        wanted = int(self.keep * expected_context(context, target, self.targets, grid)) // self.multiple * self.multiple
         # What is left if all targets fall on one place: always possible, so the search below always ends.
         return max(self.min_keep, min(wanted, area - target[0] * target[1]))
 
@@ -220,6 +220,12 @@ class MultiblockLegacy:
         return visible
 
 
+@lru_cache(maxsize=4096)
+def expected_context(context: Size, target: Size, targets: int, grid: Grid) -> float:
+    """Patches of the context block that are left to see, in the mean over all places of the blocks."""
+    return (chance(context, grid) * (1 - chance(target, grid)) ** targets).sum().item()
+
+
 def _first(visible: Tensor, length: int) -> Tensor:
     """The first visible places of each row, row-major: bool [s N] -> [s length]."""
     return (~visible).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]
@@ -230,9 +236,3 @@ def _ragged(visible: Tensor) -> Patches:
     index = _first(visible, int(length.max()))
     true = torch.arange(index.shape[1]) < length[:, None]
     return Patches(torch.where(true, index, index[:, :1]), length)
-
-
-def _some(visible: Tensor, length: int, rng: Rng) -> Tensor:
-    """As many visible places of each row, at random, in order: bool [s N] -> [s length]."""
-    lot = rng.uniform(visible.shape[1]).float() + (~visible)
-    return lot.topk(length, 1, largest=False, sorted=False).indices.sort(1).values

@@ -1,5 +1,6 @@
 """Randomness is a function of (seed, step, sample), and looks random."""
 
+import pytest
 import torch
 
 from sslzoo.rng import Rng, generator, key
@@ -63,3 +64,23 @@ def test_keys_tell_words_apart():
     assert len(keys) == 6
     assert all(0 <= one < 2**63 for one in keys)
     assert torch.equal(torch.rand(3, generator=generator(5, "x")), torch.rand(3, generator=generator(5, "x")))
+
+
+@pytest.mark.parametrize("n", [2, 64, 196, 300])
+def test_choose_takes_true_places_at_random_whatever_the_batch(n):
+    among = torch.rand(512, n, generator=torch.Generator().manual_seed(n)) < 0.6
+    among[:, :2] = True
+    many = int(among.sum(1).min())
+    found = Rng(0, 1, range(512)).choose(among, many)
+    assert found.dtype == torch.int64
+    assert among.gather(1, found).all()
+    assert (found.diff(dim=1) > 0).all()  # rising, so each once
+    alone = Rng(0, 1, [7]).choose(among[7:8], many)
+    assert torch.equal(alone[0], found[7])
+    twin = (Rng(0, 1, range(512)).uniform(n) + ~among).argsort(1)[:, :many].sort(1).values
+    assert torch.equal(found, twin)
+
+
+def test_choose_is_even():
+    taken = Rng(0, 0, range(20_000)).choose(torch.ones(20_000, 10, dtype=torch.bool), 3).flatten().bincount()
+    assert (taken / 6000 - 1).abs().max() < 0.05
