@@ -227,8 +227,10 @@ def expected_context(context: Size, target: Size, targets: int, grid: Grid) -> f
 
 
 def _first(visible: Tensor, length: int) -> Tensor:
-    """The first visible places of each row, row-major: bool [s N] -> [s length]."""
-    return (~visible).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]
+    """The first visible places of each row, row-major: bool [s N] -> [s length]; past a row's last, any place."""
+    place, count = visible.nonzero()[:, 1], visible.sum(1)
+    start = count.cumsum(0) - count
+    return place[(start[:, None] + torch.arange(length)).clamp(max=len(place) - 1)]
 
 
 def _ragged(visible: Tensor) -> Patches:

@@ -108,9 +108,7 @@ class Checkerboard:
             raise ValueError(f"cell: a square of {self.cell} covers the grid of {grid[0]} x {grid[1]}")
         kept = dark ^ (rng.uniform() < 0.5)[:, None]  # s N
         # Where one colour has more patches, chance says which stay out: cut in order, the last row would lose them.
-        order = rng.permutation(grid[0] * grid[1])
-        ranked = order.gather(1, kept.gather(1, order).int().argsort(dim=1, descending=True, stable=True))
-        context, target = ranked[:, :size], ranked.flip(1)[:, :size]
+        context, target = rng.choose(kept, size), rng.choose(~kept, size)
         return Mask(Patches(context), Patches(target[:, None]))
 
 
