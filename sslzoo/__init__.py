@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     )
     from sslzoo.errors import PluginError, RecipeError, RunError, UserError
     from sslzoo.hooks import hookimpl
-    from sslzoo.parallel import all_mean, all_sum, gather, world_size
     from sslzoo.plugins import catalogue, load
     from sslzoo.progress import Progress
+    from sslzoo.recipe.schedule import Duration, Schedule
     from sslzoo.rng import Rng
-    from sslzoo.schedule import Duration, Schedule
+    from sslzoo.run.parallel import all_mean, all_sum, gather, world_size
 
 _HOMES = {
     "contracts": "Batch Features Grid Group Mask Pairing Patches Reading Signal Student Tokens",
     "errors": "PluginError RecipeError RunError UserError",
     "hooks": "hookimpl",
-    "parallel": "all_mean all_sum gather world_size",
+    "run.parallel": "all_mean all_sum gather world_size",
     "plugins": "catalogue load",
     "progress": "Progress",
     "rng": "Rng",
-    "schedule": "Duration Schedule",
+    "recipe.schedule": "Duration Schedule",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -33,8 +33,8 @@ def _words(x: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.asarray(x, dtype=np.int64).astype(np.uint64)
 
 
-def key(*words: int | str) -> int:
-    """A seed of 63 bits for these words, in order: `key(seed, "views", step, sample)`."""
+def derive_seed(*words: int | str) -> int:
+    """A seed of 63 bits for these words, in order: `derive_seed(seed, "views", step, sample)`."""
     state = 0
     for word in words:
         number = int.from_bytes(blake2b(word.encode(), digest_size=8).digest()) if isinstance(word, str) else word
@@ -51,8 +51,8 @@ def _hash_int(x: int) -> int:
 
 
 def generator(*words: int | str) -> torch.Generator:
-    """A torch generator seeded with `key(*words)`."""
-    return torch.Generator().manual_seed(key(*words))
+    """A torch generator seeded with `derive_seed(*words)`."""
+    return torch.Generator().manual_seed(derive_seed(*words))
 
 
 class Rng:
@@ -69,7 +69,7 @@ class Rng:
 
     def __init__(self, seed: int, step: int, rows: Sequence[int]) -> None:
         self._words = (seed, "masks", step)
-        start = np.full(len(rows), key(*self._words), np.uint64)
+        start = np.full(len(rows), derive_seed(*self._words), np.uint64)
         self._state = _absorb(start, _words(rows))
         self._draws = 0
 

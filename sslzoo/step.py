@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from sslzoo.contracts import Batch, Group, Reading, Student
 from sslzoo.progress import Progress
-from sslzoo.schedule import Schedule
+
+if TYPE_CHECKING:
+    from sslzoo.recipe.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Term:
     weight: Schedule
 
 
-class Parts(nn.Module):
+class Method(nn.Module):
     """Everything of a method that has parameters or buffers, wired by the recipe."""
 
     def __init__(
@@ -45,29 +47,29 @@ class Parts(nn.Module):
         self.losses: Any = nn.ModuleDict(losses)  # name -> loss
         self.terms = dict(terms)
 
-    def forward(self, batch: Batch, at: Progress, watch: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """`losses_of` these parts; data parallel wraps this call."""
-        return losses_of(self, batch, at, watch)
+    def forward(self, batch: Batch, at: Progress, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """`compute_loss` of this method; data parallel wraps this call."""
+        return compute_loss(self, batch, at, log)
 
 
-def losses_of(parts: Parts, batch: Batch, at: Progress, watch: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+def compute_loss(method: Method, batch: Batch, at: Progress, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
     """Everything between a batch and its loss: the sum of the terms, and 0-d metrics that stay on the device.
 
-    With `watch`, also the statistics that only a log line needs.
+    With `log`, also the statistics that only a log line needs.
     """
-    student = encode_and_predict(parts.student, batch, at)
+    student = encode_and_predict(method.student, batch, at)
     signals = {f"predictor.{name}": signal for name, signal in student.signals.items()}
-    for name, target in parts.targets.items():
+    for name, target in method.targets.items():
         signals |= {f"{name}.{key}": signal for key, signal in target(batch, student, at).items()}
     total, metrics = torch.zeros((), device=student_device(student)), {}
     with _full_precision(total.device):
-        for name, term in parts.terms.items():
+        for name, term in method.terms.items():
             target = None if term.target is None else _full(signals[term.target])
-            value, extra = parts.losses[name](_full(signals[term.predict]), target, batch.pairing, at)
+            value, extra = method.losses[name](_full(signals[term.predict]), target, batch.pairing, at)
             total = total + term.weight(at) * value
             metrics |= {f"loss/{name}": value.detach()} | {f"{name}/{key}": x.detach() for key, x in extra.items()}
-        if watch:
-            metrics |= _spread(parts, signals)
+        if log:
+            metrics |= _output_std(method, signals)
     return total, metrics
 
 
@@ -86,7 +88,7 @@ def encode_and_predict(student: Student, batch: Batch, at: Progress) -> Reading:
                 found[key].append(said[key].unflatten(0, (-1, group.pixels.shape[1])))  # (c v b) e -> (c v) b e
             elif mask is not None:
                 found[key].append(said[key])
-    return Reading(tokens, {key: parts[0] if len(parts) == 1 else torch.cat(parts) for key, parts in found.items()})
+    return Reading(tokens, {key: rows[0] if len(rows) == 1 else torch.cat(rows) for key, rows in found.items()})
 
 
 def sequences(group: Group) -> Tensor:
@@ -109,11 +111,11 @@ def _full(signal: Tensor) -> Tensor:
     return signal.float() if signal.is_floating_point() else signal
 
 
-def _spread(parts: Parts, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _output_std(method: Method, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Standard deviation over rows, mean over channels, of what is guessed and what is right: 0 is collapse."""
-    spread = {}
-    for name, term in parts.terms.items():
+    found = {}
+    for name, term in method.terms.items():
         for side, key in (("prediction", term.predict), ("target", term.target)):
             if key is not None and signals[key].is_floating_point():
-                spread[f"{name}/{side}_std"] = _full(signals[key].detach()).flatten(0, -2).std(0).mean()
-    return spread
+                found[f"{name}/{side}_std"] = _full(signals[key].detach()).flatten(0, -2).std(0).mean()
+    return found

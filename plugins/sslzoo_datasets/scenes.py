@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslzoo.rng import key
+from sslzoo.rng import derive_seed
 
 Array = NDArray[np.float32]
 
@@ -126,7 +126,7 @@ class Scenes:
 
     def layout(self, i: int) -> Layout:
         """What stands where in image i."""
-        return draw(np.random.Generator(np.random.PCG64(key(self.seed, "scenes", self.split, i))))
+        return draw(np.random.Generator(np.random.PCG64(derive_seed(self.seed, "scenes", self.split, i))))
 
     def _render(self, i: int) -> Tensor:
         return torch.from_numpy(render(self.layout(i), self.size))

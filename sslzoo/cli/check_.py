@@ -22,9 +22,9 @@ def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_js
       sslzoo check ijepa/vith14_in1k
       sslzoo check my.yaml --plugin my_masks.py --set encoder.size=small
     """
-    from sslzoo.build import DRY_IMAGES, check
     from sslzoo.cli import echo_json
-    from sslzoo.recipe import load
+    from sslzoo.recipe.build import DRY_IMAGES, check
+    from sslzoo.recipe.recipe import load
 
     read, installed = load(recipe, sets, plugins)
     flow = check(read, installed)

@@ -71,7 +71,7 @@ def _grid(text: str) -> tuple[int, int]:
 
 
 def _made(installed: Catalogue, name: str) -> Any:
-    from sslzoo.build import make
+    from sslzoo.recipe.build import make
 
     return make(installed, "masks", {"use": name}, place=f"masks.{name}")
 
@@ -79,7 +79,7 @@ def _made(installed: Catalogue, name: str) -> Any:
 def _scenes(installed: Catalogue, count: int, grid: tuple[int, int]) -> Tensor:
     import torch
 
-    from sslzoo.build import make
+    from sslzoo.recipe.build import make
     from sslzoo.report.masks import synthetic
 
     if "scenes" not in installed.parts["datasets"]:
@@ -94,11 +94,11 @@ def _of_recipe(
 ) -> tuple[dict[str, Any], Tensor, tuple[int, int]]:
     import torch
 
-    from sslzoo.build import build
-    from sslzoo.data import seed_views
     from sslzoo.errors import UserError, did_you_mean
-    from sslzoo.recipe import load, names
+    from sslzoo.recipe.build import build
+    from sslzoo.recipe.recipe import load, names
     from sslzoo.report.masks import shown
+    from sslzoo.run.data import seed_views
 
     if len(what) > 1:
         known = installed.parts["masks"]
@@ -110,7 +110,7 @@ def _of_recipe(
         known = [*installed.parts["masks"], *names(installed)]
         raise UserError(f"no mask sampler or recipe is called {what[0]!r}{did_you_mean(what[0], known)}")
     recipe, loaded = load(what[0], sets, plugins)
-    parts, sources = build(recipe, loaded)
+    method, sources = build(recipe, loaded)
     if not sources.masks:
         raise UserError(f"{what[0]} has no section masks, so there is nothing to draw")
     group = next(iter(sources.masks))
@@ -118,4 +118,4 @@ def _of_recipe(
     seed_views(recipe.run.seed)
     pixels = torch.stack([view(sources.data.image(i))[0] for i in range(images)])
     sampler = {str(recipe.masks[group]["use"]): sources.masks[group]}
-    return sampler, shown(pixels), parts.student.encoder.grid(view.size)
+    return sampler, shown(pixels), method.student.encoder.grid(view.size)

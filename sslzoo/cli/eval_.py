@@ -40,10 +40,10 @@ def command(
 
     from sslzoo.cli import echo_json
     from sslzoo.errors import UserError, did_you_mean
-    from sslzoo.evaluate import bench, restored, table, untrained, write
-    from sslzoo.parallel import join
-    from sslzoo.recipe import load
-    from sslzoo.train import evaluated_encoder
+    from sslzoo.evaluate.evaluate import bench, restored, table, untrained, write
+    from sslzoo.recipe.recipe import load
+    from sslzoo.run.monitor import evaluated_encoder
+    from sslzoo.run.parallel import join
 
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it holds no recipe.yaml")
@@ -57,9 +57,9 @@ def command(
             raise UserError(text)
     opened = bench(recipe, installed, probes)
     device = join(None if recipe.run.device == "auto" else recipe.run.device).device
-    parts, steps = restored(recipe, installed, run, step)
+    method, steps = restored(recipe, installed, run, step)
     network = network or opened.settings.network
-    figures = {f"step {steps}": opened.probe(evaluated_encoder(parts, network).to(device), device)}
+    figures = {f"step {steps}": opened.probe(evaluated_encoder(method, network).to(device), device)}
     if also_untrained:
         encoder = evaluated_encoder(untrained(recipe, installed), network)
         figures["untrained"] = opened.probe(encoder.to(device), device)

@@ -29,7 +29,7 @@ def command(what: str | None, as_json: bool) -> None:
     from sslzoo.cli import echo_json
     from sslzoo.errors import UserError, did_you_mean
     from sslzoo.plugins import FAMILIES, catalogue
-    from sslzoo.recipe import names
+    from sslzoo.recipe.recipe import names
 
     known = (*FAMILIES, "recipes")
     if what is not None and what not in known:

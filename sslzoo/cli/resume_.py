@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -27,13 +26,11 @@ def command(
       sslzoo resume runs/vith14 --nodes 4 --time 24h
     """
     from sslzoo.errors import UserError
-    from sslzoo.folder import Folder
-    from sslzoo.launch import snapshot
     from sslzoo.launch.state import State
-    from sslzoo.launch.submit import Asked, Element, plan, refuse_if_active, send
+    from sslzoo.launch.submit import Asked, Element, plan, ready, refuse_if_active, send
     from sslzoo.launch.work import refuse_upgrade, work
-    from sslzoo.recipe import load, resolve
-    from sslzoo.stop import Stop
+    from sslzoo.recipe.recipe import load
+    from sslzoo.run.stop import Stop
 
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it holds no recipe.yaml")
@@ -52,11 +49,11 @@ def command(
         return
     refuse_if_active(run)
     asked = Asked(**{**told["asked"], "then": tuple(told["asked"]["then"]), **changed})
-    made = plan(Element(run, recipe, installed), asked, installed)
+    element = Element(run, recipe, installed)
+    made = plan(element, asked, installed)
     top = Path(told["top"])
     if allow_upgrade:  # this run alone goes on with the code of now
         top = run.resolve()
-        files = snapshot.take(installed, recipe.plugins, top / "code")
-        Folder(run).prepare(resolve(replace(recipe, plugins=files), installed))
+        ready([element], top)
     (job,) = send(made, [run.resolve()], asked, top, sys.argv[1:])
     click.echo(f"job {job}: {run}")

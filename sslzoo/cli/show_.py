@@ -55,7 +55,7 @@ def _recipe(name: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_json
     import yaml
 
     from sslzoo.cli import echo_json
-    from sslzoo.recipe import load, resolve
+    from sslzoo.recipe.recipe import load, resolve
 
     text = resolve(*load(name, sets, plugins))
     if as_json:
@@ -65,7 +65,7 @@ def _recipe(name: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_json
 
 
 def _keys(make: Any) -> dict[str, dict[str, Any]]:
-    from sslzoo.signature import describe, keys_of, plain
+    from sslzoo.recipe.signature import describe, keys_of, plain
 
     fields = keys_of(make).model_fields
     return {

@@ -62,7 +62,7 @@ def command(
     made = plan(found[0], asked, found[0].installed, len(found))
     split = f"batch {found[0].recipe.run.batch} over {made.processes} processes"
     if dry_run:
-        click.echo(script(found, asked))
+        click.echo(script(found, made))
         click.echo(f"# {len(found)} run{'s' if len(found) > 1 else ''}; {split}; {made.nodes} nodes x {made.gpus} GPUs")
         for one in found:
             click.echo(f"# {one.folder}")

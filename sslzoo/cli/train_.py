@@ -35,8 +35,8 @@ def command(
       torchrun --nproc-per-node 8 -m sslzoo train ijepa/vitb16_in1k
     """
     from sslzoo.launch.work import work
-    from sslzoo.recipe import load
-    from sslzoo.stop import Stop
+    from sslzoo.recipe.recipe import load
+    from sslzoo.run.stop import Stop
 
     stop = Stop()
     stop.listen()

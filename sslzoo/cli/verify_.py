@@ -29,10 +29,11 @@ def command(words: Sequence[str], plugins: tuple[Path, ...], sets: tuple[str, ..
       sslzoo verify losses mse
       sslzoo verify my-mask --plugin my_masks.py --set where=3
     """
-    from sslzoo import signature, testing, yamltext
+    from sslzoo import testing
     from sslzoo.cli import echo_json
     from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
     from sslzoo.plugins import catalogue
+    from sslzoo.recipe import signature, yamltext
 
     installed = catalogue(plugins)
     families = [words[0]] if len(words) == 2 else list(testing.FAMILIES)

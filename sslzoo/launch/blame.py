@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from sslzoo.plugins import Catalogue, singular
-from sslzoo.recipe import Recipe
+from sslzoo.recipe.recipe import Recipe
 
 _FILE = re.compile(r'File "([^"]+)", line \d+, in (\w+)')
 
@@ -51,8 +51,7 @@ def _told(plugin: str, call: str, recipe: Recipe, installed: Catalogue) -> str:
     return f"this arose in the plugin {plugin} {version}, in {call}(){used}"
 
 
-def explain(error: BaseException, recipe: Recipe, installed: Catalogue) -> str:
-    """Whose error it is, and its traceback; the error itself comes last."""
+def explain(error: BaseException, told: str) -> str:
+    """Whose error it is, if anybody's, and its traceback; the error itself comes last."""
     text = "".join(traceback.format_exception(error))
-    told = blame(error, recipe, installed)
     return f"{told}\n{text}" if told else text

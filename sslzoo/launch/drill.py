@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from sslzoo import checkpoint
 from sslzoo.errors import RunError
-from sslzoo.folder import Folder
 from sslzoo.launch.follow import rows
 from sslzoo.launch.state import State
 from sslzoo.launch.submit import Asked, Element, submit
+from sslzoo.run import checkpoint
+from sslzoo.run.folder import Folder
 
 Say = Callable[[str], None]
 TIMING = ("images_per_second", "data_wait", "mfu")  # what may differ between equal runs
@@ -57,17 +57,23 @@ class Verdict:
 
 def short(element: Element, steps: int) -> Element:
     """The same run, short, saving rarely and telling every step."""
-    from sslzoo.schedule import Duration
+    from sslzoo.recipe.schedule import Duration
 
     run = element.recipe.run.model_copy(
-        update={"steps": steps, "epochs": None, "log_every": 1, "save_every": Duration(10 * steps, "steps"), "held": 0}
+        update={
+            "steps": steps,
+            "epochs": None,
+            "log_every": 1,
+            "save_every": Duration(10 * steps, "steps"),
+            "monitor": 0,
+        }
     )
     return replace(element, recipe=replace(element.recipe, run=run, evaluate=None))
 
 
 def here(element: Element, say: Say) -> Verdict:
     """Rehearses in processes of this machine."""
-    from sslzoo.recipe import resolve
+    from sslzoo.recipe.recipe import resolve
 
     whole, broken = element.folder / "unbroken", element.folder / "broken"
     for folder in (whole, broken):

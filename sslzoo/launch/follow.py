@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sslzoo.errors import UserError
-from sslzoo.folder import Folder
 from sslzoo.launch import slurm
 from sslzoo.launch.state import State
+from sslzoo.run.folder import Folder
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def _row(run: Path, answers: dict[str, slurm.Answer]) -> Row:
 def _state(state: State, now: dict[str, Any], answer: slurm.Answer | None) -> tuple[str, str, str]:
     """State, reason and nodes: SLURM's word for what SLURM knows better, the run folder's for the rest."""
     own = now.get("state", "pending" if state.launch else "not started")
-    failure = state.failure.strip().splitlines()
-    why = failure[-1] if failure else ""
+    why = state.reason
     if answer is not None and not answer.ended:
         waiting = answer.state in ("PENDING", "REQUEUED", "CONFIGURING", "REQUEUE_HOLD", "SUSPENDED")
         busy = own if own in ("running", "probing") else "starting"

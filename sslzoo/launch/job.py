@@ -12,7 +12,7 @@ from typing import Any
 from sslzoo.errors import UserError
 from sslzoo.launch import slurm
 from sslzoo.launch.state import State
-from sslzoo.stop import Stop, Stopped
+from sslzoo.run.stop import Stop, Stopped
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Command:
 
 def _work(folder: Path, stop: Stop) -> None:
     from sslzoo.launch.work import work
-    from sslzoo.recipe import load
+    from sslzoo.recipe.recipe import load
 
     told = State(folder).launch
     recipe, installed = load(str(folder))

@@ -10,9 +10,9 @@ from typing import Any
 import click
 from pydantic import BaseModel, ConfigDict, Field
 
-from sslzoo import signature, yamltext
 from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
 from sslzoo.plugins import Catalogue
+from sslzoo.recipe import signature, yamltext
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+):(\d{2})(?::(\d{2}))?")  # 3-00:00:00, 12:30:00 or 12:30
 _SHORT = {"d": 24 * 60, "h": 60, "m": 1}

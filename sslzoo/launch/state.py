@@ -55,6 +55,11 @@ class State:
         path = self.folder / "failure.txt"
         return path.read_text() if path.exists() else ""
 
+    @property
+    def reason(self) -> str:
+        """The error itself: the last line of the failure."""
+        return self.failure.strip().rpartition("\n")[2]
+
     def write_launch(self, told: dict[str, Any]) -> None:
         """Remembers how it was submitted."""
         _write(self.folder / "launch.json", told)

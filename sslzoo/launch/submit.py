@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sslzoo import data, parallel, yamltext
-from sslzoo.build import check
 from sslzoo.errors import RunError, UserError
-from sslzoo.folder import Folder
 from sslzoo.launch import profile as profiles
 from sslzoo.launch import slurm, snapshot
 from sslzoo.launch.job import Command, Job
 from sslzoo.launch.state import State
 from sslzoo.plugins import Catalogue
-from sslzoo.recipe import Recipe, load, resolve
+from sslzoo.recipe import yamltext
+from sslzoo.recipe.build import check
+from sslzoo.recipe.recipe import Recipe, load, resolve
+from sslzoo.run import data, parallel
+from sslzoo.run.folder import Folder
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ def top_of(found: Sequence[Element]) -> Path:
     return folder if len(found) == 1 else folder.parent
 
 
-def script(found: Sequence[Element], asked: Asked) -> str:
+def script(found: Sequence[Element], made: slurm.Plan) -> str:
     """The batch script that `submit` would submit."""
-    top, made = top_of(found), plan(found[0], asked, found[0].installed, len(found))
+    top = top_of(found)
     return slurm.script(replace(made, pythonpath=str(top / "code")), top / "slurm", len(found))
 
 
@@ -112,13 +113,22 @@ def submit(found: Sequence[Element], asked: Asked, words: Sequence[str]) -> list
     slurm.executor(made, top / "slurm")  # is there a SLURM?
     for one in found:
         refuse_if_active(one.folder)
+    ready(found, top)
+    return send(made, [one.folder.resolve() for one in found], asked, top, words)
+
+
+def ready(found: Sequence[Element], top: Path) -> None:
+    """Copies the code of now to `top`, and the recipes that use it to the run folders.
+
+    Raises:
+        RunError: a folder cannot be written, or holds another recipe.
+    """
     try:
         files = snapshot.take(found[0].installed, found[0].recipe.plugins, top / "code")
     except OSError as error:
         raise RunError(f"the run folder {top} cannot be written: {error}") from error
     for one in found:
         Folder(one.folder).prepare(resolve(replace(one.recipe, plugins=files), one.installed))
-    return send(made, [one.folder.resolve() for one in found], asked, top, words)
 
 
 def send(made: slurm.Plan, folders: Sequence[Path], asked: Asked, top: Path, words: Sequence[str]) -> list[str]:

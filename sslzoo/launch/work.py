@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from sslzoo import checkpoint, parallel
-from sslzoo.build import Flow, build, check
 from sslzoo.errors import RunError, UserError
-from sslzoo.folder import Folder
 from sslzoo.launch.blame import blame, explain
 from sslzoo.launch.state import InUse, State
-from sslzoo.parallel import World
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
-from sslzoo.recipe import Recipe, resolve
+from sslzoo.recipe.build import Flow, build, check
+from sslzoo.recipe.recipe import Recipe, resolve
 from sslzoo.report.display import Display
-from sslzoo.stop import Stop, Stopped
+from sslzoo.run import checkpoint, parallel
+from sslzoo.run.folder import Folder
+from sslzoo.run.parallel import World
+from sslzoo.run.stop import Stop, Stopped
 from sslzoo.train import Watch, train
 
 
@@ -58,13 +58,13 @@ def work(
         raise
     except BaseException as error:
         if _is_silence(error):
-            told = _told_within(state, 15.0)
-            if not told:
+            first = _told_within(state, 15.0)
+            if not first:
                 raise LostContact(f"other processes fell silent and none told why: {error}") from error
-            raise RunError(f"another process failed first: {told}") from None
-        if out.is_dir():
-            state.fail(str(error) if isinstance(error, UserError) else explain(error, recipe, installed))
+            raise RunError(f"another process failed first: {first}") from None
         told = blame(error, recipe, installed)
+        if out.is_dir():
+            state.fail(str(error) if isinstance(error, UserError) else explain(error, told))
         if told:
             error.add_note(told)
         raise
@@ -118,11 +118,11 @@ def _first(
 
 
 def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, display: Display) -> None:
-    from sslzoo.evaluate import finish, restored, table
+    from sslzoo.evaluate.evaluate import finish, restored, table
     from sslzoo.report.page import write
 
-    parts = restored(recipe, installed, out)[0].to(world.device)  # as saved: whole, wherever its shards were
-    figures = finish(recipe, installed, parts, out, world.device, display.say)
+    method = restored(recipe, installed, out)[0].to(world.device)  # as saved: whole, wherever its shards were
+    figures = finish(recipe, installed, method, out, world.device, display.say)
     display.print(table(figures))
     display.say(f"plots: {write(recipe, installed, parts, build(recipe, installed)[1], out, figures)}")
 
@@ -140,4 +140,4 @@ def _told_within(state: State, seconds: float) -> str:
     until = time.monotonic() + seconds
     while not state.failure and time.monotonic() < until:
         time.sleep(0.2)
-    return state.failure.strip().rpartition("\n")[2]
+    return state.reason

@@ -13,28 +13,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from sslzoo.build import make
 from sslzoo.contracts import Grid
-from sslzoo.data import Sources, draw_mask, seed_views
-from sslzoo.evaluate import Figures, main_figures, untrained
-from sslzoo.folder import Folder
+from sslzoo.evaluate.evaluate import Figures, main_figures, untrained
 from sslzoo.plugins import Catalogue
-from sslzoo.recipe import Recipe
+from sslzoo.recipe.build import make
+from sslzoo.recipe.recipe import Recipe
 from sslzoo.report import masks
-from sslzoo.step import Parts
-from sslzoo.train import evaluated_encoder
+from sslzoo.run.data import Sources, draw_mask, seed_views
+from sslzoo.run.folder import Folder
+from sslzoo.run.monitor import evaluated_encoder
+from sslzoo.step import Method
 
 SHOWN = 8  # images on the page
 INK, ACCENT, PALE = "#2b4162", "#e4572e", "#b8c4d6"
 
 
 def write(
-    recipe: Recipe, installed: Catalogue, parts: Parts, sources: Sources, folder: Path, figures: Mapping[str, Figures]
+    recipe: Recipe, installed: Catalogue, method: Method, sources: Sources, folder: Path, figures: Mapping[str, Figures]
 ) -> Path:
     """Draws the page of a run: report/page.png, and report/index.html that holds it with the table of figures."""
     place = folder / "report"
     place.mkdir(parents=True, exist_ok=True)
-    figure = _page(recipe, installed, parts, sources, Folder(folder).metrics.read(), figures)
+    figure = _page(recipe, installed, method, sources, Folder(folder).metrics.read(), figures)
     figure.savefig(place / "page.png", dpi=110)
     picture = base64.b64encode((place / "page.png").read_bytes()).decode()
     html = _HTML.substitute(name=recipe.name, picture=picture, table=_table(figures))
@@ -45,7 +45,7 @@ def write(
 def _page(
     recipe: Recipe,
     installed: Catalogue,
-    parts: Parts,
+    method: Method,
     sources: Sources,
     lines: Sequence[Mapping[str, float]],
     figures: Mapping[str, Figures],
@@ -53,21 +53,21 @@ def _page(
     page = Figure(figsize=(15, 13), layout="constrained")
     page.suptitle(recipe.name, fontsize=15, fontweight="bold")
     top, middle, low = list(page.subfigures(3, 1, height_ratios=[1.15, 1.0, 1.9]))  # type: ignore[call-overload]
-    _masks(top, recipe, parts, sources)
+    _masks(top, recipe, method, sources)
     _curves(middle, lines, figures)
-    encoders = {"trained": evaluated_encoder(parts), "untrained": evaluated_encoder(untrained(recipe, installed))}
+    encoders = {"trained": evaluated_encoder(method), "untrained": evaluated_encoder(untrained(recipe, installed))}
     _features(low, encoders, _pixels(recipe, installed, sources))
     return page
 
 
-def _masks(page: Figure, recipe: Recipe, parts: Parts, sources: Sources) -> None:
+def _masks(page: Figure, recipe: Recipe, method: Method, sources: Sources) -> None:
     page.suptitle("masks: what is seen, and the blocks to guess", fontsize=11, x=0.01, ha="left")
     if not sources.masks:
         page.text(0.5, 0.5, "this method has no masks", ha="center", color=INK)
         return
     name = next(iter(sources.masks))
     view, sampler = sources.views[name].view, sources.masks[name]
-    grid = parts.student.encoder.grid(view.size)
+    grid = method.student.encoder.grid(view.size)
     seed_views(recipe.run.seed)
     pixels = torch.stack([view(sources.data.image(i))[0] for i in range(SHOWN - 3)])
     mask = draw_mask(sampler, grid, recipe.run.seed, 0, range(len(pixels)))
@@ -83,8 +83,13 @@ def _masks(page: Figure, recipe: Recipe, parts: Parts, sources: Sources) -> None
 def _curves(page: Figure, lines: Sequence[Mapping[str, float]], figures: Mapping[str, Figures]) -> None:
     axes = page.subplots(1, 4, gridspec_kw={"width_ratios": [1.3, 1, 1, 1.6]})
     _curve(axes[0], lines, ["loss"], "loss")
-    _curve(axes[1], lines, [key for key in (lines[-1] if lines else {}) if key.endswith("_std")], "spread over rows")
-    _curve(axes[2], lines, ["rankme"], "RankMe of held images")
+    _curve(
+        axes[1],
+        lines,
+        [key for key in (lines[-1] if lines else {}) if key.endswith("_std")],
+        "standard deviation over rows",
+    )
+    _curve(axes[2], lines, ["rankme"], "RankMe of monitored images")
     _bars(axes[3], figures)
 
 

@@ -160,7 +160,7 @@ targets:
 losses:
   guess: {use: smooth_l1, predict: predictor.patch, target: teacher.patch}
 optim: {lr: 0.001, weight_decay: 0.05}
-run: {steps: 10, batch: 8, precision: fp32, workers: 0, log_every: 1, held: 16, held_every: 5 steps}
+run: {steps: 10, batch: 8, precision: fp32, workers: 0, log_every: 1, monitor: 16, monitor_every: 5 steps}
 evaluate:
   train: {use: scenes, length: 100, size: 32}
   test: {use: scenes, split: test, length: 50, size: 32}

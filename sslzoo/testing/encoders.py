@@ -53,7 +53,7 @@ def _takes_masks(part: Any) -> tuple[tuple[int, int], Grid]:
     size, grid = _size(part)
     try:
         _said(part, _pixels(size), _some(grid))
-    except (ValueError, NotImplementedError, TypeError) as error:
+    except (ValueError, NotImplementedError) as error:  # refused; any other error is a finding
         raise Skip(f"takes no masks: {error}") from error
     return size, grid
 
@@ -179,11 +179,12 @@ def ragged(make: Make) -> None:
 def learns(make: Make) -> None:
     """A gradient reaches every parameter."""
     part = _part(make).train()
-    size, grid = _size(part)
     try:
-        said = part(_pixels(size), _some(grid))
-    except (ValueError, NotImplementedError, TypeError):
-        said = part(_pixels(size))
+        size, grid = _takes_masks(part)
+        context = _some(grid)
+    except Skip:
+        (size, grid), context = _size(part), None
+    said = part(_pixels(size), context)
     value = (said.patches * torch.randn_like(said.patches)).sum() + (
         said.summary * torch.randn_like(said.summary)
     ).sum()

@@ -96,8 +96,8 @@ def targets(rows: int, blocks: int, size: int, places: int = 16) -> Patches:
 
 def batch(images: int = 3, views: int = 1, side: int = 4 * PATCH, role: Any = "both") -> Batch:
     """Random images with random masks on a grid of 4 x 4, paired and weighted as the engine does."""
-    from sslzoo.data import pair, weigh
-    from sslzoo.parallel import World
+    from sslzoo.run.data import pair, weigh
+    from sslzoo.run.parallel import World
 
     rng = torch.Generator().manual_seed(3)
     pixels = torch.randn(views, images, 3, side, side, generator=rng)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslzoo.data import seed_views
+from sslzoo.run.data import seed_views
 from sslzoo.testing.report import Check, Violation
 
 Make = Callable[..., Any]

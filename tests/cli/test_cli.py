@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from sslzoo.cli import COMMANDS, main
 
-SHORT = ["--set", "run.steps=4", "--set", "run.batch=8", "--set", "run.workers=0", "--set", "run.held=8"]
+SHORT = ["--set", "run.steps=4", "--set", "run.batch=8", "--set", "run.workers=0", "--set", "run.monitor=8"]
 SHORT += ["--set", "data.length=40", "--set", "run.save_every=2", "--set", "run.log_every=1"]
 SHORT += ["--set", "evaluate.train.length=60", "--set", "evaluate.test.length=40"]
 

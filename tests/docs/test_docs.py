@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 import pytest
 
-from sslzoo.build import check
 from sslzoo.cli import cli
 from sslzoo.plugins import catalogue
-from sslzoo.recipe import load, names
+from sslzoo.recipe.build import check
+from sslzoo.recipe.recipe import load, names
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,7 +53,8 @@ def test_the_recipe_of_its_page_passes_check(tmp_path):
 
 
 def test_the_schedules_of_its_page_are_schedules():
-    from sslzoo import Schedule, yamltext
+    from sslzoo import Schedule
+    from sslzoo.recipe import yamltext
 
     text = (ROOT / "docs" / "recipes.md").read_text()
     block = re.search(r"```yaml\n(constant: .*?)```", text, flags=re.S)[1]

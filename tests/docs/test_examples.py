@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from sslzoo import catalogue, testing
-from sslzoo.build import check
-from sslzoo.parallel import World
-from sslzoo.recipe import load
+from sslzoo.recipe.build import check
+from sslzoo.recipe.recipe import load
+from sslzoo.run.parallel import World
 from sslzoo.train import train
 
 ROOT = Path(__file__).parents[2]
-SHORT = ["run.steps=3", "run.batch=8", "run.workers=0", "run.held=0", "run.log_every=1", "data.length=24"]
+SHORT = ["run.steps=3", "run.batch=8", "run.workers=0", "run.monitor=0", "run.log_every=1", "data.length=24"]
 
 
 @pytest.mark.parametrize(

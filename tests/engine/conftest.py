@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from toy_recipes import write
 
-from sslzoo import checkpoint
-from sslzoo.folder import Folder
+from sslzoo.run import checkpoint
+from sslzoo.run.folder import Folder
 
 HERE = Path(__file__).parent
 
@@ -38,7 +38,7 @@ def drive(out, *words, ranks=1, **options):
 def weights(run):
     """Final weights of a run folder, without the optimizer's state."""
     tensors = checkpoint.newest(Folder(run).checkpoints, print).tensors
-    return {name: value for name, value in tensors.items() if name.startswith("parts.")}
+    return {name: value for name, value in tensors.items() if name.startswith("method.")}
 
 
 def losses(run):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from sslzoo import parallel
-from sslzoo.build import check
-from sslzoo.recipe import load
+from sslzoo.recipe.build import check
+from sslzoo.recipe.recipe import load
+from sslzoo.run import parallel
 from sslzoo.train import Watch, train
 
 

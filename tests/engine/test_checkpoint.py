@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sslzoo import RunError, checkpoint
+from sslzoo import RunError
+from sslzoo.run import checkpoint
 
 
 def net():
@@ -15,31 +16,33 @@ def net():
 
 
 def stepped(steps=3):
-    parts = net()
-    optimizer = torch.optim.AdamW([p for p in parts.parameters() if p.requires_grad], lr=0.1, fused=True)
+    method = net()
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=0.1, fused=True)
     for step in range(steps):
-        parts(torch.randn(8, 3, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+        method(torch.randn(8, 3, generator=torch.Generator().manual_seed(step))).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-    return parts, optimizer
+    return method, optimizer
 
 
 def test_what_is_restored_goes_on_as_if_never_stopped(tmp_path):
-    parts, optimizer = stepped(3)
-    checkpoint.save(tmp_path, 3, parts, optimizer)
+    method, optimizer = stepped(3)
+    checkpoint.save(tmp_path, 3, method, optimizer)
     other, second = stepped(1)
     checkpoint.restore(checkpoint.newest(tmp_path, print), other, second)
-    for one, opt in ((parts, optimizer), (other, second)):
+    for one, opt in ((method, optimizer), (other, second)):
         one(torch.ones(8, 3)).square().sum().backward()
         opt.step()
-    assert all(torch.equal(a, b) for a, b in zip(parts.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(method.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text"])
 def test_a_damaged_newest_falls_back_with_a_warning(tmp_path, damage):
-    parts, optimizer = stepped()
-    checkpoint.save(tmp_path, 3, parts, optimizer)
-    path = checkpoint.save(tmp_path, 5, parts, optimizer)
+    method, optimizer = stepped()
+    checkpoint.save(tmp_path, 3, method, optimizer)
+    path = checkpoint.save(tmp_path, 5, method, optimizer)
     content = bytearray(path.read_bytes())
     if damage == "flip":
         content[-3] ^= 1
@@ -71,28 +74,28 @@ def test_every_flipped_byte_is_noticed(tmp_path):
 
 
 def test_other_parts_are_refused(tmp_path):
-    parts, optimizer = stepped()
-    saved = checkpoint.read(checkpoint.save(tmp_path, 3, parts, optimizer))
+    method, optimizer = stepped()
+    saved = checkpoint.read(checkpoint.save(tmp_path, 3, method, optimizer))
     with pytest.raises(RunError, match="does not fit"):
         checkpoint.restore_parts(saved, nn.Sequential(nn.Linear(3, 4)))
 
 
 def test_a_failed_save_leaves_the_earlier_ones(tmp_path, monkeypatch):
-    parts, optimizer = stepped()
-    checkpoint.save(tmp_path, 3, parts, optimizer)
+    method, optimizer = stepped()
+    checkpoint.save(tmp_path, 3, method, optimizer)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "_flush", full)
     with pytest.raises(RunError, match="No space left"):
-        checkpoint.save(tmp_path, 5, parts, optimizer)
+        checkpoint.save(tmp_path, 5, method, optimizer)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000003.safetensors"]
 
 
 def test_the_last_few_and_milestones_are_kept(tmp_path):
-    parts, optimizer = stepped()
+    method, optimizer = stepped()
     for step in range(1, 11):
-        checkpoint.save(tmp_path, step, parts, optimizer)
+        checkpoint.save(tmp_path, step, method, optimizer)
         checkpoint.prune(tmp_path, keep=2, milestone=4)
     assert checkpoint.steps(tmp_path) == [4, 8, 9, 10]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sslzoo.rng import Rng, generator, key
+from sslzoo.rng import Rng, derive_seed, generator
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():
@@ -54,12 +54,12 @@ def test_integers_take_a_bound_for_each_row():
 
 def test_keys_tell_words_apart():
     keys = {
-        key(1, "a"),
-        key(1, "b"),
-        key(2, "a"),
-        key("a", 1),
-        key(1, "target_long_name_1"),
-        key(1, "target_long_name_2"),
+        derive_seed(1, "a"),
+        derive_seed(1, "b"),
+        derive_seed(2, "a"),
+        derive_seed("a", 1),
+        derive_seed(1, "target_long_name_1"),
+        derive_seed(1, "target_long_name_2"),
     }
     assert len(keys) == 6
     assert all(0 <= one < 2**63 for one in keys)

@@ -15,11 +15,12 @@ import yaml
 from conftest import HERE, drive, losses, weights
 from toy_recipes import METHODS
 
-from sslzoo import RunError, checkpoint, data
-from sslzoo.build import build, check
-from sslzoo.folder import Folder
-from sslzoo.parallel import World
-from sslzoo.recipe import load
+from sslzoo import RunError
+from sslzoo.recipe.build import build, check
+from sslzoo.recipe.recipe import load
+from sslzoo.run import checkpoint, data
+from sslzoo.run.folder import Folder
+from sslzoo.run.parallel import World
 from sslzoo.train import Watch, train
 
 
@@ -75,8 +76,8 @@ def test_the_loss_of_every_method_moves(pairs):
 def test_accumulation_is_exact(tmp_path, toy, method):
     recipe = toy(method)
     whole = run(recipe, tmp_path / "whole")
-    parts = run(recipe, tmp_path / "parts", "run.micro=4")
-    assert gap(weights(whole), weights(parts)) < 1e-6
+    method = run(recipe, tmp_path / "parts", "run.micro=4")
+    assert gap(weights(whole), weights(method)) < 1e-6
 
 
 def test_workers_change_nothing(tmp_path, toy):
@@ -95,7 +96,7 @@ def test_a_seed_repeats_and_another_differs(tmp_path, toy):
 def test_a_run_that_stops_goes_on_as_if_unbroken(tmp_path, toy, stop, monkeypatch):
     recipe = toy("ibot")
     whole = run(recipe, tmp_path / "whole")
-    from sslzoo import optim
+    from sslzoo.run import optim
 
     real, steps = optim.step, iter(range(100))
 
@@ -116,7 +117,7 @@ def test_a_run_that_stops_goes_on_as_if_unbroken(tmp_path, toy, stop, monkeypatc
 @pytest.mark.slow
 def test_killed_at_ten_random_moments_equals_unbroken(tmp_path, toy):
     recipe = toy("ibot")
-    sets = ("--", "run.steps=400", "run.save_every=1", "run.log_every=1", "run.keep=3", "run.held=0")
+    sets = ("--", "run.steps=400", "run.save_every=1", "run.log_every=1", "run.keep=3", "run.monitor=0")
     assert drive(tmp_path / "whole", recipe, *sets).returncode == 0
     moments = random.Random(0)
     command = [sys.executable, str(HERE / "drive.py"), str(tmp_path / "killed"), str(recipe), *sets]

@@ -7,7 +7,7 @@ plugins: [{plugin}]
 data: {{use: noise, length: 64}}
 encoder: {{use: tiny, hidden: {hidden}}}
 optim: {{lr: {{warmup: {{steps: 3, from: 0, to: 0.01, then: {{cosine: 0.001}}}}}}, weight_decay: 0.01, clip: 1.0}}
-run: {{steps: 10, batch: 16, precision: fp32, workers: 0, log_every: 1, save_every: 5, held: 8, held_every: 5}}
+run: {{steps: 10, batch: 16, precision: fp32, workers: 0, log_every: 1, save_every: 5, monitor: 8, monitor_every: 5}}
 """
 
 _METHODS = {

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from sslzoo import RunError
-from sslzoo.build import build, check, make
-from sslzoo.evaluate import bench, extract, finish, restored, untrained
-from sslzoo.parallel import World
-from sslzoo.recipe import load
+from sslzoo.evaluate.evaluate import bench, extract, finish, restored, untrained
+from sslzoo.recipe.build import build, check, make
+from sslzoo.recipe.recipe import load
 from sslzoo.report.page import components, write
-from sslzoo.train import evaluated_encoder, train
+from sslzoo.run.monitor import evaluated_encoder, train
+from sslzoo.run.parallel import World
 
 CPU = torch.device("cpu")
-SETS = ("run.steps=4", "run.batch=8", "run.workers=0", "run.held=8", "run.log_every=2", "run.save_every=2")
+SETS = ("run.steps=4", "run.batch=8", "run.workers=0", "run.monitor=8", "run.log_every=2", "run.save_every=2")
 SETS += ("data.length=40", "evaluate.train.length=60", "evaluate.test.length=40")
 
 
@@ -23,14 +23,14 @@ def run(tmp_path_factory):
     """A short run of a shipped recipe: its folder, recipe, catalogue and trained parts."""
     out = tmp_path_factory.mktemp("run")
     recipe, installed = load("tiny/ijepa", SETS)
-    parts = train(recipe, installed, check(recipe, installed), out, World())
-    return out, recipe, installed, parts
+    method = train(recipe, installed, check(recipe, installed), out, World())
+    return out, recipe, installed, method
 
 
 def test_features_come_in_order_and_do_not_depend_on_batch_or_workers(run):
-    _, recipe, installed, parts = run
+    _, recipe, installed, method = run
     opened = bench(recipe, installed)
-    encoder = evaluated_encoder(parts)
+    encoder = evaluated_encoder(method)
     whole = extract(encoder, opened.test, opened.view, device=CPU, batch=40)
     parts_of = extract(encoder, opened.test, opened.view, device=CPU, batch=7, workers=1)
     assert torch.allclose(whole.x, parts_of.x, atol=1e-5)
@@ -42,9 +42,9 @@ def test_features_come_in_order_and_do_not_depend_on_batch_or_workers(run):
 
 
 def test_layers_give_means_over_patches_side_by_side(run):
-    _, recipe, installed, parts = run
+    _, recipe, installed, method = run
     opened = bench(recipe, installed)
-    encoder = evaluated_encoder(parts)
+    encoder = evaluated_encoder(method)
     found = extract(encoder, opened.test, opened.view, device=CPU, layers=2).x
     assert found.shape == (40, 2 * encoder.width)
     pixels = opened.view(opened.test.image(0))[0][None]
@@ -54,17 +54,17 @@ def test_layers_give_means_over_patches_side_by_side(run):
 
 
 def test_extraction_leaves_the_mode_of_the_encoder(run):
-    _, recipe, installed, parts = run
+    _, recipe, installed, method = run
     opened = bench(recipe, installed)
     for mode in (True, False):
-        encoder = evaluated_encoder(parts).train(mode)
+        encoder = evaluated_encoder(method).train(mode)
         extract(encoder, opened.test, opened.view, device=CPU)
         assert encoder.training is mode
 
 
 def test_figures_stand_beside_the_untrained_encoder_and_chance(run):
-    out, recipe, installed, parts = run
-    figures = finish(recipe, installed, parts, out, CPU, lambda _: None)
+    out, recipe, installed, method = run
+    figures = finish(recipe, installed, method, out, CPU, lambda _: None)
     assert set(figures) == {"trained", "untrained", "chance"}
     assert set(figures["trained"]) == set(figures["untrained"])
     assert {"knn/count/top1", "linear/distance/top1"} <= set(figures["trained"])
@@ -72,17 +72,17 @@ def test_figures_stand_beside_the_untrained_encoder_and_chance(run):
     assert told["figures"] == figures
     labels = [bench(recipe, installed).test.label(i)["shape"] for i in range(40)]
     assert figures["chance"]["shape"] == pytest.approx(max(map(labels.count, set(labels))) / 40 * 100)
-    page = write(recipe, installed, parts, build(recipe, installed)[1], out, figures)
+    page = write(recipe, installed, method, build(recipe, installed)[1], out, figures)
     assert "<table>" in page.read_text()
     assert (out / "report" / "page.png").stat().st_size > 50_000
 
 
 def test_a_checkpoint_restores_the_encoder_that_was_trained(run):
-    out, recipe, installed, parts = run
+    out, recipe, installed, method = run
     for step, same in ((4, True), (2, False)):
         back, steps = restored(recipe, installed, out, step)
         assert steps == step
-        pairs = zip(evaluated_encoder(back).parameters(), evaluated_encoder(parts).parameters(), strict=True)
+        pairs = zip(evaluated_encoder(back).parameters(), evaluated_encoder(method).parameters(), strict=True)
         assert all(one.equal(other) for one, other in pairs) is same
     with pytest.raises(RunError, match=r"no checkpoint of step 3; there is: \[2, 4\]"):
         restored(recipe, installed, out, 3)
@@ -97,15 +97,15 @@ def test_the_untrained_encoder_is_the_one_training_started_from(run):
 
 
 def test_networks_are_chosen_by_name(run):
-    parts = run[3]
-    assert evaluated_encoder(parts) is parts.targets["teacher"].encoder
-    assert evaluated_encoder(parts, "student") is parts.student.encoder
+    method = run[3]
+    assert evaluated_encoder(method) is method.targets["teacher"].encoder
+    assert evaluated_encoder(method, "student") is method.student.encoder
     with pytest.raises(RunError, match="there is: teacher, student"):
-        evaluated_encoder(parts, "techer")
+        evaluated_encoder(method, "techer")
 
 
 def test_data_without_labels_cannot_be_probed(run):
-    _, recipe, installed, parts = run
+    _, recipe, installed, method = run
     opened = bench(recipe, installed)
 
     class Bare:
@@ -115,12 +115,12 @@ def test_data_without_labels_cannot_be_probed(run):
             return 4
 
     with pytest.raises(RunError, match="no labels"):
-        extract(evaluated_encoder(parts), Bare(), opened.view, device=CPU)
+        extract(evaluated_encoder(method), Bare(), opened.view, device=CPU)
 
 
 def test_components_are_colours_that_do_not_depend_on_channel_order(run):
-    parts, pixels = run[3], torch.randn(2, 3, 64, 64)
-    encoder = evaluated_encoder(parts)
+    method, pixels = run[3], torch.randn(2, 3, 64, 64)
+    encoder = evaluated_encoder(method)
     colours = components(encoder, pixels)
     assert colours.shape == (2, *encoder.grid((64, 64)), 3)
     assert 0 <= colours.min() < colours.max() <= 1

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sslzoo_probes import Knn, Linear
 
 from sslzoo import Features
-from sslzoo.metrics import Lines, rankme
+from sslzoo.run.metrics import Lines, rankme
 
 
 def clouds(n, classes=4, d=6, apart=1.2, seed=0):

@@ -13,16 +13,13 @@ ROWS = [
     "report",
     "evaluate",
     "train",
-    "build",
-    "checkpoint folder",
-    "step data optim metrics",
     "recipe",
-    "signature yamltext",
+    "run",
+    "step",
     "plugins",
     "hooks",
-    "shapes",
-    "contracts parallel",
-    "progress schedule stop errors rng",
+    "contracts",
+    "progress errors rng",
 ]
 LEVEL = {name: len(ROWS) - row for row, names in enumerate(ROWS) for name in names.split()}
 ASIDE = {"nn", "testing", "pytest_plugin", "blocks", "__init__"}  # conveniences for plugins; the list of public names

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from sslzoo import catalogue
-from sslzoo.build import check
-from sslzoo.folder import Folder
-from sslzoo.parallel import World
-from sslzoo.recipe import load, names, resolve
+from sslzoo.recipe.build import check
+from sslzoo.recipe.recipe import load, names, resolve
+from sslzoo.run.folder import Folder
+from sslzoo.run.parallel import World
 from sslzoo.train import Watch, train
 
 NAMES = sorted(names(catalogue()))
@@ -49,7 +49,7 @@ def test_a_shipped_recipe_carries_its_header(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("tiny/")])
 def test_a_tiny_recipe_trains(name, tmp_path):
-    short = ("run.steps=10", "run.batch=8", "run.workers=0", "run.held=8", "run.log_every=5", "data.length=40")
+    short = ("run.steps=10", "run.batch=8", "run.workers=0", "run.monitor=8", "run.log_every=5", "data.length=40")
     recipe, installed = load(name, short)
     said = []
     train(recipe, installed, check(recipe, installed), tmp_path, World(), Watch(said.append))

@@ -10,12 +10,13 @@ import time
 
 import pytest
 
-from sslzoo import RunError, parallel
+from sslzoo import RunError
 from sslzoo.cli import main
 from sslzoo.launch.profile import minutes
 from sslzoo.launch.state import State
+from sslzoo.run import parallel
 
-SHORT = ["--set", "run.batch=8", "--set", "run.workers=0", "--set", "run.held=0", "--set", "data.length=40"]
+SHORT = ["--set", "run.batch=8", "--set", "run.workers=0", "--set", "run.monitor=0", "--set", "data.length=40"]
 SHORT += ["--set", "run.log_every=1", "--set", "evaluate.train.length=60", "--set", "evaluate.test.length=40"]
 
 

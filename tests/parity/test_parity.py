@@ -29,9 +29,9 @@ from sslzoo import (
     optim,
 )
 from sslzoo.nn import patchify, sincos
-from sslzoo.parallel import World
-from sslzoo.recipe import Factors, Optim
-from sslzoo.step import Parts, Term, losses_of
+from sslzoo.recipe.recipe import Factors, Optim
+from sslzoo.run.parallel import World
+from sslzoo.step import Method, Term, compute_loss
 
 OURS = Path(__file__).parent / "data"
 FOLDER = Path(os.environ.get("SSLZOO_PARITY", OURS))
@@ -97,7 +97,7 @@ def ijepa(tensors, facts):
     teacher = part("targets", "ema", student, momentum=Schedule.parse(momentum))
     loss = part("losses", "smooth_l1", predictor.outputs["patch"])
     term = Term("predictor.patch", "teacher.patch", Schedule.parse(1.0))
-    return Parts(student, {"teacher": teacher}, {"guess": loss}, {"guess": term})
+    return Method(student, {"teacher": teacher}, {"guess": loss}, {"guess": term})
 
 
 def ijepa_optim(facts):
@@ -139,24 +139,24 @@ def progress(facts, step):
 @pytest.mark.parametrize("path", files("ijepa"))
 def test_ijepa_first_forward_and_gradients(path):
     tensors, facts = read(path)
-    parts, mask = ijepa(tensors, facts), ijepa_mask(tensors, "step0")
+    method, mask = ijepa(tensors, facts), ijepa_mask(tensors, "step0")
     images = tensors["step0.images"]
-    teacher = parts.targets["teacher"]
+    teacher = method.targets["teacher"]
     close(teacher.encoder(images).patches, tensors["step0.target_tokens"])
-    tokens = parts.student.encoder(mask.rows(images), mask.context)
+    tokens = method.student.encoder(mask.rows(images), mask.context)
     close(tokens.patches, tensors["step0.context_tokens"])
     at = progress(facts, 0)
-    guess = parts.student.predictor(tokens, mask.target, at)["patch"]
+    guess = method.student.predictor(tokens, mask.target, at)["patch"]
     close(guess, sequence_major(tensors["step0.prediction"], mask))
     batch = batch_of(images, mask)
     target = teacher(batch, None, at)["patch"]
     close(target, sequence_major(tensors["step0.target"], mask))
 
-    loss, _ = losses_of(parts, batch, at)
+    loss, _ = compute_loss(method, batch, at)
     assert loss.item() == pytest.approx(facts["losses"][0], rel=1e-5)
     loss.backward()
     wanted = under(tensors, "step0.grad.")
-    for name, parameter in parts.student.named_parameters():
+    for name, parameter in method.student.named_parameters():
         theirs = wanted.pop(predictor_name(name) if name.startswith("predictor.") else name)
         close(parameter.grad, theirs, 2e-5)
     assert not wanted
@@ -165,21 +165,21 @@ def test_ijepa_first_forward_and_gradients(path):
 @pytest.mark.parametrize("path", files("ijepa"))
 def test_ijepa_every_step_and_the_final_weights(path):
     tensors, facts = read(path)
-    parts, settings = ijepa(tensors, facts), ijepa_optim(facts)
-    optimizer = optim.make(parts, settings)
+    method, settings = ijepa(tensors, facts), ijepa_optim(facts)
+    optimizer = optim.make(method, settings)
     for step, loss_there in enumerate(facts["losses"]):
         at = progress(facts, step)
         used = optim.set_schedules(optimizer, settings, at)
         assert used["lr"] == pytest.approx(facts["lr"][step], rel=1e-9)
         assert used["weight_decay"] == pytest.approx(facts["wd_used"][step], rel=1e-9)
-        assert parts.targets["teacher"].momentum(at) == pytest.approx(facts["momentum"][step], rel=1e-9)
-        loss, _ = losses_of(parts, batch_of(tensors[f"step{step}.images"], ijepa_mask(tensors, f"step{step}")), at)
+        assert method.targets["teacher"].momentum(at) == pytest.approx(facts["momentum"][step], rel=1e-9)
+        loss, _ = compute_loss(method, batch_of(tensors[f"step{step}.images"], ijepa_mask(tensors, f"step{step}")), at)
         assert loss.item() == pytest.approx(loss_there, rel=1e-5)
         loss.backward()
         optim.step(optimizer, torch.tensor(True))
-        parts.targets["teacher"].after_step(parts.student, at)
-    finals = {"encoder": parts.student.encoder, "target_encoder": parts.targets["teacher"].encoder}
-    finals["predictor"] = parts.student.predictor
+        method.targets["teacher"].after_step(method.student, at)
+    finals = {"encoder": method.student.encoder, "target_encoder": method.targets["teacher"].encoder}
+    finals["predictor"] = method.student.predictor
     for name, module in finals.items():
         theirs = under(tensors, f"final.{name}.")
         for key, value in module.state_dict().items():
@@ -227,7 +227,7 @@ def mae(tensors, facts):
     pixels = part("targets", "pixels", student, normalise=facts["norm_pix_loss"])
     loss = part("losses", "mse", predictor.outputs["patch"])
     term = Term("predictor.patch", "pixels.patch", Schedule.parse(1.0))
-    return Parts(student, {"pixels": pixels}, {"guess": loss}, {"guess": term})
+    return Method(student, {"pixels": pixels}, {"guess": loss}, {"guess": term})
 
 
 def _mae_decoder(name):
@@ -237,7 +237,7 @@ def _mae_decoder(name):
 @pytest.mark.parametrize("path", files("mae"))
 def test_mae_forward_and_gradients(path):
     tensors, facts = read(path)
-    parts, images = mae(tensors, facts), tensors["images"]
+    method, images = mae(tensors, facts), tensors["images"]
     patches = (facts["img"] // facts["patch"]) ** 2
     kept = int(patches * (1 - facts["mask_ratio"]))
     shuffle = tensors["ids_shuffle"]
@@ -247,20 +247,20 @@ def test_mae_forward_and_gradients(path):
     hidden = torch.ones(len(images), patches).scatter_(1, shuffle[:, :kept], 0.0)
     assert torch.equal(hidden, tensors["mask"])
 
-    tokens = parts.student.encoder(images, mask.context)
+    tokens = method.student.encoder(images, mask.context)
     close(torch.cat([tokens.prefix, tokens.patches], 1), tensors["latent"])
     close(tokens.summary, tensors["latent"][:, 0])
     at = Progress(0, 1)
-    guess = parts.student.predictor(tokens, mask.target, at)["patch"]
+    guess = method.student.predictor(tokens, mask.target, at)["patch"]
     where = mask.target.take(tensors["pred"]).flatten(0, 2)
     close(guess, where)
     close(patchify(images, (facts["patch"], facts["patch"])), tensors["target"])
 
-    loss, _ = losses_of(parts, batch_of(images, mask), at)
+    loss, _ = compute_loss(method, batch_of(images, mask), at)
     assert loss.item() == pytest.approx(facts["loss"], rel=1e-5)
     loss.backward()
     wanted = under(tensors, "grad.")
-    for module, renamed in ((parts.student.encoder, lambda name: name), (parts.student.predictor, _mae_decoder)):
+    for module, renamed in ((method.student.encoder, lambda name: name), (method.student.predictor, _mae_decoder)):
         for name, parameter in module.named_parameters():
             close(parameter.grad, wanted.pop(renamed(name)), 2e-5)
     assert not wanted

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sslzoo_crops import Centre, Crop
 
-from sslzoo.data import seed_views
+from sslzoo.run.data import seed_views
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sslzoo import build, recipe
+from sslzoo.recipe import build, recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 REST = """

@@ -4,10 +4,10 @@ import pytest
 from recipe_text import GOOD
 
 from sslzoo import RecipeError
-from sslzoo.build import check
 from sslzoo.launch.work import work
-from sslzoo.recipe import load
-from sslzoo.stop import Stop
+from sslzoo.recipe.build import check
+from sslzoo.recipe.recipe import load
+from sslzoo.run.stop import Stop
 
 PLUGIN = """
 from torch import nn

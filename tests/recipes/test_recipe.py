@@ -5,9 +5,9 @@ import yaml
 from recipe_text import GOOD
 
 from sslzoo import PluginError, RecipeError, Schedule, UserError
-from sslzoo.build import build, check
-from sslzoo.recipe import load, resolve
-from sslzoo.schedule import Duration
+from sslzoo.recipe.build import build, check
+from sslzoo.recipe.recipe import load, resolve
+from sslzoo.recipe.schedule import Duration
 
 FIRST_TWO_PASSES = """\
 {path}: 3 problems
@@ -111,10 +111,10 @@ def test_environment_variables_stand_only_in_paths_and_must_be_set(recipe, monke
 
 def test_sets_change_the_recipe_before_it_is_checked(recipe):
     sets = ["masks.image={use: random, hide: 0.6}", "run.steps=60", "run.save_every=7", "optim.weight_decay=1e-2"]
-    read, _ = load(recipe(), [*sets, "run.held_every=2 epochs", "optim.lr={linear: [1e-3, 0]}"])
+    read, _ = load(recipe(), [*sets, "run.monitor_every=2 epochs", "optim.lr={linear: [1e-3, 0]}"])
     assert read.masks["image"] == {"use": "random", "hide": 0.6}
     assert (read.run.steps, read.run.save_every) == (60, Duration(7, "steps"))
-    assert read.run.held_every == Duration(2, "epochs")
+    assert read.run.monitor_every == Duration(2, "epochs")
     assert isinstance(read.optim.weight_decay, Schedule)
     line, message = problems(recipe(), ["run.stepps=3"])["run.stepps"]
     assert line == 14

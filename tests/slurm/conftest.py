@@ -85,8 +85,8 @@ def settings(cluster, steps=STEPS, save_every=SAVE_EVERY):
         f"run.save_every={save_every}",
         "run.batch=8",
         "run.workers=0",
-        "run.held=8",
-        "run.held_every=20",
+        "run.monitor=8",
+        "run.monitor_every=20",
         "run.log_every=1",
         "data.length=64",
     ):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import finish, reach, settings, sslzoo, status, submit, wait
 
-from sslzoo.folder import Folder
 from sslzoo.launch.slurm import _scontrol, ask
+from sslzoo.run.folder import Folder
 
 pytestmark = pytest.mark.slurm
 
@@ -222,7 +222,7 @@ def test_a_full_disk_ends_a_run_with_its_reason_and_loses_no_checkpoint(cluster,
         row = wait(run, lambda row: row["state"] in ("done", "failed"))
         assert row["state"] == "failed"
         assert "could not be written" in row["reason"]
-        from sslzoo import checkpoint
+        from sslzoo.run import checkpoint
 
         kept = checkpoint.newest(run / "checkpoints", print)
         assert kept is not None
@@ -233,7 +233,7 @@ def test_a_full_disk_ends_a_run_with_its_reason_and_loses_no_checkpoint(cluster,
 
 def test_a_process_that_dies_ends_the_job_with_its_own_error(cluster, tmp_path):
     (tmp_path / "dies.py").write_text(
-        "import os\nfrom sslzoo import hookimpl\nimport sslzoo.data as data\nwhole = data.weigh\n"
+        "import os\nfrom sslzoo import hookimpl\nimport sslzoo.run.data as data\nwhole = data.weigh\n"
         "def weigh(batches, world):\n    if world.rank == 3: raise ValueError('rank three has had enough')\n    return whole(batches, world)\n"
         "data.weigh = weigh\n"
     )

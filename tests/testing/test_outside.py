@@ -179,7 +179,7 @@ def test_a_third_party_is_used_by_name_recorded_and_watched(fresh, tmp_path):
     fresh.install(package(tmp_path / "package", "1.2.3"))
     assert "greetings from outside" in fresh.run("sslzoo", "outside", cwd=tmp_path)
     sets = ["--set", "masks.image={use: outside-stripes}", "--set", "predictor={use: outside-guess}", "--no-evaluate"]
-    for change in ("run.steps=4", "run.batch=8", "run.held=8", "data.length=40"):
+    for change in ("run.steps=4", "run.batch=8", "run.monitor=8", "data.length=40"):
         sets += ["--set", change]
     train = ["sslzoo", "train", "tiny/ijepa", "--out", "run", *sets]
     fresh.run(*train, cwd=tmp_path)

@@ -1,8 +1,9 @@
 """What survives a kill? One file a checkpoint: written whole, checked when read, and safe to open.
 
-A checkpoint is the parts' state dict, the optimizer's state by parameter name, and the number of steps done; randomness
-needs no state. The file is safetensors (no pickles). It is written beside its place, flushed to disk and renamed, so a
-kill during a save leaves the checkpoints before it; a checksum over all names and values tells damage from truth.
+A checkpoint is the method's state dict, the optimizer's state by parameter name, and the number of steps done;
+randomness needs no state. The file is safetensors (no pickles). It is written beside its place, flushed to disk and
+renamed, so a kill during a save leaves the checkpoints before it; a checksum over all names and values tells damage
+from truth.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sslzoo.errors import RunError
-from sslzoo.optim import trainable
-from sslzoo.parallel import split_as, whole
-from sslzoo.step import Parts
+from sslzoo.run.optim import trainable
+from sslzoo.run.parallel import full_tensor, split_as
+from sslzoo.step import Method
 
 NAME = re.compile(r"step-(\d{9})\.safetensors")
 
@@ -39,7 +40,7 @@ class Saved:
     tensors: Mapping[str, Tensor]
 
 
-def save(folder: Path, step: int, parts: Parts, optimizer: torch.optim.Optimizer, *, write: bool = True) -> Path:
+def save(folder: Path, step: int, method: Method, optimizer: torch.optim.Optimizer, *, write: bool = True) -> Path:
     """Writes the checkpoint of `step` steps done; when this returns, it is on disk.
 
     Every rank calls it, since weights may be split over ranks; one has `write`.
@@ -47,7 +48,7 @@ def save(folder: Path, step: int, parts: Parts, optimizer: torch.optim.Optimizer
     Raises:
         RunError: it could not be written, such as on a full disk; earlier checkpoints are untouched.
     """
-    tensors, place = _snapshot(parts, optimizer, write), place_of(folder, step)
+    tensors, place = _snapshot(method, optimizer, write), place_of(folder, step)
     if not write:
         return place
     beside = place.with_suffix(".writing")
@@ -112,14 +113,14 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Saved | None:
     return None
 
 
-def restore(saved: Saved, parts: Parts, optimizer: torch.optim.Optimizer) -> None:
-    """Puts a checkpoint into parts and optimizer.
+def restore(saved: Saved, method: Method, optimizer: torch.optim.Optimizer) -> None:
+    """Puts a checkpoint into a method and optimizer.
 
     Raises:
         RunError: names or shapes differ from the recipe's parts; nothing is left out silently.
     """
-    restore_parts(saved, parts)
-    known = dict(trainable(parts))
+    restore_parts(saved, method)
+    known = dict(trainable(method))
     for key, value in saved.tensors.items():
         if not key.startswith("optim."):
             continue
@@ -127,20 +128,20 @@ def restore(saved: Saved, parts: Parts, optimizer: torch.optim.Optimizer) -> Non
         if name not in known or (slot != "step" and value.shape != known[name].shape):
             raise RunError(f"checkpoint {saved.path} does not fit the recipe: optimizer state {slot} of {name}")
         # Fused kernels keep the count of steps beside the weights.
-        split = slot != "step"
-        kept = split_as(value, known[name]) if split else value.to(known[name].device, copy=True)
-        optimizer.state[known[name]][slot] = kept
+        like = known[name]
+        kept = value.to(like.device, copy=True) if slot == "step" else split_as(value, like)
+        optimizer.state[like][slot] = kept
 
 
-def restore_parts(saved: Saved, parts: Parts) -> None:
-    """Puts the weights of a checkpoint into parts; raises RunError as `restore`."""
-    weights = {name.removeprefix("parts."): x for name, x in saved.tensors.items() if name.startswith("parts.")}
-    own = parts.state_dict()
+def restore_parts(saved: Saved, method: Method) -> None:
+    """Puts the weights of a checkpoint into a method; raises RunError as `restore`."""
+    weights = {name.removeprefix("method."): x for name, x in saved.tensors.items() if name.startswith("method.")}
+    own = method.state_dict()
     for name in weights:
         if isinstance(own.get(name), DTensor) and weights[name].shape == own[name].shape:
             weights[name] = split_as(weights[name], own[name])
     try:
-        parts.load_state_dict(weights, strict=True)
+        method.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise RunError(f"checkpoint {saved.path} does not fit the recipe: {error}") from error
 
@@ -152,16 +153,16 @@ def prune(folder: Path, keep: int, milestone: int | None) -> None:
             place_of(folder, step).unlink(missing_ok=True)
 
 
-def _snapshot(parts: Parts, optimizer: torch.optim.Optimizer, write: bool) -> dict[str, Tensor]:
+def _snapshot(method: Method, optimizer: torch.optim.Optimizer, write: bool) -> dict[str, Tensor]:
     """Copies on the CPU, tied weights twice, of one whole tensor after the other; nothing where nobody writes."""
-    tensors = {f"parts.{name}": value for name, value in parts.state_dict().items()}
-    for name, parameter in trainable(parts):
+    tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
+    for name, parameter in trainable(method):
         for slot, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optim.{slot}.{name}"] = value
     found = {}
     for name, value in tensors.items():
-        full = whole(value.detach())
+        full = full_tensor(value.detach())
         if write:
             found[name] = full.to("cpu", copy=True).contiguous()
     return found

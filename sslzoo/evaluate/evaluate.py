@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from sslzoo import checkpoint
-from sslzoo.build import build, make
 from sslzoo.contracts import Dataset, Features, View
-from sslzoo.data import seed_views
 from sslzoo.errors import RunError
-from sslzoo.folder import Folder
 from sslzoo.plugins import Catalogue
-from sslzoo.recipe import Evaluate, Recipe
-from sslzoo.rng import key
-from sslzoo.step import Parts
-from sslzoo.train import evaluated_encoder
+from sslzoo.recipe.build import build, make
+from sslzoo.recipe.recipe import Evaluate, Recipe
+from sslzoo.rng import derive_seed
+from sslzoo.run import checkpoint
+from sslzoo.run.data import seed_views
+from sslzoo.run.folder import Folder
+from sslzoo.run.monitor import evaluated_encoder
+from sslzoo.step import Method
 
 Figures = dict[str, float]
 
@@ -39,7 +39,7 @@ class _Labelled(TorchDataset[tuple[Tensor, dict[str, int]]]):
         return len(self.data)
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict[str, int]]:
-        seed_views(key("evaluate", i))
+        seed_views(derive_seed("evaluate", i))
         return self.view(self.data.image(i))[0], dict(self.data.label(i))
 
 
@@ -83,7 +83,7 @@ def extract(
         raise RunError(f"an image to evaluate on cannot be read: {error}") from error
     finally:
         encoder.train(mode)
-    return Features(torch.cat(rows), {task: torch.cat(parts) for task, parts in labels.items()}, dict(data.tasks))
+    return Features(torch.cat(rows), {task: torch.cat(found) for task, found in labels.items()}, dict(data.tasks))
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def bench(recipe: Recipe, installed: Catalogue, only: tuple[str, ...] = ()) -> B
     return Bench(settings, train, test, view, probes, run.seed, run.precision == "bf16", run.workers)
 
 
-def restored(recipe: Recipe, installed: Catalogue, folder: Path, step: int | None = None) -> tuple[Parts, int]:
-    """The parts of a run as of its newest checkpoint, or of a step; and the steps they were trained.
+def restored(recipe: Recipe, installed: Catalogue, folder: Path, step: int | None = None) -> tuple[Method, int]:
+    """The method of a run as of its newest checkpoint, or of a step; and the steps they were trained.
 
     Raises:
         RunError: there is no such checkpoint.
@@ -156,19 +156,19 @@ def restored(recipe: Recipe, installed: Catalogue, folder: Path, step: int | Non
     saved = checkpoint.newest(place, _ignore) if step is None else checkpoint.read(checkpoint.place_of(place, step))
     if saved is None:
         raise RunError(f"{folder} has no checkpoint yet")
-    parts = build(recipe, installed)[0]
-    checkpoint.restore_parts(saved, parts)
-    return parts, saved.step
+    method = build(recipe, installed)[0]
+    checkpoint.restore_parts(saved, method)
+    return method, saved.step
 
 
-def untrained(recipe: Recipe, installed: Catalogue) -> Parts:
-    """The same parts as they started."""
+def untrained(recipe: Recipe, installed: Catalogue) -> Method:
+    """The same method as it started."""
     return build(recipe, installed)[0]
 
 
 def write(folder: Path, name: str, figures: Mapping[str, Figures], settings: Evaluate) -> Path:
     """Writes figures with their settings and versions to eval/NAME.json of a run folder."""
-    from sslzoo.signature import plain
+    from sslzoo.recipe.signature import plain
 
     place = folder / "eval" / f"{name}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -179,13 +179,13 @@ def write(folder: Path, name: str, figures: Mapping[str, Figures], settings: Eva
 
 
 def finish(
-    recipe: Recipe, installed: Catalogue, parts: Parts, folder: Path, device: torch.device, say: Callable[[str], None]
+    recipe: Recipe, installed: Catalogue, method: Method, folder: Path, device: torch.device, say: Callable[[str], None]
 ) -> dict[str, Figures]:
     """At the end of a run: figures of the trained encoder beside the same encoder untrained."""
     opened = bench(recipe, installed)
     assert recipe.evaluate is not None
     network = recipe.evaluate.network
-    encoders = {"trained": evaluated_encoder(parts, network)}
+    encoders = {"trained": evaluated_encoder(method, network)}
     encoders["untrained"] = evaluated_encoder(untrained(recipe, installed), network).to(device)
     figures = {}
     for name, encoder in encoders.items():

@@ -1,7 +1,7 @@
 """What does a recipe say? YAML to a Recipe: sections known, parts installed, keys and types right.
 
-The first two of three passes of validation: text and parts. The third, wiring, is `sslzoo.build.check`. Every pass
-collects all its problems before it raises.
+The first two of three passes of validation: text and parts. The third, wiring, is `build.check`. Every pass collects
+all its problems before it raises.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sslzoo import signature, yamltext
 from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
 from sslzoo.plugins import Catalogue, catalogue, missing, singular
-from sslzoo.schedule import Duration, Schedule
-from sslzoo.yamltext import Text
+from sslzoo.recipe import signature, yamltext
+from sslzoo.recipe.schedule import Duration, Schedule
+from sslzoo.recipe.yamltext import Text
 
 Spec = Mapping[str, Any]  # {use: NAME, key: value, ...}
 
@@ -92,8 +92,8 @@ class Run(_Keys):
     shard: int = Field(1, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     unreadable: float = Field(0.01, ge=0, le=1)
-    held: int = Field(256, ge=0)
-    held_every: Duration = Duration(1, "epochs")
+    monitor: int = Field(256, ge=0)
+    monitor_every: Duration = Duration(1, "epochs")
 
     @model_validator(mode="after")
     def _one_length(self) -> Run:

@@ -124,9 +124,9 @@ def _see_distinct_devices(device: torch.device) -> None:
         raise RunError(f"several processes were given one GPU: {', '.join(shared)}; ask for one process a GPU")
 
 
-def blocks(parts: nn.Module) -> Iterator[nn.Module]:
-    """Every block of the parts: what stands in a list called `blocks`, wherever it is."""
-    for module in parts.modules():
+def transformer_blocks(method: nn.Module) -> Iterator[nn.Module]:
+    """Every block of a method: what stands in a list called `blocks`, wherever it is."""
+    for module in method.modules():
         listed = getattr(module, "blocks", None)
         yield from listed if isinstance(listed, nn.ModuleList) else ()
 
@@ -142,8 +142,8 @@ def copies(size: int, shard: int) -> int:
     return size // shard
 
 
-def spread(parts: nn.Module, world: World, shard: int = 1, unused: bool = False) -> nn.Module:
-    """The parts, ready to train on all ranks: copies (DDP), or each parameter split over `shard` ranks (FSDP2).
+def data_parallel(method: nn.Module, world: World, shard: int = 1, unused: bool = False) -> nn.Module:
+    """The method, ready to train on all ranks: copies (DDP), or each parameter split over `shard` ranks (FSDP2).
 
     With fewer shards than ranks, every `shard` neighbours hold one copy together. Gradients are means over all ranks.
 
@@ -153,35 +153,35 @@ def spread(parts: nn.Module, world: World, shard: int = 1, unused: bool = False)
     shape = copies(world.size, shard), shard
     if shard > 1:
         mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
-        for block in blocks(parts):
+        for block in transformer_blocks(method):
             fully_shard(block, mesh=mesh)
         # What is in no block is small, and stays whole from the forward to the end of the backward. Encoders are called
         # on their own too, so each gathers its own.
-        for name, module in parts.named_modules():
+        for name, module in method.named_modules():
             if name.rpartition(".")[2] == "encoder":
                 fully_shard(module, mesh=mesh, reshard_after_forward=False)
-        fully_shard(parts, mesh=mesh)
-        return parts
+        fully_shard(method, mesh=mesh)
+        return method
     if world.size == 1:
-        return parts
+        return method
     # Buffers are equal on every rank by contract, so they need not travel before each step. Looking for unused
     # parameters also keeps buckets as they are; rebuilt after the first step, as is usual, they would sum in another
     # order after a restart.
     known = inspect.signature(DistributedDataParallel).parameters
     still: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     return DistributedDataParallel(
-        parts, gradient_as_bucket_view=True, find_unused_parameters=unused or world.device.type == "cpu", **still
+        method, gradient_as_bucket_view=True, find_unused_parameters=unused or world.device.type == "cpu", **still
     )
 
 
-def together(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+def no_sync(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
     """Gradients meet once a step, in the backward of the last micro-batch."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
 
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """The value of a tensor that may be split over ranks; all ranks must ask."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
@@ -219,9 +219,9 @@ def _id(device: torch.device) -> torch.device | None:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        method = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(method, x.contiguous())
+        return torch.cat(method)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004 - autograd names it
@@ -244,7 +244,7 @@ class _AllSum(torch.autograd.Function):
         return grad
 
 
-def meet() -> None:
+def barrier() -> None:
     """Waits until every rank is here."""
     if world_size() > 1:
         dist.barrier()

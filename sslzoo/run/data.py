@@ -20,8 +20,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from sslzoo.contracts import Batch, Dataset, Encoder, Grid, Group, Mask, MaskSampler, Pairing, Role, View
 from sslzoo.errors import RunError
-from sslzoo.parallel import World, all_sum
-from sslzoo.rng import Rng, generator, key
+from sslzoo.rng import Rng, derive_seed, generator
+from sslzoo.run.parallel import World, all_sum
 
 TRIES = 16  # other images tried in place of an unreadable one
 
@@ -57,9 +57,9 @@ class Split:
         """Images on one device at a time."""
         return self.batch // (self.ranks * self.accumulate)
 
-    def places(self, rank: int, part: int) -> range:
+    def places(self, rank: int, micro: int) -> range:
         """Places in the global batch of one rank's micro-batch."""
-        start = (part * self.ranks + rank) * self.micro
+        start = (micro * self.ranks + rank) * self.micro
         return range(start, start + self.micro)
 
 
@@ -72,8 +72,8 @@ def split(batch: int, ranks: int, most: int | None) -> Split:
     if batch % ranks:
         raise RunError(f"run.batch: a global batch of {batch} cannot be split evenly over {ranks} processes")
     local = batch // ranks
-    parts = next(n for n in range(1, local + 1) if local % n == 0 and (most is None or local // n <= most))
-    return Split(batch, ranks, parts)
+    micros = next(n for n in range(1, local + 1) if local % n == 0 and (most is None or local // n <= most))
+    return Split(batch, ranks, micros)
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,15 @@ class Order:
 
 
 class Micros(TorchDataset[Batch]):
-    """Micro-batch number step * accumulate + part of one rank, made in a loader worker."""
+    """Micro-batch number step * accumulate + micro of one rank, made in a loader worker."""
 
     def __init__(self, sources: Sources, grids: Mapping[str, Grid], order: Order, shares: Split, rank: int) -> None:
         self.sources, self.grids, self.order, self.shares, self.rank = sources, grids, order, shares, rank
         self._epoch: tuple[int, Tensor] | None = None
 
     def __getitem__(self, number: int) -> Batch:
-        step, part = divmod(number, self.shares.accumulate)
-        places = self.shares.places(self.rank, part)
+        step, micro = divmod(number, self.shares.accumulate)
+        places = self.shares.places(self.rank, micro)
         images, samples, unreadable = [], [], []
         for place in places:
             image, index, failed = self._read(step, self._index(step, place))
@@ -136,7 +136,7 @@ class Micros(TorchDataset[Batch]):
                 return self.sources.data.image(index), index, failed
             except (OSError, ValueError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
                 failed.append((index, f"{type(error).__name__}: {error}"))
-                index = key(self.order.seed, "instead", step, index, attempt) % self.order.images
+                index = derive_seed(self.order.seed, "instead", step, index, attempt) % self.order.images
         raise RunError(f"{TRIES} images in a row could not be read; the last: image {failed[-1][0]}, {failed[-1][1]}")
 
 
@@ -154,12 +154,12 @@ def make_group(
     pixels, boxes = [], []
     for view in range(views.count):
         for image, place in zip(images, places, strict=True):
-            seed_views(key(seed, name, view, step, place))
+            seed_views(derive_seed(seed, name, view, step, place))
             seen, box = views.view(image)
             pixels.append(seen)
             boxes.append(box)
     shape = (views.count, len(images))
-    mask = None if sampler is None else draw_mask(sampler, grid, key(seed, name), step, places, views.count)
+    mask = None if sampler is None else draw_mask(sampler, grid, derive_seed(seed, name), step, places, views.count)
     return Group(torch.stack(pixels).unflatten(0, shape), torch.stack(boxes).unflatten(0, shape), mask, views.role)
 
 
@@ -200,8 +200,8 @@ def pair(groups: Mapping[str, Group]) -> Pairing:
 def weigh(batches: Sequence[Batch], world: World) -> list[Batch]:
     """The micro-batches of a step on the device, rows weighted so that averaged gradients give the mean of all rows.
 
-    Summing locally and averaging over ranks and micro-batches multiplies by 1 / (ranks * parts); so a row of a step
-    with n real rows in all weighs ranks * parts / n. The count over ranks never visits the CPU.
+    Summing locally and averaging over ranks and micro-batches multiplies by 1 / (ranks * micros); so a row of a step
+    with n real rows in all weighs ranks * micros / n. The count over ranks never visits the CPU.
     """
     rows = torch.tensor(float(sum(len(batch.pairing.sequence) for batch in batches)), device=world.device)
     weight = world.size * len(batches) / all_sum(rows).clamp(min=1)
@@ -214,12 +214,12 @@ def weigh(batches: Sequence[Batch], world: World) -> list[Batch]:
 
 def loader(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Iterator[Batch]:
     """Micro-batches of steps start .. steps-1, in order, made by `workers` processes (0: by this one)."""
-    parts = micros.shares.accumulate
+    each = micros.shares.accumulate
     return iter(
         DataLoader(
             micros,
             batch_size=None,
-            sampler=range(start * parts, steps * parts),
+            sampler=range(start * each, steps * each),
             num_workers=workers,
             pin_memory=pin,
             prefetch_factor=4 if workers else None,

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslzoo import shapes, signature
 from sslzoo.contracts import Batch, Dataset, Student
-from sslzoo.data import Sources, Views, fake_batch
 from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
-from sslzoo.optim import trainable
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
-from sslzoo.recipe import GroupKeys, Recipe, Spec, TermKeys, split_keys
-from sslzoo.rng import key
-from sslzoo.step import Parts, Term, losses_of
+from sslzoo.recipe import shapes, signature
+from sslzoo.recipe.recipe import GroupKeys, Recipe, Spec, TermKeys, split_keys
+from sslzoo.rng import derive_seed
+from sslzoo.run.data import Sources, Views, fake_batch
+from sslzoo.run.optim import trainable
+from sslzoo.step import Method, Term, compute_loss
 
 DRY_IMAGES = 2  # images of the rehearsal
 
@@ -57,20 +57,20 @@ def make(installed: Catalogue, family: str, spec: Spec, *given: Any, place: str 
     model = signature.keys_of(part.make)
     place = place or family
     keys, problems = signature.validate(model, own, place, repr(part.name))
+    who = f"{part.name!r} (plugin {part.plugin} {part.version})"
     if not problems:
         try:
             return part.make(*given, **{name: signature.expand(value) for name, value in keys.items()})
         except ValueError as error:
-            problems = [Problem(place, f"{part.name!r} (plugin {part.plugin} {part.version}): {error}")]
+            problems = [Problem(place, f"{who}: {error}")]
         except UserError:
             raise
         except Exception as error:  # a plugin's own mistake, told as one
-            who = f"{part.name!r} (plugin {part.plugin} {part.version})"
             problems = [Problem(place, f"{who} failed when it was made: {type(error).__name__}: {error}")]
     raise RecipeError("recipe", problems)
 
 
-def build(recipe: Recipe, installed: Catalogue) -> tuple[Parts, Sources]:
+def build(recipe: Recipe, installed: Catalogue) -> tuple[Method, Sources]:
     """Parts with their starting weights, on the CPU, and the sources of batches, data set opened.
 
     Each part starts from a seed of its own, so swapping one leaves the start of the others.
@@ -79,13 +79,13 @@ def build(recipe: Recipe, installed: Catalogue) -> tuple[Parts, Sources]:
         RecipeError: a part refused its keys, or the data set cannot be opened.
     """
     problems: list[Problem] = []
-    parts, sources = _build(recipe, installed, problems)
+    method, sources = _build(recipe, installed, problems)
     data: Dataset = _NoData()
     if recipe.data:
         data = _attempt(problems, installed, "datasets", recipe.data, "data")
     if problems:
         raise _error(recipe, problems)
-    return parts, replace(sources, data=data)
+    return method, replace(sources, data=data)
 
 
 def check(recipe: Recipe, installed: Catalogue) -> Flow:
@@ -96,17 +96,17 @@ def check(recipe: Recipe, installed: Catalogue) -> Flow:
     """
     problems: list[Problem] = []
     with torch.device("meta"):
-        parts, sources = _build(recipe, installed, problems)
+        method, sources = _build(recipe, installed, problems)
     if not problems:
-        problems += list(_wiring(recipe, parts, sources))
+        problems += list(_wiring(recipe, method, sources))
     if problems:
         raise _error(recipe, problems)
-    return _rehearse(recipe, parts, sources)
+    return _rehearse(recipe, method, sources)
 
 
-def _build(recipe: Recipe, installed: Catalogue, problems: list[Problem]) -> tuple[Parts, Sources]:
+def _build(recipe: Recipe, installed: Catalogue, problems: list[Problem]) -> tuple[Method, Sources]:
     def one(family: str, spec: Spec, place: str, *given: Any) -> Any:
-        torch.manual_seed(key(recipe.run.seed, "init", place))
+        torch.manual_seed(derive_seed(recipe.run.seed, "init", place))
         return _attempt(problems, installed, family, spec, place, *given)
 
     views = {}
@@ -134,7 +134,7 @@ def _build(recipe: Recipe, installed: Catalogue, problems: list[Problem]) -> tup
             losses[name] = one("losses", spec, f"losses.{name}", signals[terms[name].predict])
     if problems:
         raise _error(recipe, problems)
-    return Parts(student, targets, losses, terms), sources
+    return Method(student, targets, losses, terms), sources
 
 
 def _attempt(problems: list[Problem], installed: Catalogue, family: str, spec: Spec, place: str, *given: Any) -> Any:
@@ -157,8 +157,8 @@ def _no_signal(place: str, name: str, signals: Mapping[str, Any]) -> Problem:
     return Problem(place, f"reads {name!r}, which nothing gives{close}\nsignals: {', '.join(signals)}")
 
 
-def _wiring(recipe: Recipe, parts: Parts, sources: Sources) -> Iterator[Problem]:
-    signals = _signals(parts.student, dict(parts.targets.items()))
+def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Problem]:
+    signals = _signals(method.student, dict(method.targets.items()))
     masked = {name: sources.views[name] for name in recipe.masks if name in sources.views}
     for name in recipe.masks:
         if name not in sources.views:
@@ -169,7 +169,7 @@ def _wiring(recipe: Recipe, parts: Parts, sources: Sources) -> Iterator[Problem]
     for name, views in sources.views.items():
         place = f"views.{name}"
         try:
-            grid = parts.student.encoder.grid(views.view.size)
+            grid = method.student.encoder.grid(views.view.size)
             place = f"masks.{name}"
             if name in masked:
                 shapes.mask(sources.masks[name](2, grid, _rng()), 2, grid)
@@ -178,19 +178,19 @@ def _wiring(recipe: Recipe, parts: Parts, sources: Sources) -> Iterator[Problem]
         except Exception as error:  # a plugin's own mistake, told as one
             yield Problem(place, f"failed on images of {views.view.size}: {type(error).__name__}: {error}")
     ragged = [name for name in masked if sources.masks[name].ragged]
-    if ragged and not parts.student.encoder.ragged:
+    if ragged and not method.student.encoder.ragged:
         yield Problem(f"masks.{ragged[0]}", "contexts differ in length, which this encoder does not accept")
     readers = {views.role for views in sources.views.values()}
     if not readers & {"context", "both"}:
         yield Problem("views", "no group is read by the student: give one the role context or both")
-    for name, term in parts.terms.items():
-        yield from _term(name, term, signals, parts, masked, recipe)
+    for name, term in method.terms.items():
+        yield from _term(name, term, signals, method, masked, recipe)
 
 
 def _term(
-    name: str, term: Term, signals: Mapping[str, Any], parts: Parts, masked: Mapping[str, Views], recipe: Recipe
+    name: str, term: Term, signals: Mapping[str, Any], method: Method, masked: Mapping[str, Views], recipe: Recipe
 ) -> Iterator[Problem]:
-    place, loss = f"losses.{name}", parts.losses[name]
+    place, loss = f"losses.{name}", method.losses[name]
     if getattr(loss, "whole_batch", False) and recipe.run.micro is not None:
         yield Problem(
             "run.micro", f"the loss {name!r} relates all images of a batch, so a batch cannot be split into parts"
@@ -226,13 +226,13 @@ def _rng() -> Any:
     return Rng(0, 0, range(2))
 
 
-def _rehearse(recipe: Recipe, parts: Parts, sources: Sources) -> Flow:
-    batch = fake_batch(sources, parts.student.encoder, DRY_IMAGES, "meta")
+def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
+    batch = fake_batch(sources, method.student.encoder, DRY_IMAGES, "meta")
     at = Progress(0, 1)
     seen: dict[str, str] = {}
-    with _shapes(parts, seen), FlopCounterMode(display=False) as counter:
+    with _shapes(method, seen), FlopCounterMode(display=False) as counter:
         try:
-            loss, _ = losses_of(parts, batch, at)
+            loss, _ = compute_loss(method, batch, at)
             loss.backward()
         except shapes.WrongShape as wrong:
             raise _error(recipe, [Problem(seen["last"], str(wrong))]) from wrong
@@ -241,18 +241,18 @@ def _rehearse(recipe: Recipe, parts: Parts, sources: Sources) -> Flow:
             raise _error(
                 recipe, [Problem(where, f"failed in a rehearsed step: {type(error).__name__}: {error}")]
             ) from error
-    unused = tuple(name for name, parameter in trainable(parts) if parameter.grad is None)
-    counts = {name: _count(part) for name, part in _named(parts).items()}
+    unused = tuple(name for name, parameter in trainable(method) if parameter.grad is None)
+    counts = {name: _count(part) for name, part in _named(method).items()}
     return Flow(
-        tuple(_rows(recipe, batch, parts, counts, seen)), counts, counter.get_total_flops() / DRY_IMAGES, unused
+        tuple(_rows(recipe, batch, method, counts, seen)), counts, counter.get_total_flops() / DRY_IMAGES, unused
     )
 
 
 @contextmanager
-def _shapes(parts: Parts, seen: dict[str, str]) -> Iterator[None]:
+def _shapes(method: Method, seen: dict[str, str]) -> Iterator[None]:
     """Notes the shapes that parts return, and which part was entered last."""
     hooks = []
-    for name, part in _named(parts).items():
+    for name, part in _named(method).items():
 
         def enter(_module: nn.Module, _given: Any, name: str = name) -> None:
             seen["last"] = name
@@ -280,10 +280,10 @@ def _letters(x: Tensor) -> str:
     return f"[{' '.join(map(str, x.shape))}]"
 
 
-def _named(parts: Parts) -> dict[str, nn.Module]:
-    named: dict[str, nn.Module] = {"encoder": parts.student.encoder, "predictor": parts.student.predictor}  # type: ignore[dict-item]
-    named |= {f"targets.{name}": target for name, target in parts.targets.items()}
-    return named | {f"losses.{name}": loss for name, loss in parts.losses.items()}
+def _named(method: Method) -> dict[str, nn.Module]:
+    named: dict[str, nn.Module] = {"encoder": method.student.encoder, "predictor": method.student.predictor}  # type: ignore[dict-item]
+    named |= {f"targets.{name}": target for name, target in method.targets.items()}
+    return named | {f"losses.{name}": loss for name, loss in method.losses.items()}
 
 
 def _count(part: nn.Module) -> int:
@@ -291,10 +291,10 @@ def _count(part: nn.Module) -> int:
 
 
 def _rows(
-    recipe: Recipe, batch: Batch, parts: Parts, counts: Mapping[str, int], seen: Mapping[str, str]
+    recipe: Recipe, batch: Batch, method: Method, counts: Mapping[str, int], seen: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
     for name, group in batch.groups.items():
-        grid = parts.student.encoder.grid((group.pixels.shape[-2], group.pixels.shape[-1]))
+        grid = method.student.encoder.grid((group.pixels.shape[-2], group.pixels.shape[-1]))
         yield name, _letters(group.pixels), f"grid {grid[0]} x {grid[1]}, read by {_READERS[group.role]}"
         if group.mask is not None:
             context, target = group.mask.context.index, group.mask.target.index
@@ -312,7 +312,7 @@ def _rows(
             seen.get(name, ""),
             f"{counts[name] / 1e6:.1f} M parameters",
         )
-    for name, term in parts.terms.items():
+    for name, term in method.terms.items():
         arrow = term.predict if term.target is None else f"{term.predict} -> {term.target}"
         yield f"{name} {recipe.losses[name]['use']}", arrow, ""
 

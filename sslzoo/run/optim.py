@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sslzoo.parallel import whole
 from sslzoo.progress import Progress
-from sslzoo.step import Parts
+from sslzoo.run.parallel import full_tensor
+from sslzoo.step import Method
 
 if TYPE_CHECKING:
-    from sslzoo.recipe import Factors, Optim
+    from sslzoo.recipe.recipe import Factors, Optim
 
 
-def trainable(parts: Parts) -> Iterator[tuple[str, nn.Parameter]]:
+def trainable(method: Method) -> Iterator[tuple[str, nn.Parameter]]:
     """Every parameter that learns, by the name recipes use: encoder.*, predictor.*, targets.NAME.*, losses.NAME.*."""
-    for name, parameter in parts.named_parameters():
+    for name, parameter in method.named_parameters():
         if parameter.requires_grad:
             yield name.removeprefix("student."), parameter
 
@@ -33,10 +33,10 @@ def factors(name: str, patterns: Mapping[str, Factors]) -> tuple[float, float]:
     return lr, decay
 
 
-def make(parts: Parts, optim: Optim) -> torch.optim.Optimizer:
+def make(method: Method, optim: Optim) -> torch.optim.Optimizer:
     """The recipe's optimizer, fused, one group for each pair of factors."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in trainable(parts):
+    for name, parameter in trainable(method):
         groups.setdefault(factors(name, optim.groups), []).append(parameter)
     listed = [{"params": params, "lr_factor": lr, "decay_factor": decay} for (lr, decay), params in groups.items()]
     if optim.use == "sgd":
@@ -54,14 +54,14 @@ def set_schedules(optimizer: torch.optim.Optimizer, optim: Optim, at: Progress) 
     return {"lr": lr, "weight_decay": decay}
 
 
-def clip(parts: Parts, most: float | None, each: bool = False) -> Tensor:
+def clip(method: Method, most: float | None, each: bool = False) -> Tensor:
     """Clips gradients to norm `most`, over all parameters or `each` tensor apart (as DINO does); returns the norm.
 
     The norm is that of all gradients before clipping, 0-d, and stays on the device.
     """
-    params = [parameter for _, parameter in trainable(parts) if parameter.grad is not None]
+    params = [parameter for _, parameter in trainable(method) if parameter.grad is not None]
     grads = [parameter.grad for parameter in params if parameter.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm(grads))
+    norm = full_tensor(torch.nn.utils.get_total_norm(grads))
     if most is not None and each:
         norms = torch._foreach_norm(grads)  # type: ignore[attr-defined]
         torch._foreach_mul_(grads, [torch.clamp(most / (one + 1e-6), max=1.0) for one in norms])  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from sslzoo.errors import PluginError, Problem, did_you_mean
-from sslzoo.schedule import Duration, Schedule
+from sslzoo.recipe.schedule import Duration, Schedule
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _MADE_OF = {

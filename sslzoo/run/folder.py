@@ -19,10 +19,10 @@ from typing import Any
 import yaml
 
 from sslzoo.errors import RunError
-from sslzoo.metrics import Lines
+from sslzoo.run.metrics import Lines
 
 # A resumed run may differ from its folder's recipe in these: they do not change what is computed.
-_RUN = "log_every save_every keep milestones workers device micro compile shard held held_every unreadable"
+_RUN = "log_every save_every keep milestones workers device micro compile shard monitor monitor_every unreadable"
 _PLUGIN = re.compile(r"^# plugin (\S+) (\S+)$", re.MULTILINE)
 HARMLESS = ("evaluate", "plugins", *(f"run.{key}" for key in _RUN.split()))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.contracts import Batch, Grid
-from sslzoo.parallel import all_mean
+from sslzoo.run.parallel import all_mean
 
 # Dense peak of the tensor cores in bfloat16, in FLOP/s, from the makers' data sheets.
 PEAK = {

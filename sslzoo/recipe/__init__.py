@@ -1,0 +1,1 @@
+"""What does a recipe say, and how does it become parts? YAML, keys, schedules; then parts that fit."""

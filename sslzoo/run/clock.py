@@ -1,0 +1,41 @@
+"""How fast is a run? Images a second, time spent waiting for data, and the share of the device's peak."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sslzoo.contracts import Batch
+from sslzoo.run.metrics import peak_flops
+from sslzoo.run.parallel import World
+
+
+@dataclass
+class Clock:
+    """Measures images per second, the share of time spent waiting for data, and the share of the device's peak."""
+
+    flops: float  # of one image, forward and backward
+    world: World
+    batch: int
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+
+    def waiting(self, batches: Iterator[Batch]) -> Batch:
+        """The next micro-batch, timed."""
+        start = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - start
+        return batch
+
+    def read(self, steps: int) -> dict[str, float]:
+        """Rates since the last reading; `steps` were done in this process so far."""
+        now = time.perf_counter()
+        took, rate = now - self.since, (steps - self.steps) * self.batch / (now - self.since)
+        found = {"images_per_second": rate, "data_wait": min(1.0, self.waited / took)}
+        peak = peak_flops(self.world.device)
+        if peak:
+            found["mfu"] = rate * self.flops / (peak * self.world.size)
+        self.since, self.waited, self.steps = now, 0.0, steps
+        return found

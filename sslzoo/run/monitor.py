@@ -1,0 +1,60 @@
+"""Is the encoder collapsing? RankMe of a fixed batch of training images, during the run."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslzoo.contracts import Dataset, View
+from sslzoo.errors import RunError
+from sslzoo.rng import derive_seed
+from sslzoo.run.data import seed_views
+from sslzoo.run.metrics import rankme
+from sslzoo.step import Method
+
+
+def monitor_pixels(data: Dataset, view: View, count: int, seed: int) -> Tensor:
+    """Views of the first images of the training set, always the same: [n 3 H W].
+
+    Raises:
+        RunError: none of them can be read.
+    """
+    pixels = []
+    for index in range(min(count, len(data))):
+        try:
+            image = data.image(index)
+        except (OSError, ValueError, SyntaxError):
+            continue
+        seed_views(derive_seed(seed, "monitor", index))
+        pixels.append(view(image)[0])
+    if not pixels:
+        raise RunError(f"none of the first {count} images could be read")
+    return torch.stack(pixels)
+
+
+@torch.no_grad()
+def rank_of(method: Method, pixels: Tensor, device: torch.device, cast: AbstractContextManager[Any]) -> float:
+    """RankMe of the summaries of monitored images, from the teacher where there is one."""
+    encoder = evaluated_encoder(method)
+    mode = encoder.training
+    encoder.eval()
+    with cast:
+        found = [encoder(some.to(device)).summary.float() for some in pixels.split(64)]
+    encoder.train(mode)
+    return rankme(torch.cat(found)).item()
+
+
+def evaluated_encoder(method: Method, network: str = "auto") -> nn.Module:
+    """The encoder to evaluate: of a named target generator, of the student, or of the first teacher (auto)."""
+    owners: dict[str, Any] = {
+        name: target.encoder for name, target in method.targets.items() if hasattr(target, "encoder")
+    }
+    owners["student"] = method.student.encoder
+    if network == "auto":
+        return next(iter(owners.values()))
+    if network not in owners:
+        raise RunError(f"no network is called {network!r}; there is: {', '.join(owners)}")
+    return owners[network]
