@@ -124,7 +124,7 @@ def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, displa
     method = restored(recipe, installed, out)[0].to(world.device)  # as saved: whole, wherever its shards were
     figures = finish(recipe, installed, method, out, world.device, display.say)
     display.print(table(figures))
-    display.say(f"plots: {write(recipe, installed, parts, build(recipe, installed)[1], out, figures)}")
+    display.say(f"plots: {write(recipe, installed, method, build(recipe, installed)[1], out, figures)}")
 
 
 def _is_silence(error: BaseException) -> bool:

@@ -10,8 +10,9 @@ from sslzoo.evaluate.evaluate import bench, extract, finish, restored, untrained
 from sslzoo.recipe.build import build, check, make
 from sslzoo.recipe.recipe import load
 from sslzoo.report.page import components, write
-from sslzoo.run.monitor import evaluated_encoder, train
+from sslzoo.run.monitor import evaluated_encoder
 from sslzoo.run.parallel import World
+from sslzoo.train import train
 
 CPU = torch.device("cpu")
 SETS = ("run.steps=4", "run.batch=8", "run.workers=0", "run.monitor=8", "run.log_every=2", "run.save_every=2")

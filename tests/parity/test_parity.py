@@ -25,11 +25,10 @@ from sslzoo import (
     Signal,
     Student,
     catalogue,
-    data,
-    optim,
 )
 from sslzoo.nn import patchify, sincos
 from sslzoo.recipe.recipe import Factors, Optim
+from sslzoo.run import data, optim
 from sslzoo.run.parallel import World
 from sslzoo.step import Method, Term, compute_loss
 
