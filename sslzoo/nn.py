@@ -7,8 +7,10 @@ from functools import partial
 import torch
 from timm.models.vision_transformer import Block as _TimmBlock
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm
 
 from sslzoo.contracts import Grid
+from sslzoo.run.parallel import gather, world_size
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -16,6 +18,74 @@ LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 def Block(width: int, heads: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> nn.Module:  # noqa: N802
     """A pre-norm transformer block (timm's, SDPA attention, bias on q, k and v, exact GELU): [s k d] -> [s k d]."""
     return _TimmBlock(width, heads, mlp_ratio, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)  # type: ignore[arg-type]
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the images of all ranks, on any device: [n d], [n d L] or [n d H W] -> the same shape.
+
+    A recipe's batch is global, so its statistics are too: forward, backward and running statistics are those of one
+    process with the whole batch (Ioffe & Szegedy 2015). Torch's SyncBatchNorm does it on GPUs only.
+    """
+
+    whole_batch = True  # statistics of micro-batches would be others
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"batch norm wants [n d], [n d L] or [n d H W], found {list(input.shape)}")
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - torch's is `input`
+        """Each channel with mean 0 and variance 1, scaled and shifted."""
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        self._check_input_dim(x)
+        share = self._share()
+        if x.device.type == "cuda":  # torch's kernels, which keep a third of the memory
+            own = self.weight, self.bias, self.running_mean, self.running_var, self.eps, share
+            return SyncBatchNorm.apply(x, *own, torch.distributed.group.WORLD, world_size())  # type: ignore[return-value]
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        var, mean = torch.var_mean(exact, [0, *range(2, x.ndim)], correction=0)
+        count = torch.full_like(mean, x.numel() / x.shape[1])
+        means, variances, counts = gather(torch.stack([mean, var, count])[None]).unbind(1)  # ranks d
+        total = counts.sum(0)
+        mean = (counts * means).sum(0) / total
+        var = (counts * (variances + (means - mean).square())).sum(0) / total
+        if self.running_mean is not None and self.running_var is not None:
+            self.running_mean.mul_(1 - share).add_(mean.detach(), alpha=share)
+            self.running_var.mul_(1 - share).add_((var * total / (total - 1)).detach(), alpha=share)
+        rows = (-1, *[1] * (x.ndim - 2))
+        y = (exact - mean.view(rows)) * (var + self.eps).rsqrt().view(rows)
+        if self.affine:
+            y = y * self.weight.view(rows) + (0 if self.bias is None else self.bias.view(rows))
+        return y.to(x.dtype)
+
+    def _share(self) -> float:
+        """What a step counts for in the running statistics; counts the step."""
+        if self.num_batches_tracked is None:
+            return 0.0
+        self.num_batches_tracked.add_(1)
+        return 1.0 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+
+
+class _BatchNormAct(BatchNorm):
+    """What timm calls BatchNormAct2d, over all ranks: children `drop` and `act` follow the norm."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.act(self.drop(super().forward(x)))  # type: ignore[operator]
+
+
+def batch_norm_over_ranks(module: nn.Module) -> nn.Module:
+    """`module`, every batch norm in it (torch's or timm's) replaced by `BatchNorm`; parameters and names stay.
+
+    For networks of libraries, such as timm's ResNets.
+    """
+    made = module
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, BatchNorm):
+        make = _BatchNormAct if hasattr(module, "act") else BatchNorm
+        made = make(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+        made._parameters, made._buffers, made.training = module._parameters, module._buffers, module.training
+    for name, child in module.named_children():
+        made.add_module(name, batch_norm_over_ranks(child))
+    return made
 
 
 def sincos(grid: Grid, width: int, device: torch.device | None = None) -> Tensor:

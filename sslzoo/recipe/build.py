@@ -183,18 +183,24 @@ def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Proble
     readers = {views.role for views in sources.views.values()}
     if not readers & {"context", "both"}:
         yield Problem("views", "no group is read by the student: give one the role context or both")
+    if recipe.run.micro is not None and (related := _relating(method)):
+        yield Problem(
+            "run.micro", f"{related} relates all images of a batch, so a batch cannot be split into micro-batches"
+        )
     for name, term in method.terms.items():
-        yield from _term(name, term, signals, method, masked, recipe)
+        yield from _term(name, term, signals, method, masked)
+
+
+def _relating(method: Method) -> str:
+    """The first module that relates the images of a batch to each other (losses, batch norms), by its place."""
+    found = (name for name, module in method.named_modules() if getattr(module, "whole_batch", False))
+    return next(found, "").removeprefix("student.")
 
 
 def _term(
-    name: str, term: Term, signals: Mapping[str, Any], method: Method, masked: Mapping[str, Views], recipe: Recipe
+    name: str, term: Term, signals: Mapping[str, Any], method: Method, masked: Mapping[str, Views]
 ) -> Iterator[Problem]:
     place, loss = f"losses.{name}", method.losses[name]
-    if getattr(loss, "whole_batch", False) and recipe.run.micro is not None:
-        yield Problem(
-            "run.micro", f"the loss {name!r} relates all images of a batch, so a batch cannot be split into parts"
-        )
     predicted = signals[term.predict]
     if predicted.kind == "patch" and not masked:
         yield Problem(f"{place}.predict", f"{term.predict} speaks of hidden patches, but there is no section masks")

@@ -1,0 +1,85 @@
+"""Batch norm over all ranks equals torch's on one process with the whole batch."""
+
+import pytest
+import torch
+from conftest import on_ranks
+from timm.layers import BatchNormAct2d
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sslzoo import RecipeError
+from sslzoo.nn import BatchNorm, batch_norm_over_ranks
+from sslzoo.recipe.build import check
+from sslzoo.recipe.recipe import load
+
+SHAPES = [(8, 5), (8, 5, 3)]
+
+
+def steps(norm, wrap, rows):
+    """Two training steps: outputs, gradients of inputs and of parameters, running statistics."""
+    found, wrapped = [], wrap(norm)
+    for turn, shape in enumerate(SHAPES):
+        random = torch.Generator().manual_seed(turn)
+        x = (torch.randn(shape, generator=random) * 3 + 100)[rows].requires_grad_()  # far from 0: no cancellation
+        aim = torch.randn(shape, generator=random)[rows]
+        out = wrapped(x)
+        (out * aim).square().mean().backward()
+        grads = [parameter.grad.clone() for parameter in norm.parameters()]
+        found.append([out.detach(), x.grad, *grads, *(buffer.clone() for buffer in norm.buffers())])
+        norm.zero_grad()
+    return found
+
+
+def in_two(rank):
+    norm = BatchNorm(5)
+    return steps(norm, DistributedDataParallel, slice(rank * 4, rank * 4 + 4))
+
+
+@pytest.mark.two_ranks
+def test_two_ranks_equal_torch_on_one_in_forward_backward_and_running_statistics():
+    parts = on_ranks(in_two, 2)
+    whole = steps(nn.BatchNorm1d(5), lambda norm: norm, slice(None))
+    for one, first, second in zip(whole, *parts, strict=True):
+        out, grad, *rest = one
+        torch.testing.assert_close(torch.cat([first[0], second[0]]), out)
+        # each rank's loss is a mean over its half
+        torch.testing.assert_close(torch.cat([first[1], second[1]]) / 2, grad, atol=1e-6, rtol=1e-4)
+        for index, wanted in enumerate(rest, 2):
+            torch.testing.assert_close(first[index], wanted, atol=1e-5, rtol=1e-4)
+            assert torch.equal(first[index], second[index])
+
+
+def test_alone_it_is_torchs_own_bit_for_bit():
+    ours, torchs = BatchNorm(5), nn.BatchNorm2d(5)
+    x = torch.randn(8, 5, 3, 2)
+    assert torch.equal(ours(x), torchs(x))
+    assert ours.state_dict().keys() == torchs.state_dict().keys()
+
+
+def test_norms_of_libraries_become_ones_over_all_ranks_and_keep_names_and_weights():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(BatchNormAct2d(4)))
+    x = torch.randn(6, 3, 2, 2)
+    names = list(net.state_dict())
+    made = batch_norm_over_ranks(net)
+    assert made is net
+    assert list(made.state_dict()) == names
+    assert isinstance(made[1], BatchNorm)
+    assert isinstance(made[2][0], BatchNorm)
+    other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(BatchNormAct2d(4)))
+    other.load_state_dict(made.state_dict())
+    assert torch.equal(made(x), other(x))
+    assert (made(x) >= 0).all()  # timm's activation came along
+
+
+def test_a_batch_that_it_relates_is_not_split(toy, monkeypatch):
+    read, installed = load(str(toy("jepa")), ("run.micro=4",))
+    make = installed.find("predictors", "guess").make
+    start = make.__init__
+
+    def with_norm(self, encoder):
+        start(self, encoder)
+        self.norm = BatchNorm(encoder.width)
+
+    monkeypatch.setattr(make, "__init__", with_norm)
+    with pytest.raises(RecipeError, match=r"predictor.norm relates all images of a batch"):
+        check(read, installed)
