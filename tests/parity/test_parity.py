@@ -1,71 +1,21 @@
 """Forward passes, gradients and training steps of reference codes, reproduced through the engine's own step.
 
-Every ijepa*, mae* and losses*.safetensors of a folder (tests/parity/data, or the one SSLZOO_PARITY names); all sizes
-are read from the JSON beside each file. README.md says what the files hold.
+I-JEPA, MAE, the negative cosine and the masks' statistics; the other methods have files of their own beside this one.
+README.md says what the tensors are.
 """
 
 import json
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from tensors import OURS, batch_of, close, files, numbered, part, read, under
 
-from sslzoo import (
-    Batch,
-    Group,
-    Mask,
-    Pairing,
-    Patches,
-    Progress,
-    Rng,
-    Schedule,
-    Signal,
-    Student,
-    catalogue,
-)
+from sslzoo import Mask, Pairing, Patches, Progress, Rng, Schedule, Signal, Student
 from sslzoo.nn import patchify, sincos
 from sslzoo.recipe.recipe import Factors, Optim
-from sslzoo.run import data, optim
-from sslzoo.run.parallel import World
+from sslzoo.run import optim
 from sslzoo.step import Method, Term, compute_loss
-
-OURS = Path(__file__).parent / "data"
-FOLDER = Path(os.environ.get("SSLZOO_PARITY", OURS))
-
-
-def files(kind):
-    """Those of the folder; another folder than ours may lack a kind, whose tests are then skipped."""
-    found = sorted(FOLDER.glob(f"{kind}*.safetensors"))
-    assert found or FOLDER != OURS, f"no {kind}*.safetensors in {FOLDER}"
-    return [pytest.param(path, id=path.stem) for path in found]
-
-
-def read(path):
-    return load_file(path), json.loads(path.with_suffix(".json").read_text())
-
-
-def under(tensors, start):
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-
-
-def part(family, name, *given, **keys):
-    return catalogue().find(family, name).make(*given, **keys)
-
-
-def close(ours, theirs, tolerance=1e-5):
-    ours, theirs = ours.detach().double(), theirs.double()
-    assert ours.shape == theirs.shape
-    scale = theirs.abs().max().clamp(min=1e-12)
-    assert ((ours - theirs).abs().max() / scale).item() < tolerance
-
-
-def batch_of(images, mask):
-    pixels = images[None]
-    groups = {"image": Group(pixels, torch.zeros(1, len(images), 4), mask, "both")}
-    return data.weigh([Batch(groups, data.pair(groups))], World())[0]
 
 
 def load(module, weights, renamed=lambda name: name):
@@ -111,11 +61,6 @@ def ijepa_optim(facts):
         eps=facts["eps"],
         groups={"*.bias": none, "*norm*.weight": none},
     )
-
-
-def numbered(tensors, start):
-    """Tensors called START0, START1, ... in order of their number."""
-    return [tensors[f"{start}{n}"] for n in range(sum(name.startswith(start) for name in tensors))]
 
 
 def ijepa_mask(tensors, step):

@@ -1,0 +1,65 @@
+"""What the parity tests share: where the files lie, how they are read, and what close means.
+
+Every KIND*.safetensors of a folder is tried (tests/parity/data, or the one SSLZOO_PARITY names); all sizes come from
+the JSON beside each file.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sslzoo import Batch, Group, catalogue
+from sslzoo.run import data
+from sslzoo.run.parallel import World
+
+OURS = Path(__file__).parent / "data"
+FOLDER = Path(os.environ.get("SSLZOO_PARITY", OURS))
+
+
+def files(kind):
+    """Those of the folder; another folder than ours may lack a kind, whose tests are then skipped."""
+    found = sorted(FOLDER.glob(f"{kind}*.safetensors"))
+    assert found or FOLDER != OURS, f"no {kind}*.safetensors in {FOLDER}"
+    return [pytest.param(path, id=path.stem) for path in found]
+
+
+def read(path):
+    return load_file(path), json.loads(path.with_suffix(".json").read_text())
+
+
+def under(tensors, start):
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def numbered(tensors, start):
+    """Tensors called START0, START1, ... in order of their number."""
+    return [tensors[f"{start}{n}"] for n in range(sum(name.startswith(start) for name in tensors))]
+
+
+def part(family, name, *given, **keys):
+    return catalogue().find(family, name).make(*given, **keys)
+
+
+def close(ours, theirs, tolerance=1e-5, name=""):
+    """Within a share of the largest value of theirs."""
+    ours, theirs = ours.detach().double(), theirs.double()
+    assert ours.shape == theirs.shape, name
+    scale = theirs.abs().max().clamp(min=1e-12)
+    assert ((ours - theirs).abs().max() / scale).item() < tolerance, name
+
+
+def all_close(ours, theirs, tolerance=1e-5):
+    """Every tensor of ours and theirs, by name; neither has one that the other lacks."""
+    assert set(ours) == set(theirs)
+    for name, value in ours.items():
+        close(value, theirs[name], tolerance, name)
+
+
+def batch_of(images, mask=None, **more):
+    """One group of one view, weighed as for one process."""
+    groups = {"image": Group(images[None], torch.zeros(1, len(images), 4), mask, "both")} | more
+    return data.weigh([Batch(groups, data.pair(groups))], World())[0]
