@@ -48,9 +48,16 @@ class RecipeError(UserError):
         return "\n".join(lines)
 
 
+RENAMED = {"grey": "grayscale", "centre": "center", "solarise": "solarize", "held": "monitor"}  # words of old recipes
+RENAMED |= {"held_every": "monitor_every"}
+
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The closest of `names`, or None if nothing is close."""
-    found = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.55)
+    """The new name of a word that was renamed, else the closest of `names`, or None if nothing is close."""
+    names = list(names)
+    if RENAMED.get(str(name)) in names:
+        return RENAMED[str(name)]
+    found = difflib.get_close_matches(str(name), names, n=1, cutoff=0.55)
     return found[0] if found else None
 
 

@@ -164,6 +164,6 @@ run: {steps: 10, batch: 8, precision: fp32, workers: 0, log_every: 1, monitor: 1
 evaluate:
   train: {use: scenes, length: 100, size: 32}
   test: {use: scenes, split: test, length: 50, size: 32}
-  view: {use: centre, size: 32, resize: 32}
+  view: {use: center, size: 32, resize: 32}
   probes: {knn: {use: knn}}
 """

@@ -1,9 +1,16 @@
 """Does a view show what its box says, and happen as often as its rates say?"""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from sslzoo_crops import Centre, Crop
+import yaml
+from PIL import Image, ImageFilter
+from sslzoo_crops import Blur, Center, Crop
+from torchvision.transforms import v2
 
+from sslzoo.errors import did_you_mean
 from sslzoo.run.data import seed_views
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -22,7 +29,7 @@ def test_the_box_is_where_the_view_was_cut(seed):
     view, box = Crop(size=32, scale=(0.3, 1.0), **PLAIN)(places())
     top, left, height, width = (box * torch.tensor([96, 128, 96, 128])).tolist()
     seen = view * 255
-    # Pixel centres of the resized cut, in rows and columns of the image.
+    # Pixel centers of the resized cut, in rows and columns of the image.
     rows = top + (torch.arange(32) + 0.5) * height / 32 - 0.5
     columns = left + (torch.arange(32) + 0.5) * width / 32 - 0.5
     inner = slice(2, -2)  # at the rim the filter has less to average
@@ -49,7 +56,7 @@ def test_a_flip_happens_as_often_as_its_rate():
     assert 0.22 < flipped / 400 < 0.38
 
 
-def test_views_are_normalised_with_the_given_statistics():
+def test_views_are_normalized_with_the_given_statistics():
     seed_views(0)
     plain, _ = Crop(size=16, scale=(1.0, 1.0), **PLAIN)(places())
     seed_views(0)
@@ -59,20 +66,132 @@ def test_views_are_normalised_with_the_given_statistics():
     assert torch.allclose(view, wanted, atol=1e-6)
 
 
-def test_the_centre_is_the_middle_and_takes_no_chances():
-    centre = Centre(size=48, resize=96, **PLAIN)
-    view, box = centre(places())
-    again, _ = centre(places())
+def test_the_center_is_the_middle_and_takes_no_chances():
+    center = Center(size=48, resize=96, **PLAIN)
+    view, box = center(places())
+    again, _ = center(places())
     assert torch.equal(view, again)
     assert box.tolist() == pytest.approx([0.25, 0.3125, 0.5, 0.375])
     assert torch.allclose(view * 255, places()[:, 24:72, 40:88].float(), atol=1e-4)
 
 
 def test_one_seed_gives_one_view_with_every_augmentation_on():
-    crop = Crop(size=24, flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=0.5, solarise=0.2)
+    crop = Crop(size=24, flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.2, blur=0.5, solarize=0.2)
     views = []
     for seed in (1, 1, 2):
         seed_views(seed)
         views.append(crop(places())[0])
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
+
+
+def noise(height=96, width=128):
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_view_is_what_torchvision_draws_and_does(seed):
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    theirs = v2.Compose(
+        [
+            v2.RandomResizedCrop(32, (0.2, 1.0), interpolation="bicubic"),
+            to_float,
+            v2.RandomHorizontalFlip(0.5),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
+            v2.RandomGrayscale(0.3),
+            v2.RandomSolarize(0.5, 0.3),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    ours = Crop(
+        size=32,
+        scale=(0.2, 1.0),
+        interpolation="bicubic",
+        flip=0.5,
+        jitter=(0.4, 0.4, 0.2, 0.1),
+        grayscale=0.3,
+        solarize=0.3,
+    )
+    seed_views(seed)
+    wanted = theirs(noise())
+    seed_views(seed)
+    assert torch.allclose(ours(noise())[0], wanted, atol=1e-6)
+
+
+def test_blurring_by_rows_and_columns_is_the_blur_with_the_square_kernel():
+    image = noise(40, 56).float() / 255
+    ours = Blur((0.1, 2.0), 40)
+    for sigma in (0.3, 1.0, 2.0):
+        wanted = v2.GaussianBlur(13, (sigma, sigma))(image)
+        assert torch.allclose(ours.transform(image, {"sigma": [sigma] * 2}), wanted, atol=1e-6)
+
+
+def test_the_blur_is_pillows_as_published():
+    rows = torch.arange(64)[:, None] // 16 % 2 * 120 + 60
+    image = (rows + torch.arange(64) // 8 % 2 * 60).expand(3, 64, 64).to(torch.uint8)
+    for sigma in (0.5, 1.0, 2.0):
+        pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).filter(ImageFilter.GaussianBlur(sigma))
+        ours = Blur((sigma, sigma), 64)(image.float()) - torch.from_numpy(np.array(pillow)).permute(2, 0, 1)
+        assert ours[:, 8:-8, 8:-8].abs().mean() < 1.5  # Pillow's is three box blurs
+
+
+def test_the_blur_fits_views_of_any_size():
+    for size in (1, 2, 4, 7):
+        view, _ = Crop(size=size, blur=1.0)(noise())
+        assert view.shape == (3, size, size)
+        assert view.isfinite().all()
+
+
+def test_what_never_happens_draws_nothing():
+    drawn = []
+    for crop in (Crop(size=16), Crop(size=16, jitter=(0.4, 0.4, 0.4, 0.1), jitter_rate=0.0)):
+        seed_views(3)
+        crop(noise())
+        drawn.append(torch.rand(()))
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"jitter": (0.4, 0.4, 0.4, 0.7)}, r"jitter: found \[0.4, 0.4, 0.4, 0.7\]; hue values"),
+        ({"jitter": (-1.0, 0, 0, 0)}, "jitter: found"),
+        ({"scale": (0.5, 0.2)}, "scale: found"),
+        ({"scale": (0.5, 1.2)}, "scale: found"),
+        ({"ratio": (1.0, float("inf"))}, "ratio: found"),
+        ({"grayscale": 1.5}, "grayscale: found 1.5; a rate from 0 to 1"),
+        ({"std": (0.0, 1.0, 1.0)}, "std: found"),
+        ({"size": 0}, "size: found 0"),
+    ],
+)
+def test_keys_without_sense_are_refused(keys, told):
+    with pytest.raises(ValueError, match=told):
+        Crop(**keys)
+
+
+def test_old_words_are_told_their_new_names():
+    from sslzoo.recipe.signature import keys_of
+
+    keys = list(keys_of(Crop).model_fields)
+    assert did_you_mean("grey", keys) == "; did you mean grayscale?"
+    assert did_you_mean("solarise", keys) == "; did you mean solarize?"
+    assert did_you_mean("centre", ["crop", "center"]) == "; did you mean center?"
+
+
+def documented():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    return yaml.safe_load("ijepa:" + text.split("```yaml\nijepa:")[1].split("```")[0])
+
+
+PUBLISHED = documented()
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_the_published_views_of_the_docs_can_be_drawn(method):
+    for spec in PUBLISHED[method].values():
+        keys = {key: value for key, value in spec.items() if key not in ("use", "count", "role")}
+        crop = Crop(**keys)
+        seed_views(0)
+        view, _ = crop(noise())
+        assert view.shape == (3, *crop.size)
+        assert view.isfinite().all()
