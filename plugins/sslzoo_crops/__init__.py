@@ -133,12 +133,13 @@ class Blur(v2.GaussianBlur):
 
     def __init__(self, sigma: Pair, side: int) -> None:
         half = min(math.ceil(3 * sigma[1]), side - 1)  # what is mirrored at the rim must lie in the view
-        super().__init__(2 * half + 1, sigma)
+        self.width = 2 * half + 1
+        super().__init__(self.width, sigma)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Blurs by rows, then by columns."""
-        tall, wide = self.kernel_size
-        return F.gaussian_blur(F.gaussian_blur(inpt, [1, wide], params["sigma"]), [tall, 1], params["sigma"])
+        rows = F.gaussian_blur(inpt, [self.width, 1], params["sigma"])
+        return F.gaussian_blur(rows, [1, self.width], params["sigma"])
 
 
 _MODES = {mode.value: mode for mode in InterpolationMode}
