@@ -9,15 +9,35 @@ from timm.models.vision_transformer import Block as _TimmBlock
 from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm
 
-from sslzoo.contracts import Grid
+from sslzoo.contracts import Grid, Patches, Tokens
 from sslzoo.run.parallel import gather, world_size
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
-def Block(width: int, heads: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> nn.Module:  # noqa: N802
-    """A pre-norm transformer block (timm's, SDPA attention, bias on q, k and v, exact GELU): [s k d] -> [s k d]."""
-    return _TimmBlock(width, heads, mlp_ratio, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)  # type: ignore[arg-type]
+def Block(  # noqa: N802
+    width: int,
+    heads: int,
+    *,
+    mlp_ratio: float = 4.0,
+    drop_path: float = 0.0,
+    attention_drop: float = 0.0,
+    layer_scale: float | None = None,
+) -> nn.Module:
+    """A pre-norm transformer block (timm's, SDPA attention, bias on q, k and v, exact GELU): [s k d] -> [s k d].
+
+    `layer_scale` starts a learned factor for each channel of both branches (CaiT, Touvron et al. 2021); None: none.
+    """
+    return _TimmBlock(
+        width,
+        heads,
+        mlp_ratio,
+        qkv_bias=True,
+        drop_path=drop_path,
+        attn_drop=attention_drop,
+        init_values=layer_scale,
+        norm_layer=LayerNorm,  # type: ignore[arg-type]
+    )
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -88,11 +108,11 @@ def batch_norm_over_ranks(module: nn.Module) -> nn.Module:
     return made
 
 
-def sincos(grid: Grid, width: int, device: torch.device | None = None) -> Tensor:
+def sincos(grid: Grid, width: int, device: torch.device | None = None, rows_first: bool = False) -> Tensor:
     """The fixed two-dimensional sine-cosine table of MAE and I-JEPA: [N width], row-major.
 
-    The first half of the channels encodes the column, the second the row; each half has its sines, then its cosines.
-    Positions are whole numbers from 0. Computed in float64, given in float32.
+    The first half of the channels encodes the column, the second the row (`rows_first`: the other way round, as CAE);
+    each half has its sines, then its cosines. Positions are whole numbers from 0. It is worked out in float64.
 
     Raises:
         ValueError: width is not a multiple of 4.
@@ -102,7 +122,8 @@ def sincos(grid: Grid, width: int, device: torch.device | None = None) -> Tensor
     rates = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4))
     rows, columns = (torch.arange(n, dtype=torch.float64, device=device) for n in grid)
     halves = []
-    for place in (columns.repeat(grid[0]), rows.repeat_interleave(grid[1])):
+    axes = (columns.repeat(grid[0]), rows.repeat_interleave(grid[1]))
+    for place in reversed(axes) if rows_first else axes:
         angle = place[:, None] * rates
         halves += [angle.sin(), angle.cos()]
     return torch.cat(halves, 1).float()
@@ -111,20 +132,20 @@ def sincos(grid: Grid, width: int, device: torch.device | None = None) -> Tensor
 class Positions(nn.Module):
     """Sine-cosine tables by grid, made when first asked for and kept; nothing of it is stored in checkpoints."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, rows_first: bool = False) -> None:
         super().__init__()
         sincos((1, 1), width)  # refuse a width that does not suit now
-        self.width = width
+        self.width, self.rows_first = width, rows_first
         self._tables: dict[tuple[Grid, torch.device], Tensor] = {}
 
     def forward(self, grid: Grid, device: torch.device) -> Tensor:
         """The table of a grid: [N width]."""
         if (grid, device) not in self._tables:
-            self._tables[grid, device] = sincos(grid, self.width, device)
+            self._tables[grid, device] = sincos(grid, self.width, device, self.rows_first)
         return self._tables[grid, device]
 
     def __deepcopy__(self, _memo: object) -> Positions:
-        return Positions(self.width)
+        return Positions(self.width, self.rows_first)
 
 
 def patchify(pixels: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -181,3 +202,17 @@ def key_mask(length: Tensor | None, keys: int, ahead: int = 0) -> Tensor | None:
         return None
     true = torch.arange(keys, device=length.device) < length[:, None]
     return nn.functional.pad(true, (ahead, 0), value=True)[:, None, None]
+
+
+def joint_mask(tokens: Tokens, target: Patches) -> Tensor | None:
+    """Keys that are true where each block's queries stand behind its context: bool [(s m) 1 1 k+q]; None: all are."""
+    if tokens.length is None and target.length is None:
+        return None
+    s, m, q = target.index.shape
+    k = tokens.index.shape[1]
+    device = tokens.index.device
+    context = tokens.length if tokens.length is not None else torch.full((s,), k, device=device)
+    block = target.length if target.length is not None else torch.full((s, m), q, device=device)
+    seen = (torch.arange(k, device=device) < context[:, None]).repeat_interleave(m, 0)
+    asked = torch.arange(q, device=device) < block.flatten()[:, None]
+    return torch.cat([seen, asked], 1)[:, None, None]

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens
 from sslzoo.contracts import Encoder
-from sslzoo.nn import Block, LayerNorm, Positions, key_mask, pixels_of, splits, start_normal
+from sslzoo.nn import Block, LayerNorm, Positions, joint_mask, key_mask, pixels_of, splits, start_normal
 
 # Depth and heads for each encoder width (Assran et al. 2023, appendix A.1, and the released settings); the heads are
 # the encoder's. The two smallest were never published with a depth: they take that of the next.
@@ -66,7 +66,7 @@ class Joint(nn.Module):
         seen = self.predictor_embed(tokens.patches) + place[tokens.index]
         asked = self.mask_token + place[target.index.flatten(0, 1)]
         x = torch.cat([seen.repeat_interleave(m, 0), asked], 1)  # (s m) (k q) w
-        mask = _joint_mask(tokens, target)
+        mask = joint_mask(tokens, target)
         for block in self.blocks:
             x = block(x) if mask is None else block(x, attn_mask=mask)
         guess = self.predictor_proj(self.predictor_norm(x[:, -q:]))
@@ -151,17 +151,3 @@ def _published(width: int, depth: int | None, heads: int | None) -> tuple[int, i
         raise ValueError(f"depth, heads: nothing is published for an encoder {width} wide (only {known}); give both")
     named = PUBLISHED.get(width, (0, 0))
     return (named[0] if depth is None else depth), (named[1] if heads is None else heads)
-
-
-def _joint_mask(tokens: Tokens, target: Patches) -> Tensor | None:
-    """Keys that are true, bool [(s m) 1 1 k+q], where contexts or blocks are ragged; None: all are."""
-    if tokens.length is None and target.length is None:
-        return None
-    s, m, q = target.index.shape
-    k = tokens.index.shape[1]
-    device = tokens.index.device
-    context = tokens.length if tokens.length is not None else torch.full((s,), k, device=device)
-    block = target.length if target.length is not None else torch.full((s, m), q, device=device)
-    seen = (torch.arange(k, device=device) < context[:, None]).repeat_interleave(m, 0)
-    asked = torch.arange(q, device=device) < block.flatten()[:, None]
-    return torch.cat([seen, asked], 1)[:, None, None]

@@ -6,6 +6,7 @@ import torch
 
 from sslzoo import Grid, Mask, Patches, Rng, hookimpl
 from sslzoo.blocks import Range, check_ranges, covered, draw_size, places
+from sslzoo_masks.blocks import Blocks
 
 
 class Random:
@@ -114,5 +115,5 @@ class Checkerboard:
 
 @hookimpl
 def sslzoo_masks() -> dict[str, type]:
-    """The samplers `random`, `block`, `rasterized` and `checkerboard`."""
-    return {"random": Random, "block": Block, "rasterized": Rasterized, "checkerboard": Checkerboard}
+    """The samplers `random`, `block`, `blocks`, `rasterized` and `checkerboard`."""
+    return {"random": Random, "block": Block, "blocks": Blocks, "rasterized": Rasterized, "checkerboard": Checkerboard}

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sslzoo import Batch, Progress, Reading, Schedule, Signal, Student, hookimpl
+from sslzoo import Batch, Patches, Progress, Reading, Schedule, Signal, Student, hookimpl
 from sslzoo.contracts import Group
 
 Pair = tuple[Sequence[Tensor], Sequence[Tensor]]
@@ -21,13 +20,16 @@ RISING = Schedule.parse({"linear": [0.996, 1.0]})
 class Ema(nn.Module):
     """Teacher that follows the student by an exponential moving average, and sees all patches.
 
-    I-JEPA (Assran et al. 2023, section 3): norm layer, layers 0. data2vec (Baevski et al. 2022): layers 6.
-    BYOL, DINO: project. Signals: patch [t d] where groups have masks, image [u b e].
+    I-JEPA (Assran et al. 2023, section 3): norm layer, layers 0. data2vec (Baevski et al. 2022): layers 6, renorm.
+    CAE (Chen et al. 2022): momentum 0 (the student's own weights), norm none, sees targets. BYOL, DINO: project.
+    Signals: patch [t d] where groups have masks, image [u b e].
 
     Args:
         momentum: share of the teacher kept at a step.
         norm: layer (normalise each target over its channels, without scale and shift) or none.
         layers: 0 for the tokens after the final norm; n for the mean of the last n blocks, each normalised.
+        renorm: normalise the mean of the layers once more.
+        sees: the whole image, or each target block by itself (then there is no image signal).
         project: copy the predictor's projector too, and give what it says of the summary as the image signal.
     """
 
@@ -38,29 +40,35 @@ class Ema(nn.Module):
         momentum: Schedule = RISING,
         norm: Literal["layer", "none"] = "layer",
         layers: int = 0,
+        renorm: bool = False,
+        sees: Literal["image", "targets"] = "image",
         project: bool = False,
     ) -> None:
         super().__init__()
         if layers < 0:
             raise ValueError(f"layers: found {layers}; 0 or more")
+        if project and sees == "targets":
+            raise ValueError("project: it is the whole image that is projected, but the teacher sees targets")
         if project and student.predictor.projector is None:
             raise ValueError("project: the predictor has no projector to copy")
         self.momentum = Schedule.parse(momentum)
-        self.norm, self.layers = norm, layers
+        self.norm, self.layers, self.renorm, self.sees = norm, layers, renorm, sees
         self.encoder = copy.deepcopy(student.encoder).requires_grad_(False)  # type: ignore[attr-defined]
         projector = copy.deepcopy(student.predictor.projector) if project else None
         self.projector = projector if projector is None else projector.requires_grad_(False)
         width = student.predictor.outputs["image"].width if project else student.encoder.width
-        self.outputs = {"patch": Signal("patch", student.encoder.width), "image": Signal("image", width)}
+        self.outputs = {"patch": Signal("patch", student.encoder.width)}
+        self.outputs |= {"image": Signal("image", width)} if sees == "image" else {}
         self._pairs: tuple[Pair, Pair] | None = None
         self.train()
 
     def train(self, mode: bool = True) -> Ema:
         """Batch norms follow the mode (BYOL's teacher uses the batch's statistics); nothing is dropped at random."""
-        super().train(mode)
+        super().train(False)  # attention asks its own mode whether to drop
+        self.training = mode
         for module in self.modules():
-            if isinstance(module, nn.Dropout | DropPath):
-                module.eval()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(mode)
         return self
 
     @torch.no_grad()
@@ -68,7 +76,11 @@ class Ema(nn.Module):
         """Targets of every group a teacher reads: {"patch": [t d], "image": [u b e]}."""
         patch, image = [], []
         for group in batch.groups.values():
-            if group.role != "context":
+            if group.role == "context":
+                continue
+            if self.sees == "targets":
+                patch += [] if group.mask is None else [self._from_targets(group)]
+            else:
                 tokens = self.encoder(group.pixels.flatten(0, 1), None, self.layers)
                 summary = tokens.summary if self.projector is None else self.projector(tokens.summary)
                 image.append(summary.unflatten(0, group.pixels.shape[:2]))
@@ -89,15 +101,31 @@ class Ema(nn.Module):
         return {"momentum": torch.tensor(self.momentum(at), dtype=torch.float64)}
 
     def _at(self, group: Group, layers: tuple[Tensor, ...]) -> Tensor:
-        # Normalising acts on each token alone, so only the targets' tokens need it.
         assert group.mask is not None
-        target, total = group.mask.target, None
-        for layer in layers:
-            taken = target.flat(target.take(group.mask.rows(layer))).float()
-            taken = F.layer_norm(taken, taken.shape[-1:]) if self.norm == "layer" else taken
-            total = taken if total is None else total + taken
-        assert total is not None
-        return total / len(layers)
+        target = group.mask.target
+        return self._mean([target.flat(target.take(group.mask.rows(layer))) for layer in layers])
+
+    def _from_targets(self, group: Group) -> Tensor:
+        """What it says of each target block where it sees nothing else: [t d]."""
+        assert group.mask is not None
+        target = group.mask.target
+        s, m, q = target.index.shape
+        rows = group.mask.rows(group.pixels.flatten(0, 1)).repeat_interleave(m, 0)
+        length = None if target.length is None else target.length.flatten()
+        block = Patches(target.index.flatten(0, 1), length, target.real)
+        tokens = self.encoder(rows, block, self.layers)
+        if tokens.patches.shape[1] != q:
+            raise ValueError("sees: targets wants an encoder that drops what is hidden; set encoder.hidden to drop")
+        return self._mean([target.flat(layer.unflatten(0, (s, m))) for layer in tokens.layers or (tokens.patches,)])
+
+    def _mean(self, layers: Sequence[Tensor]) -> Tensor:
+        # Normalising acts on each token alone, so only the targets' tokens need it.
+        normal = [self._normal(layer.float(), self.norm == "layer") for layer in layers]
+        return self._normal(torch.stack(normal).mean(0) if len(normal) > 1 else normal[0], self.renorm)
+
+    @staticmethod
+    def _normal(x: Tensor, wanted: bool) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:]) if wanted else x
 
     def _followed(self, student: Student) -> tuple[Pair, Pair]:
         """Parameters, then buffers: teacher's and student's. Found at the first update, when all is on its device."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Grid, Patches, Tokens, hookimpl
 from sslzoo.nn import Block, LayerNorm, Positions, key_mask, patchify, splits, start_normal, start_xavier
+from sslzoo_vit.relative import RelativeBias, resized
 
 # width, depth, heads, MLP hidden over width (Dosovitskiy et al. 2020; Zhai et al. 2021 for giant)
 SIZES = {
@@ -35,10 +36,13 @@ class ViT(nn.Module):
         patch: side of a patch in pixels, or [height, width].
         class_token: put a learned class token first; it is then the summary of the image (else the mean of patches).
         registers: learned tokens beside the patches (Darcet et al. 2023).
-        positions: sincos (fixed, for any grid) or learned (interpolated to other grids).
-        image: side of the images that learned positions are made for, or [height, width].
+        positions: sincos (fixed, for any grid); sincos-rows (the same, rows before columns: CAE); learned (interpolated
+            to other grids); or relative (no place is added; one table for all blocks biases attention: BEiT, data2vec).
+        image: side of the images that learned and relative positions are made for, or [height, width].
         hidden: drop hidden patches before the first block, or fill their places with a learned token.
         drop_path: largest rate of dropped residual branches; grows linearly over the blocks.
+        attention_drop: rate of dropped attention weights.
+        layer_scale: start of a learned factor for each channel of each residual branch; left out: no such factor.
         init: deviation of the starting weights (0.02 as I-JEPA; small widths want more), or xavier (as MAE).
         rescale: divide the output weights of block l by sqrt(2 l), as BEiT; I-JEPA's released code undoes this.
     """
@@ -56,16 +60,18 @@ class ViT(nn.Module):
         patch: int | tuple[int, int] = 16,
         class_token: bool = False,
         registers: int = 0,
-        positions: Literal["sincos", "learned"] = "sincos",
+        positions: Literal["sincos", "sincos-rows", "learned", "relative"] = "sincos",
         image: int | tuple[int, int] | None = None,
         hidden: Literal["drop", "fill"] = "drop",
         drop_path: float = 0.0,
+        attention_drop: float = 0.0,
+        layer_scale: float | None = None,
         init: float | Literal["xavier"] = 0.02,
         rescale: bool = False,
     ) -> None:
         super().__init__()
         width, depth, heads, mlp_ratio = _shape(size, width, depth, heads, mlp_ratio)
-        _check(registers, drop_path, positions, image)
+        _check(registers, positions, image, drop_path=drop_path, attention_drop=attention_drop)
         self.width, self.depth, self.heads = width, depth, heads
         self.patch = (patch, patch) if isinstance(patch, int) else patch
         if min(self.patch) < 1:
@@ -75,10 +81,13 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if hidden == "fill" else None
-        self.pos_embed, self.native = self._learned(image) if positions == "learned" else (None, None)
-        self.positions = Positions(width) if positions == "sincos" else None
+        self.native = None if image is None else self.grid((image, image) if isinstance(image, int) else image)
+        self.pos_embed = nn.Parameter(torch.zeros(1, _places(self.native), width)) if positions == "learned" else None
+        self.relative = RelativeBias(heads, self.native) if positions == "relative" and self.native else None
+        self.positions = Positions(width, positions == "sincos-rows") if positions.startswith("sincos") else None
+        shared = {"mlp_ratio": mlp_ratio, "attention_drop": attention_drop, "layer_scale": layer_scale}
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(width, heads, drop_path=rate, **shared) for rate in rates)
         self.norm = LayerNorm(width)
         self._start(init, rescale)
 
@@ -111,18 +120,23 @@ class ViT(nn.Module):
             x = self._fill(self.patch_embed(x), context) + position
         else:
             x = self.patch_embed(x) + position
-        x, outs, ahead = self._blocks(x, length, layers)
+        x, outs, ahead = self._blocks(x, grid, index, length, layers)
         x = self.norm(x)
         prefix, patches = (x[:, :ahead], x[:, ahead:]) if ahead else (None, x)
         summary = x[:, 0] if self.cls_token is not None else _mean(patches, length)
         return Tokens(patches, index, summary, grid, prefix, outs, length)
 
-    def _blocks(self, x: Tensor, length: Tensor | None, layers: int) -> tuple[Tensor, tuple[Tensor, ...], int]:
+    def _blocks(
+        self, x: Tensor, grid: Grid, index: Tensor, length: Tensor | None, layers: int
+    ) -> tuple[Tensor, tuple[Tensor, ...], int]:
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         seen = x.shape[1]
         x = torch.cat([*prefix, x], 1) if prefix else x
         ahead = x.shape[1] - seen
         mask, outs = key_mask(length, seen, ahead), []
+        if self.relative is not None:
+            bias = self.relative(grid, index if self.hidden == "drop" else index[:1], ahead)
+            mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
         for number, block in enumerate(self.blocks):
             x = block(x) if mask is None else block(x, attn_mask=mask)
             if number >= self.depth - layers:
@@ -137,24 +151,14 @@ class ViT(nn.Module):
         seen = torch.zeros(x.shape[:2], dtype=true.dtype, device=x.device).scatter_add(1, context.index, true)
         return torch.where(seen[..., None] > 0, x, self.mask_token.to(x.dtype))
 
-    def _learned(self, image: int | tuple[int, int] | None) -> tuple[nn.Parameter, Grid]:
-        if image is None:
-            raise ValueError("image: learned positions need the size of image they are made for, such as 224")
-        native = self.grid((image, image) if isinstance(image, int) else image)
-        return nn.Parameter(torch.zeros(1, native[0] * native[1], self.width)), native
-
     def _position(self, grid: Grid, device: torch.device) -> Tensor:
+        """What is added to the patches of a grid: [N d]; with relative positions nothing, [N 1]."""
         if self.positions is not None:
             return self.positions(grid, device)
-        table, native = self.pos_embed, self.native
-        assert table is not None
-        assert native is not None
-        if grid == native:
-            return table[0]
+        if self.pos_embed is None or self.native is None:
+            return torch.zeros(grid[0] * grid[1], 1, device=device)
         # All N rows are places: there is no class row in the table to set aside.
-        plane = table.reshape(1, *native, self.width).permute(0, 3, 1, 2)
-        plane = F.interpolate(plane.float(), grid, mode="bicubic", antialias=True, align_corners=False)
-        return plane[0].flatten(1).T
+        return resized(self.pos_embed[0], self.native, grid)
 
     def _start(self, init: float | str, rescale: bool) -> None:
         self.apply(start_xavier if isinstance(init, str) else partial(start_normal, std=init))
@@ -190,13 +194,22 @@ class PatchEmbed(nn.Module):
             nn.init.zeros_(self.proj.bias)
 
 
-def _check(registers: int, drop_path: float, positions: str, image: object) -> None:
+def _check(registers: int, positions: str, image: object, **rates: float) -> None:
     if registers < 0:
         raise ValueError(f"registers: found {registers}; 0 or more")
-    if not 0 <= drop_path < 1:
-        raise ValueError(f"drop_path: found {drop_path}; a rate from 0 to below 1")
-    if positions == "sincos" and image is not None:
-        raise ValueError(f"image: found {image}, but only learned positions have a size of image; leave it out")
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"{name}: found {rate}; a rate from 0 to below 1")
+    if positions.startswith("sincos") and image is not None:
+        raise ValueError(
+            f"image: found {image}, but only learned and relative positions have a size of image; leave it out"
+        )
+    if not positions.startswith("sincos") and image is None:
+        raise ValueError(f"image: {positions} positions need the size of image they are made for, such as 224")
+
+
+def _places(grid: Grid | None) -> int:
+    return 0 if grid is None else grid[0] * grid[1]
 
 
 def _shape(

@@ -1,0 +1,100 @@
+"""How is a share of the patches hidden in pieces? Block by block, each at another place and of another shape."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sslzoo import Grid, Mask, Patches, Rng
+from sslzoo.blocks import Range, check_ranges
+
+FAILURES = 10  # attempts in a row that hide nothing more, before the published generators give up
+ATTEMPTS = 128  # attempts in all
+
+
+class Blocks:
+    """Hides many blocks, until a share of the patches is hidden; the rest is the context.
+
+    Bao et al. 2021 (BEiT), algorithm 1, with the published generators' details: the area of a block is uniform from
+    `smallest` to what is left to hide, its aspect log-uniform; it is taken if it hides something, and no more than is
+    left.
+
+    Args:
+        hide: share of the patches to hide; the number is rounded down.
+        smallest: least area drawn for a block, in patches (near the end less may be left).
+        aspect: height over width of a block, [low, high].
+        exact: hide just that many, the last of them at random if need be (CAE); or stop where ten attempts in a row
+            did not fit, so that the number may be lower and differ from image to image (data2vec, iBOT).
+    """
+
+    def __init__(
+        self, *, hide: float = 0.5, smallest: int = 16, aspect: Range = (0.3, 1 / 0.3), exact: bool = False
+    ) -> None:
+        if not 0 < hide < 1:
+            raise ValueError(f"hide: found {hide}; a share between 0 and 1")
+        if smallest < 1:
+            raise ValueError(f"smallest: found {smallest}; at least 1")
+        check_ranges(aspect=aspect)
+        self.hide, self.smallest, self.exact = hide, smallest, exact
+        self.logs = (math.log(aspect[0]), math.log(aspect[1]))
+        self.ragged = not exact
+
+    def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
+        """Context [s k], target [s 1 q]. Raises ValueError if nothing would be hidden, or all."""
+        quota = int(self.hide * grid[0] * grid[1] + 1e-9)
+        if not quota or min(grid) < 2:
+            raise ValueError(f"hide: {self.hide} of {grid[0]} x {grid[1]} patches hides {quota} in blocks")
+        hidden = self._hidden(batch, grid, rng, quota)
+        context, target = _listed(~hidden), _listed(hidden)
+        length = None if target.length is None else target.length[:, None]
+        return Mask(context, Patches(target.index[:, None], length))
+
+    def _hidden(self, batch: int, grid: Grid, rng: Rng, quota: int) -> Tensor:
+        """Which patches are hidden: bool [batch N]. All rows make their attempts side by side."""
+        hidden = torch.zeros(batch, grid[0] * grid[1], dtype=torch.bool)
+        failures = torch.zeros(batch, dtype=torch.long)
+        drawn = rng.uniform(ATTEMPTS, 4)
+        for attempt in range(ATTEMPTS):
+            left = quota - hidden.sum(1)
+            active = (left > 0) & (self.exact | (failures < FAILURES))
+            if not active.any():
+                break
+            block = self._block(drawn[:, attempt], left, grid)
+            more = (block & ~hidden).sum(1)
+            taken = active & (more > 0) & (more <= left)
+            hidden |= block & taken[:, None]
+            failures = torch.where(taken, 0, failures + 1)
+        left = quota - hidden.sum(1)
+        short = (left > 0) & (self.exact | (left == quota))  # a row must hide something
+        if short.any():
+            order = torch.where(hidden, 2.0, rng.uniform(hidden.shape[1])).argsort(1).argsort(1)
+            hidden |= (order < left[:, None]) & short[:, None]
+        return hidden
+
+    def _block(self, drawn: Tensor, left: Tensor, grid: Grid) -> Tensor:
+        """One block for each row, or none where it would reach across the grid: bool [batch N]."""
+        area = self.smallest + drawn[:, 0] * (left - self.smallest)
+        aspect = (self.logs[0] + drawn[:, 1] * (self.logs[1] - self.logs[0])).exp()
+        size = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], 1).round().long()
+        whole = torch.tensor(grid)
+        start = (drawn[:, 2:] * (whole - size + 1)).long()
+        rows, columns = (
+            (torch.arange(grid[axis]) >= start[:, axis, None])
+            & (torch.arange(grid[axis]) < (start + size)[:, axis, None])
+            for axis in (0, 1)
+        )
+        fits = (size < whole).all(1)
+        return (rows[:, :, None] & columns[:, None]).flatten(1) & fits[:, None]
+
+
+def _listed(chosen: Tensor) -> Patches:
+    """The true places of each row, row-major, as Patches: ragged only if the rows differ."""
+    length = chosen.sum(1)
+    most = int(length.max())
+    index = chosen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    if bool((length == most).all()):
+        return Patches(index)
+    true = torch.arange(most) < length[:, None]
+    return Patches(torch.where(true, index, index[:, :1]), length)
