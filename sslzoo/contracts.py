@@ -8,7 +8,8 @@ Legend, valid in every annotation and docstring of the project:
     H W pixels   h w patch grid          N = h*w patches of a view      d encoder width, e width of a signal
     s sequences through the encoder      k patches seen in a sequence   r prefix tokens (class, registers)
     m target blocks in a sequence        q patches in a block           t real target patches in the batch
-    p prototypes                         sequences are ordered (c v b): copies outermost, images fastest
+    p prototypes                         n patches seen in the batch    sequences are ordered (c v b): copies
+                                                                        outermost, images fastest
 """
 
 from __future__ import annotations
@@ -119,11 +120,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Pairing:
-    """How predictions meet targets.
+    """How rows of a signal weigh, and which views may meet. A loss is given that of the signal it reads.
 
-    Losses of patches sum `weight * row`: the weights are scaled so that summing here and averaging gradients over
-    ranks and micro-batches gives the mean over all real rows of the step. `match` is false where student and teacher
-    would read the same view.
+    Losses of rows (target patches t, or patches seen n) sum `weight * row`: the weights are scaled so that summing
+    here and averaging gradients over ranks and micro-batches gives the mean over all real rows of the step. `match` is
+    false where student and teacher would read the same view.
     """
 
     weight: Float[Tensor, " t"]
@@ -139,17 +140,22 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: groups of views in recipe order (which is the order of v and u), and how they pair."""
+    """One micro-batch: groups of views in recipe order (which is the order of v and u), and how they pair.
+
+    `pairing` is of target patches (and images), `seen` of the patches that the student saw: signal `encoder.context`.
+    """
 
     groups: Mapping[str, Group]
     pairing: Pairing
     samples: tuple[int, ...] = ()  # indices in the data set, in order of b
     unreadable: tuple[tuple[int, str], ...] = ()  # images another one stands in for, and why
+    seen: Pairing | None = None
 
     def map(self, move: Move) -> Batch:
         """The same batch, each tensor passed through `move`."""
         groups = {name: group.map(move) for name, group in self.groups.items()}
-        return Batch(groups, self.pairing.map(move), self.samples, self.unreadable)
+        seen = None if self.seen is None else self.seen.map(move)
+        return Batch(groups, self.pairing.map(move), self.samples, self.unreadable, seen)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -185,18 +191,34 @@ class Tokens:
             )
         return target.take(self.patches)
 
+    def seen(self, context: Patches) -> Float[Tensor, "n d"]:
+        """The tokens of the patches of `context`, one under another, padding dropped."""
+        if (self.length is None) == (context.length is None) and self.patches.shape[1] == context.index.shape[1]:
+            return context.flat(self.patches)
+        return context.flat(context.take(self.patches))
+
 
 @dataclass(frozen=True)
 class Signal:
-    """Declares an output: patch is [t e], image is [v b e] (from target generators [u b e]). Class ids are [t]."""
+    """The output spec of a signal: what its rows stand for, and their width.
 
-    kind: Literal["patch", "image"]
+    A `patch` signal is [t e], a row for each target patch. An `image` signal is [v b e], from target generators
+    [u b e]. A `context` signal is [n e], a row for each patch that the student saw in groups with masks; there is one,
+    `encoder.context`, the context encoder's own tokens, and losses may read it.
+
+    A target generator whose signal is class ids says `ids=True`: whole numbers from 0 to width-1, int64 [t] or [u b],
+    of `width` classes. They are compared with a prediction of the same kind and width (logits) by a loss with
+    `class_ids = True`.
+    """
+
+    kind: Literal["patch", "image", "context"]
     width: int
+    ids: bool = False
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the student said in one step: tokens of each group, and its signals over all groups."""
+    """The student output of one step: tokens of each group, and its signals over all groups."""
 
     tokens: Mapping[str, Tokens]
     signals: Mapping[str, Tensor]
@@ -317,7 +339,9 @@ class TargetGenerator(Protocol):
 class Loss(Protocol):
     """How wrong the guess was. Made with `(signal, *, ...)`; an nn.Module, written for one process.
 
-    A loss that relates images to each other (negatives, moments) also sets `whole_batch = True`.
+    A loss that relates images to each other (negatives, moments) also sets `whole_batch = True`; one whose target is
+    class ids sets `class_ids = True`. `signal` is the output spec of its prediction; a loss refuses with a ValueError a
+    kind that it does not read.
     """
 
     needs_target: bool

@@ -1,7 +1,8 @@
 """What happens between a batch and its loss? Where the families meet: the file to read first.
 
 pixels, context Patches --> encoder --> Tokens --> predictor --> predictor.NAME --+
-                        target Patches ----------------^                          |
+              |         target Patches ----------------^                          |
+              +------------- encoder.context (tokens of what was seen) -----------+
 pixels, target Patches  --> target generator (owns any teacher) --> TARGET.NAME --+--> losses --> scalar
 """
 
@@ -20,6 +21,9 @@ from sslzoo.progress import Progress
 
 if TYPE_CHECKING:
     from sslzoo.recipe.schedule import Schedule
+
+
+CONTEXT = "encoder.context"  # the signal of the context encoder's own tokens
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,14 @@ def compute_loss(method: Method, batch: Batch, at: Progress, log: bool = False) 
     signals = {f"predictor.{name}": signal for name, signal in student.signals.items()}
     for name, target in method.targets.items():
         signals |= {f"{name}.{key}": signal for key, signal in target(batch, student, at).items()}
+    if any(term.predict == CONTEXT for term in method.terms.values()):
+        signals[CONTEXT] = context_tokens(batch, student)
     total, metrics = torch.zeros((), device=student_device(student)), {}
     with _full_precision(total.device):
         for name, term in method.terms.items():
             target = None if term.target is None else _full(signals[term.target])
-            value, extra = method.losses[name](_full(signals[term.predict]), target, batch.pairing, at)
+            pairing: Any = batch.seen if term.predict == CONTEXT else batch.pairing
+            value, extra = method.losses[name](_full(signals[term.predict]), target, pairing, at)
             total = total + term.weight(at) * value
             metrics |= {f"loss/{name}": value.detach()} | {f"{name}/{key}": x.detach() for key, x in extra.items()}
         if log:
@@ -89,6 +96,12 @@ def encode_and_predict(student: Student, batch: Batch, at: Progress) -> Reading:
             elif mask is not None:
                 found[key].append(said[key])
     return Reading(tokens, {key: rows[0] if len(rows) == 1 else torch.cat(rows) for key, rows in found.items()})
+
+
+def context_tokens(batch: Batch, student: Reading) -> Tensor:
+    """Tokens of the patches that the student saw, of groups with masks, one under another: [n d]."""
+    masks = {name: batch.groups[name].mask for name in student.tokens}
+    return torch.cat([student.tokens[name].seen(mask.context) for name, mask in masks.items() if mask is not None])
 
 
 def sequences(group: Group) -> Tensor:

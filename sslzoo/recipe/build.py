@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslzoo.contracts import Batch, Dataset, Student
+from sslzoo.contracts import Batch, Dataset, Signal, Student
 from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
@@ -24,7 +24,7 @@ from sslzoo.recipe.recipe import GroupKeys, Recipe, Spec, TermKeys, split_keys
 from sslzoo.rng import derive_seed
 from sslzoo.run.data import Sources, Views, fake_batch
 from sslzoo.run.optim import trainable
-from sslzoo.step import Method, Term, compute_loss
+from sslzoo.step import CONTEXT, Method, Term, compute_loss
 
 DRY_IMAGES = 2  # images of the rehearsal
 
@@ -147,6 +147,7 @@ def _attempt(problems: list[Problem], installed: Catalogue, family: str, spec: S
 
 def _signals(student: Student, targets: Mapping[str, Any]) -> dict[str, Any]:
     signals = {f"predictor.{name}": signal for name, signal in student.predictor.outputs.items()}
+    signals[CONTEXT] = Signal("context", student.encoder.width)
     for name, target in targets.items():
         signals |= {f"{name}.{key}": signal for key, signal in target.outputs.items()}
     return signals
@@ -180,6 +181,8 @@ def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Proble
     ragged = [name for name in masked if sources.masks[name].ragged]
     if ragged and not method.student.encoder.ragged:
         yield Problem(f"masks.{ragged[0]}", "contexts differ in length, which this encoder does not accept")
+    for name in {"encoder", "predictor"} & set(method.targets):
+        yield Problem(f"targets.{name}", f"{name!r} is the name of the {name}'s own signals; choose another")
     readers = {views.role for views in sources.views.values()}
     if not readers & {"context", "both"}:
         yield Problem("views", "no group is read by the student: give one the role context or both")
@@ -202,8 +205,10 @@ def _term(
 ) -> Iterator[Problem]:
     place, loss = f"losses.{name}", method.losses[name]
     predicted = signals[term.predict]
-    if predicted.kind == "patch" and not masked:
-        yield Problem(f"{place}.predict", f"{term.predict} speaks of hidden patches, but there is no section masks")
+    read = masked if predicted.kind == "patch" else [views for views in masked.values() if views.role != "target"]
+    if predicted.kind != "image" and not read:
+        what = "hidden patches" if predicted.kind == "patch" else "patches that the student saw"
+        yield Problem(f"{place}.predict", f"{term.predict} speaks of {what}, but there is no section masks")
     if term.target is None:
         if loss.needs_target:
             yield Problem(place, "this loss needs the key target")
@@ -218,6 +223,9 @@ def _term(
             f"{term.predict} is {predicted.kind} of width {predicted.width}, "
             f"{term.target} is {wanted.kind} of width {wanted.width}",
         )
+    if wanted.ids != getattr(loss, "class_ids", False):
+        found, read = ("class ids", "rows of numbers") if wanted.ids else ("rows of numbers", "class ids")
+        yield Problem(place, f"{term.target} holds {found}, but this loss reads {read} as its target")
     if wanted.kind == "patch" and not term.target.startswith("predictor."):
         for group, views in masked.items():
             if views.role != "both":

@@ -280,7 +280,7 @@ def _check_owners(place: str, spec: Any, targets: Mapping[str, Any]) -> list[Pro
     for side in ("predict", "target"):
         name = spec.get(side) if isinstance(spec, Mapping) else None
         owner = name.split(".")[0] if isinstance(name, str) else "predictor"
-        if owner not in {"predictor", *targets}:
+        if owner not in {"predictor", "encoder", *targets}:
             text = f"reads {name!r}, but no target generator is called {owner!r}{did_you_mean(owner, targets)}"
             there = f"there is: {', '.join(targets)}" if targets else "there is none"
             problems.append(Problem(f"{place}.{side}", f"{text}\n{there}"))

@@ -74,13 +74,20 @@ def _signals(outputs: Mapping[str, Signal], out: Any, rows: int, lead: tuple[int
         names = ", ".join(sorted(out)) or "nothing" if isinstance(out, Mapping) else _said(out)
         raise WrongShape(f"returned {names}; it declares {', '.join(sorted(outputs)) or 'nothing'}")
     for name, signal in outputs.items():
-        shape = tuple(out[name].shape)
-        wanted = (rows, signal.width) if signal.kind == "patch" else (*lead, signal.width)
-        ids = signal.kind == "patch" and not out[name].is_floating_point() and shape == (rows,)
-        if shape != wanted and not ids:
-            form = "[t e]" if signal.kind == "patch" else letters
+        wanted, form = wanted_shape(signal, rows, lead, letters)
+        if tuple(out[name].shape) != wanted or out[name].is_floating_point() == signal.ids:
             numbers = " ".join(map(str, wanted))
-            raise WrongShape(f"returned {name} {_letters(out[name])}; the contract says {form} = [{numbers}]")
+            found = f"{_letters(out[name])} {str(out[name].dtype).removeprefix('torch.')}"
+            what = f"class ids {form} = [{numbers}] int64" if signal.ids else f"{form} = [{numbers}]"
+            hint = "" if out[name].is_floating_point() or signal.ids else "; class ids are declared with ids=True"
+            found = found if out[name].is_floating_point() == signal.ids else _letters(out[name])
+            raise WrongShape(f"returned {name} {found}; the contract says {what}{hint}")
+
+
+def wanted_shape(signal: Signal, rows: int, lead: tuple[int, ...], letters: str) -> tuple[tuple[int, ...], str]:
+    """The shape of a signal, and its form in the legend's letters; `rows` of patches, `lead` of images."""
+    shape, form = ((rows,), "[t e]") if signal.kind == "patch" else (lead, letters)
+    return (shape, form.replace(" e]", "]")) if signal.ids else ((*shape, signal.width), form)
 
 
 def _loss(out: Any) -> None:

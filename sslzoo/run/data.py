@@ -10,7 +10,7 @@ import random
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ class Micros(TorchDataset[Batch]):
             name: make_group(views, images, self.order.seed, step, places, name, self._sampler(name), self.grids[name])
             for name, views in self.sources.views.items()
         }
-        return Batch(groups, pair(groups), tuple(samples), tuple(unreadable))
+        return Batch(groups, pair(groups), tuple(samples), tuple(unreadable), pair(groups, "context"))
 
     def _sampler(self, name: str) -> MaskSampler | None:
         return self.sources.masks.get(name)
@@ -176,20 +176,25 @@ def seed_views(seed: int) -> None:
     np.random.seed(seed & 0xFFFFFFFF)  # third-party augmentations draw from it
 
 
-def pair(groups: Mapping[str, Group]) -> Pairing:
-    """Which rows belong to which sequence, which student view may meet which teacher view. Weights are ones as yet."""
+def pair(groups: Mapping[str, Group], of: Literal["target", "context"] = "target") -> Pairing:
+    """Which rows belong to which sequence, which student view may meet which teacher view. Weights are ones as yet.
+
+    Rows are the target patches of all groups, or the patches that the student saw.
+    """
     sequence, sequences, blocks = [], 0, 0
     student, teacher = [], []
     for name, group in groups.items():
         views = [(name, view) for view in range(group.pixels.shape[0])]
         copies = 1
         if group.mask is not None:
-            target = group.mask.target
-            s, m = target.index.shape[0], target.index[0, ..., 0].numel()
+            s = len(group.mask.context.index)
             copies = s // (group.pixels.shape[0] * group.pixels.shape[1])
-            rows = torch.arange(sequences, sequences + s)[:, None, None].expand(target.index.shape)
-            sequence.append(target.flat(rows[..., None])[:, 0])
-            sequences, blocks = sequences + s, blocks + s * m
+            if of == "target" or group.role != "target":
+                patches = getattr(group.mask, of)
+                first = torch.arange(sequences, sequences + s)
+                rows = first.view(s, *[1] * (patches.index.ndim - 1)).expand(patches.index.shape)
+                sequence.append(patches.flat(rows[..., None])[:, 0])
+                sequences, blocks = sequences + s, blocks + patches.index[..., 0].numel()
         student += views * copies if group.role != "target" else []
         teacher += views if group.role != "context" else []
     match = torch.tensor([[one != other for other in teacher] for one in student], dtype=torch.bool)
@@ -203,13 +208,18 @@ def weigh(batches: Sequence[Batch], world: World) -> list[Batch]:
     Summing locally and averaging over ranks and micro-batches multiplies by 1 / (ranks * micros); so a row of a step
     with n real rows in all weighs ranks * micros / n. The count over ranks never visits the CPU.
     """
-    rows = torch.tensor(float(sum(len(batch.pairing.sequence) for batch in batches)), device=world.device)
-    weight = world.size * len(batches) / all_sum(rows).clamp(min=1)
+    pairs = [(batch.pairing, batch.seen or batch.pairing) for batch in batches]
+    rows = torch.tensor([[float(len(one.sequence)) for one in both] for both in pairs], device=world.device).sum(0)
+    asked, seen = (world.size * len(batches) / all_sum(rows).clamp(min=1)).unbind()
     moved = [batch.to(world.device) for batch in batches]
     return [
-        replace(batch, pairing=replace(batch.pairing, weight=weight.expand(len(batch.pairing.sequence))))
-        for batch in moved
+        replace(b, pairing=_weighing(b.pairing, asked), seen=None if b.seen is None else _weighing(b.seen, seen))
+        for b in moved
     ]
+
+
+def _weighing(pairing: Pairing, weight: Tensor) -> Pairing:
+    return replace(pairing, weight=weight.expand(len(pairing.sequence)))
 
 
 def loader(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Iterator[Batch]:
@@ -244,5 +254,5 @@ def fake_batch(sources: Sources, encoder: Encoder, images: int, device: torch.de
         mask = None if sampler is None else draw_mask(sampler, grid, 0, 0, range(images), views.count)
         pixels = torch.zeros(1, 1, 1, 1, 1).expand(views.count, images, 3, *views.view.size)
         groups[name] = Group(pixels, torch.zeros(views.count, images, 4), mask, views.role)
-    batch = Batch(groups, pair(groups))
+    batch = Batch(groups, pair(groups), seen=pair(groups, "context"))
     return weigh([batch], World(device=torch.device(device)))[0]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sslzoo import Mask, Patches, Tokens
+from sslzoo import Group, Mask, Patches, Tokens
 
 
 def test_take_and_flat_rectangular():
@@ -47,3 +47,38 @@ def test_reading_hidden_places_fails_clearly():
     tokens = Tokens(torch.zeros(1, 3, 2), torch.arange(3)[None], torch.zeros(1, 2), (2, 2))
     with pytest.raises(ValueError, match=r"3 of 2 x 2 patches.*hidden to fill"):
         tokens.at(Patches(torch.zeros(1, 1, 1).long()))
+
+
+def context_of(length=None):
+    index = torch.tensor([[3, 1, 2], [0, 2, 1]])
+    return Patches(index, None if length is None else torch.tensor(length))
+
+
+@pytest.mark.parametrize("length", [None, [3, 2]])
+def test_what_was_seen_is_the_same_whether_hidden_patches_are_dropped_or_kept(length):
+    context = context_of(length)
+    whole = torch.randn(2, 4, 5)
+    wanted = [whole[s, i] for s in range(2) for i in context.index[s, : 3 if length is None else length[s]]]
+    dropped = Tokens(context.take(whole), context.index, whole.mean(1), (2, 2), length=context.length)
+    kept = Tokens(whole, torch.arange(4).expand(2, -1), whole.mean(1), (2, 2))
+    for tokens in (dropped, kept):
+        assert torch.equal(tokens.seen(context), torch.stack(wanted))
+
+
+def test_rows_of_patches_seen_weigh_as_in_a_mean_over_all_micro_batches():
+    from sslzoo.contracts import Batch
+    from sslzoo.run.data import pair, weigh
+    from sslzoo.run.parallel import World
+
+    target = Patches(torch.zeros(2, 1, 1).long())
+    pixels, boxes = torch.zeros(1, 2, 3, 8, 8), torch.zeros(1, 2, 4)
+    micros = []
+    for length in ([3, 1], [2, 2]):
+        groups = {"a": Group(pixels, boxes, Mask(context_of(length), target)), "b": Group(pixels, boxes)}
+        groups["c"] = Group(pixels, boxes, Mask(context_of(), target), "target")  # the student does not read it
+        micros.append(Batch(groups, pair(groups), seen=pair(groups, "context")))
+    first, second = weigh(micros, World())
+    assert first.seen.sequence.tolist() == [0, 0, 0, 1]
+    assert second.seen.sequence.tolist() == [0, 0, 1, 1]
+    assert first.seen.weight.tolist() == [2 / 8] * 4
+    assert first.pairing.weight.tolist() == [2 / 8] * 4

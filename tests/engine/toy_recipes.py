@@ -3,7 +3,7 @@
 from pathlib import Path
 
 _COMMON = """
-plugins: [{plugin}]
+plugins: [{plugin}, {example}]
 data: {{use: noise, length: 64}}
 encoder: {{use: tiny, hidden: {hidden}}}
 optim: {{lr: {{warmup: {{steps: 3, from: 0, to: 0.01, then: {{cosine: 0.001}}}}}}, weight_decay: 0.01, clip: 1.0}}
@@ -17,6 +17,15 @@ masks: {image: {use: half}}
 predictor: {use: guess}
 targets: {teacher: {use: follow}}
 losses: {guess: {use: squared, predict: predictor.patch, target: teacher.patch}}
+""",
+    "cjepa": """
+views: {image: {use: jitter}}
+masks: {image: {use: half}}
+predictor: {use: guess}
+targets: {teacher: {use: follow}}
+losses:
+  guess: {use: squared, predict: predictor.patch, target: teacher.patch}
+  apart: {use: variance-covariance, predict: encoder.context, weight: 0.1}
 """,
     "dino": """
 views: {global: {use: jitter, size: 8, count: 2, role: both}, local: {use: jitter, size: 4, count: 3, role: context}}
@@ -64,6 +73,9 @@ def write(folder: Path, method: str, name: str = "toy") -> Path:
     """Writes a toy recipe into a folder; returns its path."""
     hidden = "fill" if method in ("ibot", "data2vec") else "drop"
     plugin = Path(__file__).with_name("toys.py")
+    example = Path(__file__).parents[2] / "examples" / "variance_covariance.py"
     path = folder / f"{name}-{method}.yaml"
-    path.write_text(f"name: {name}-{method}" + _COMMON.format(plugin=plugin, hidden=hidden) + _METHODS[method])
+    path.write_text(
+        f"name: {name}-{method}" + _COMMON.format(plugin=plugin, example=example, hidden=hidden) + _METHODS[method]
+    )
     return path
