@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from timm.models.vision_transformer import Block as _TimmBlock
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules._functions import SyncBatchNorm
 
 from sslzoo.contracts import Grid, Patches, Tokens
-from sslzoo.run.parallel import gather, world_size
+from sslzoo.run.parallel import all_sum, gather, world_size
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -106,6 +109,106 @@ def batch_norm_over_ranks(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         made.add_module(name, batch_norm_over_ranks(child))
     return made
+
+
+class WeightNorm(nn.Module):
+    """A linear layer without bias whose rows are directions with a gain: [.. n] -> [.. p] (Salimans & Kingma 2016).
+
+    On normalised inputs it says the cosine to each of p prototypes, times the gain (DINO's last layer).
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        gain: let the gains learn; else each stays 1.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, gain: bool = False) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(outputs, 1), requires_grad=gain)
+        self.weight_v = nn.Parameter(nn.Linear(inputs, outputs, bias=False).weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of each row."""
+        return F.linear(x, self.weight_g * self.weight_v / self.weight_v.norm(dim=1, keepdim=True))
+
+
+class Center(nn.Module):
+    """A running mean of what a teacher says, taken from what it says next (Caron et al. 2021, equation 4).
+
+    It moves in `follow`, once a step, by what was said in all micro-batches on all ranks since the last time.
+
+    Args:
+        width: channels.
+        momentum: share of the old mean that is kept.
+    """
+
+    mean: Tensor
+
+    def __init__(self, width: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"center: found {momentum:g}; a momentum from 0 to below 1")
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(width))
+        self._said: Tensor | None = None  # [width + 1]: sum of rows, and their number
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.. width], less the mean of former steps."""
+        if self.training:
+            rows = x.detach().flatten(0, -2).to(self.mean.dtype)
+            said = torch.cat([rows.sum(0), rows.new_full((1,), len(rows))])
+            self._said = said if self._said is None else self._said + said
+        return x - self.mean
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Moves the mean; stays where it is if anything said was not finite."""
+        if self._said is None:
+            return
+        said, self._said = all_sum(self._said), None
+        new = self.mean.lerp(said[:-1] / said[-1], 1 - self.momentum)
+        self.mean.copy_(torch.where(new.isfinite().all(), new, self.mean))
+
+
+@torch.no_grad()
+def sinkhorn(share: Tensor, iterations: int = 3) -> Tensor:
+    """Shares of prototypes [.. n p], balanced: each prototype gets as much over the n rows of all ranks, rows sum to 1.
+
+    Sinkhorn & Knopp's iteration, columns first, as in Caron et al. 2020 (SwAV), MSN and DINOv2. Leading dimensions
+    are balanced apart.
+    """
+    for _ in range(iterations):
+        share = share / all_sum(share.sum(-2, keepdim=True))
+        share = share / share.sum(-1, keepdim=True)
+    return share
+
+
+def mlp(
+    widths: Sequence[int],
+    *,
+    act: Callable[[], nn.Module] = nn.GELU,
+    norm: Callable[[int], nn.Module] | None = None,
+    bias: bool = True,
+    last_bias: bool = True,
+    last_norm: bool = False,
+) -> nn.Sequential:
+    """Linear layers through these widths; between them, norm and activation: [.. n] -> [.. p].
+
+    Args:
+        widths: channels in, of each hidden layer, and out.
+        act: activation after hidden layers.
+        norm: norm after hidden layers, before the activation.
+        bias: give the hidden layers a bias.
+        last_bias: give the last layer a bias.
+        last_norm: put a norm, without activation, after the last layer.
+    """
+    parts: list[nn.Module] = []
+    for number, (one, other) in enumerate(pairwise(widths), 2):
+        last = number == len(widths)
+        parts.append(nn.Linear(one, other, bias=last_bias if last else bias))
+        parts += [norm(other)] if norm is not None and (last_norm or not last) else []
+        parts += [] if last else [act()]
+    return nn.Sequential(*parts)
 
 
 def sincos(grid: Grid, width: int, device: torch.device | None = None, rows_first: bool = False) -> Tensor:

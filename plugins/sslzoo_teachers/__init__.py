@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sslzoo import Batch, Patches, Progress, Reading, Schedule, Signal, Student, hookimpl
+from sslzoo import Batch, Mask, Patches, Progress, Reading, Schedule, Signal, Student, Tokens, hookimpl
 from sslzoo.contracts import Group
+from sslzoo.nn import Center
 
 Pair = tuple[Sequence[Tensor], Sequence[Tensor]]
 RISING = Schedule.parse({"linear": [0.996, 1.0]})
@@ -21,8 +22,9 @@ class Ema(nn.Module):
     """Teacher that follows the student by an exponential moving average, and sees all patches.
 
     I-JEPA (Assran et al. 2023, section 3): norm layer, layers 0. data2vec (Baevski et al. 2022): layers 6, renorm.
-    CAE (Chen et al. 2022): momentum 0 (the student's own weights), norm none, sees targets. BYOL, DINO: project.
-    Signals: patch [t d] where groups have masks, image [u b e].
+    CAE (Chen et al. 2022): momentum 0 (the student's own weights), norm none, sees targets. BYOL, MSN: project. DINO:
+    project and center. iBOT: patches too. Signals: patch [t d] where groups have masks, image [u b e]. Batch norms
+    keep running statistics of their own.
 
     Args:
         momentum: share of the teacher kept at a step.
@@ -31,6 +33,8 @@ class Ema(nn.Module):
         renorm: normalise the mean of the layers once more.
         sees: the whole image, or each target block by itself (then there is no image signal).
         project: copy the predictor's projector too, and give what it says of the summary as the image signal.
+        project_patches: give what the projector says of each token as the patch signal, in place of the token.
+        center: momentum of a running mean that is taken from each projected signal; none if left out.
     """
 
     def __init__(
@@ -43,6 +47,8 @@ class Ema(nn.Module):
         renorm: bool = False,
         sees: Literal["image", "targets"] = "image",
         project: bool = False,
+        project_patches: bool = False,
+        center: float | None = None,
     ) -> None:
         super().__init__()
         if layers < 0:
@@ -51,15 +57,23 @@ class Ema(nn.Module):
             raise ValueError("project: it is the whole image that is projected, but the teacher sees targets")
         if project and student.predictor.projector is None:
             raise ValueError("project: the predictor has no projector to copy")
+        if project_patches and (not project or layers):
+            raise ValueError("project_patches: wants project, and the tokens after the final norm (layers: 0)")
+        if center is not None and not project:
+            raise ValueError("center: is of projected signals, so it wants project")
         self.momentum = Schedule.parse(momentum)
         self.norm, self.layers, self.renorm, self.sees = norm, layers, renorm, sees
         self.encoder = copy.deepcopy(student.encoder).requires_grad_(False)  # type: ignore[attr-defined]
         projector = copy.deepcopy(student.predictor.projector) if project else None
         self.projector = projector if projector is None else projector.requires_grad_(False)
         width = student.predictor.outputs["image"].width if project else student.encoder.width
-        self.outputs = {"patch": Signal("patch", student.encoder.width)}
+        of_patch = width if project_patches else student.encoder.width
+        self.project_patches = project_patches
+        self.outputs = {"patch": Signal("patch", of_patch)}
         self.outputs |= {"image": Signal("image", width)} if sees == "image" else {}
-        self._pairs: tuple[Pair, Pair] | None = None
+        self.center = None if center is None else Center(width, center)
+        self.patch_center = Center(width, center) if center is not None and project_patches else None
+        self._pairs: Pair | None = None
         self.train()
 
     def train(self, mode: bool = True) -> Ema:
@@ -82,28 +96,38 @@ class Ema(nn.Module):
                 patch += [] if group.mask is None else [self._from_targets(group)]
             else:
                 tokens = self.encoder(group.pixels.flatten(0, 1), None, self.layers)
-                summary = tokens.summary if self.projector is None else self.projector(tokens.summary)
-                image.append(summary.unflatten(0, group.pixels.shape[:2]))
-                patch += [] if group.mask is None else [self._at(group, tokens.layers or (tokens.patches,))]
+                image.append(self._summary(tokens).unflatten(0, group.pixels.shape[:2]))
+                patch += [] if group.mask is None else [self._patches(group.mask, tokens)]
         signals = {"image": torch.cat(image)} if image else {}
         return signals | ({"patch": torch.cat(patch)} if patch else {})
 
     @torch.no_grad()
     def after_step(self, student: Student, at: Progress) -> None:
-        """Moves the teacher: theirs <- m theirs + (1 - m) the student's; buffers are copied."""
-        (own, others), (own_buffers, other_buffers) = self._followed(student)
+        """Moves the teacher: theirs <- m theirs + (1 - m) the student's; and the centers."""
+        own, others = self._followed(student)
         torch._foreach_lerp_(own, others, 1.0 - self.momentum(at))  # type: ignore[attr-defined]
-        if own_buffers:
-            torch._foreach_copy_(own_buffers, other_buffers)  # type: ignore[attr-defined]
+        for center in (self.center, self.patch_center):
+            if center is not None:
+                center.follow()
 
     def metrics(self, at: Progress) -> dict[str, Tensor]:
         """The momentum of this step."""
         return {"momentum": torch.tensor(self.momentum(at), dtype=torch.float64)}
 
-    def _at(self, group: Group, layers: tuple[Tensor, ...]) -> Tensor:
-        assert group.mask is not None
-        target = group.mask.target
-        return self._mean([target.flat(target.take(group.mask.rows(layer))) for layer in layers])
+    def _summary(self, tokens: Tokens) -> Tensor:
+        said = tokens.summary if self.projector is None else self.projector(tokens.summary)
+        return said if self.center is None else self.center(said)
+
+    def _patches(self, mask: Mask, tokens: Tokens) -> Tensor:
+        target = mask.target
+        if self.patch_center is not None:  # of all tokens, hidden or not
+            assert self.projector is not None
+            return target.flat(target.take(mask.rows(self.patch_center(self.projector(tokens.patches)))))
+        found = [target.flat(target.take(mask.rows(layer))) for layer in tokens.layers or (tokens.patches,)]
+        if self.project_patches:
+            assert self.projector is not None
+            return self.projector(found[0])
+        return self._mean(found)
 
     def _from_targets(self, group: Group) -> Tensor:
         """What it says of each target block where it sees nothing else: [t d]."""
@@ -127,16 +151,14 @@ class Ema(nn.Module):
     def _normal(x: Tensor, wanted: bool) -> Tensor:
         return F.layer_norm(x, x.shape[-1:]) if wanted else x
 
-    def _followed(self, student: Student) -> tuple[Pair, Pair]:
-        """Parameters, then buffers: teacher's and student's. Found at the first update, when all is on its device."""
+    def _followed(self, student: Student) -> Pair:
+        """The teacher's parameters and the student's; found at the first update, when all is on its device."""
         if self._pairs is None:
-            own = nn.ModuleList([self.encoder])
-            other = nn.ModuleList([student.encoder])  # type: ignore[list-item]
+            own, other = list(self.encoder.parameters()), list(student.encoder.parameters())  # type: ignore[attr-defined]
             if self.projector is not None:
-                own.append(self.projector)
-                other.append(student.predictor.projector)  # type: ignore[arg-type]
-            parameters = list(own.parameters()), list(other.parameters())
-            self._pairs = parameters, (list(own.buffers()), list(other.buffers()))
+                own += self.projector.parameters()
+                other += student.predictor.projector.parameters()  # type: ignore[union-attr]
+            self._pairs = own, other
         return self._pairs
 
 

@@ -38,7 +38,10 @@ class ViT(nn.Module):
         registers: learned tokens beside the patches (Darcet et al. 2023).
         positions: sincos (fixed, for any grid); sincos-rows (the same, rows before columns: CAE); learned (interpolated
             to other grids); or relative (no place is added; one table for all blocks biases attention: BEiT, data2vec).
-        image: side of the images that learned and relative positions are made for, or [height, width].
+        image: side of the images that learned and relative positions are made for, or [height, width]; where positions
+            are learned, so is that of the class token.
+        resample: how learned positions reach another grid, bicubic all: antialias, plain (MSN), or offset (DINO and
+            iBOT: sampled as if the grid were a tenth of a patch larger).
         hidden: drop hidden patches before the first block, or fill their places with a learned token.
         drop_path: largest rate of dropped residual branches; grows linearly over the blocks.
         attention_drop: rate of dropped attention weights.
@@ -62,6 +65,7 @@ class ViT(nn.Module):
         registers: int = 0,
         positions: Literal["sincos", "sincos-rows", "learned", "relative"] = "sincos",
         image: int | tuple[int, int] | None = None,
+        resample: Literal["antialias", "plain", "offset"] = "antialias",
         hidden: Literal["drop", "fill"] = "drop",
         drop_path: float = 0.0,
         attention_drop: float = 0.0,
@@ -76,13 +80,14 @@ class ViT(nn.Module):
         self.patch = (patch, patch) if isinstance(patch, int) else patch
         if min(self.patch) < 1:
             raise ValueError(f"patch: found {patch}; 1 pixel or more")
-        self.hidden = hidden
+        self.hidden, self.resample = hidden, resample
         self.patch_embed = PatchEmbed(width, self.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if hidden == "fill" else None
         self.native = None if image is None else self.grid((image, image) if isinstance(image, int) else image)
-        self.pos_embed = nn.Parameter(torch.zeros(1, _places(self.native), width)) if positions == "learned" else None
+        rows = _places(self.native) + class_token  # the class token's first, as in published codes
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows, width)) if positions == "learned" else None
         self.relative = RelativeBias(heads, self.native) if positions == "relative" and self.native else None
         self.positions = Positions(width, positions == "sincos-rows") if positions.startswith("sincos") else None
         shared = {"mlp_ratio": mlp_ratio, "attention_drop": attention_drop, "layer_scale": layer_scale}
@@ -129,7 +134,10 @@ class ViT(nn.Module):
     def _blocks(
         self, x: Tensor, grid: Grid, index: Tensor, length: Tensor | None, layers: int
     ) -> tuple[Tensor, tuple[Tensor, ...], int]:
-        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        first = self.cls_token
+        if first is not None and self.pos_embed is not None:
+            first = first + self.pos_embed[:, :1]
+        prefix = [token.expand(len(x), -1, -1) for token in (first, self.reg_token) if token is not None]
         seen = x.shape[1]
         x = torch.cat([*prefix, x], 1) if prefix else x
         ahead = x.shape[1] - seen
@@ -157,8 +165,7 @@ class ViT(nn.Module):
             return self.positions(grid, device)
         if self.pos_embed is None or self.native is None:
             return torch.zeros(grid[0] * grid[1], 1, device=device)
-        # All N rows are places: there is no class row in the table to set aside.
-        return resized(self.pos_embed[0], self.native, grid)
+        return resized(self.pos_embed[0, -_places(self.native) :], self.native, grid, self.resample)
 
     def _start(self, init: float | str, rescale: bool) -> None:
         self.apply(start_xavier if isinstance(init, str) else partial(start_normal, std=init))

@@ -9,12 +9,20 @@ from torch.nn import functional as F  # noqa: N812
 from sslzoo import Grid
 
 
-def resized(table: Tensor, native: Grid, grid: Grid) -> Tensor:
-    """A table of one row a place, made for one grid, on another, bicubic: [native e] -> [N e]."""
+def resized(table: Tensor, native: Grid, grid: Grid, way: str = "antialias") -> Tensor:
+    """A table of one row a place, made for one grid, on another, bicubic: [native e] -> [N e].
+
+    The way is antialias, plain, or offset: as if the grid were a tenth of a patch larger (DINO's code).
+    """
     if native == grid:
         return table
-    plane = table.T.unflatten(1, native)[None]
-    return F.interpolate(plane.float(), grid, mode="bicubic", antialias=True, align_corners=False)[0].flatten(1).T
+    plane = table.T.unflatten(1, native)[None].float()
+    if way == "offset":
+        factors = tuple((new + 0.1) / old for new, old in zip(grid, native, strict=True))
+        plane = F.interpolate(plane, scale_factor=factors, mode="bicubic")  # type: ignore[arg-type]
+    else:
+        plane = F.interpolate(plane, grid, mode="bicubic", antialias=way == "antialias")
+    return plane[0].flatten(1).T
 
 
 class RelativeBias(nn.Module):

@@ -79,8 +79,8 @@ def test_learned_positions_at_their_own_size_and_at_others():
     encoder = vit(positions="learned", image=(48, 24), class_token=True)
     rising = torch.arange(12.0)[:, None, None].expand(12, 6, 24)
     with torch.no_grad():
-        encoder.pos_embed.copy_(rising.reshape(1, 72, 24))
-    assert torch.equal(encoder._position((12, 6), torch.device("cpu")), encoder.pos_embed[0])
+        encoder.pos_embed[:, 1:].copy_(rising.reshape(1, 72, 24))  # the class token's row stands first
+    assert torch.equal(encoder._position((12, 6), torch.device("cpu")), encoder.pos_embed[0, 1:])
     # On a grid twice as fine patch i of the new grid has its middle at (i + 1/2) / 2 - 1/2 of the old; away from the
     # border bicubic interpolation leaves straight lines straight.
     fine = encoder._position((24, 12), torch.device("cpu")).unflatten(0, (24, 12))
@@ -117,25 +117,31 @@ def test_embedding_only_what_is_seen_equals_gathering_afterwards():
     assert torch.allclose(encoder(pixels, seen).patches, encoder.norm(x), atol=1e-6)
 
 
-def test_whole_images_agree_with_timm():
-    theirs = VisionTransformer(
-        (16, 24),
-        4,
-        embed_dim=24,
-        depth=2,
-        num_heads=2,
-        class_token=True,
-        reg_tokens=2,
-        num_classes=0,
-        no_embed_class=True,
-    ).eval()
-    ours = vit(positions="learned", image=(16, 24), class_token=True, registers=2)
+@pytest.mark.parametrize("registers", [0, 2])
+def test_whole_images_agree_with_timm(registers):
+    """With a class token, whose position is the table's first row; and with registers, which have no position."""
+    shape = {"embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0}
+    keys = {"class_token": False, "no_embed_class": True, "global_pool": "avg", "fc_norm": False}
+    theirs = VisionTransformer((16, 24), 4, reg_tokens=registers, **shape, **(keys if registers else {})).eval()
+    ours = vit(positions="learned", image=(16, 24), class_token=not registers, registers=registers)
+    torch.nn.init.normal_(theirs.pos_embed)
     ours.load_state_dict(theirs.state_dict())
-    pixels = images()
+    pixels, ahead = images(), registers or 1
     wanted, found = theirs.forward_features(pixels), ours(pixels)
-    assert torch.allclose(found.patches, wanted[:, 3:], atol=1e-5)
-    assert torch.allclose(found.prefix, wanted[:, :3], atol=1e-5)
-    assert torch.equal(found.summary, found.prefix[:, 0])
+    assert torch.allclose(found.patches, wanted[:, ahead:], atol=1e-5)
+    assert torch.allclose(found.prefix, wanted[:, :ahead], atol=1e-5)
+    assert torch.equal(found.summary, found.patches.mean(1) if registers else found.prefix[:, 0])
+
+
+def test_published_ways_of_resampling_positions():
+    table = torch.randn(1, 65, 24)
+    plane = table[:, 1:].unflatten(1, (8, 8)).permute(0, 3, 1, 2)
+    for way, keys in (("offset", {"scale_factor": (4.1 / 8, 6.1 / 8)}), ("plain", {"size": (4, 6)})):
+        encoder = vit(positions="learned", image=32, class_token=True, resample=way)
+        with torch.no_grad():
+            encoder.pos_embed.copy_(table)
+        wanted = F.interpolate(plane, mode="bicubic", **keys).flatten(2)[0].T
+        assert torch.equal(encoder._position((4, 6), torch.device("cpu")), wanted)
 
 
 def test_order_of_the_context_is_of_no_account():

@@ -1,0 +1,142 @@
+"""How wrong was the guess, as shares of prototypes? Cross-entropy of two distributions, scores given or made here."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from sslzoo import Pairing, Progress, Schedule, Signal, all_mean, hookimpl
+from sslzoo.nn import sinkhorn
+
+Result = tuple[Tensor, dict[str, Tensor]]
+CONSTANT = {"teacher": Schedule.parse(0.04), "sharpen": Schedule.parse(0.25)}
+
+
+class Distill(nn.Module):
+    """Cross-entropy from the teacher's softmax to the student's, over scores of prototypes.
+
+    DINO (Caron et al. 2021, section 3.1) of images: the mean over pairs of different views. iBOT (Zhou et al. 2022,
+    section 3.1) of patches, average: images. Centers belong to the teacher (`ema`, center).
+
+    Args:
+        temperature: of the student's softmax.
+        teacher_temperature: of the teacher's; lower is sharper.
+        average: of patches: over all rows; or over the rows of each masked view, then over all views, masked or not.
+    """
+
+    needs_target = True
+
+    def __init__(
+        self,
+        signal: Signal,
+        *,
+        temperature: float = 0.1,
+        teacher_temperature: Schedule = CONSTANT["teacher"],
+        average: Literal["rows", "images"] = "rows",
+    ) -> None:
+        super().__init__()
+        _check_temperature(temperature)
+        if average == "images" and signal.kind == "image":
+            raise ValueError("average: images is of patches, but this signal is of whole images")
+        self.temperature, self.average = temperature, average
+        self.teacher_temperature = Schedule.parse(teacher_temperature)
+
+    def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
+        """Scores [v b p] against [u b p], or [t p] against [t p]."""
+        wanted = (target.detach() / self.teacher_temperature(at)).softmax(-1)
+        said = (prediction / self.temperature).log_softmax(-1)
+        figures = {"target_entropy": _entropy(wanted.detach()).mean()}
+        if prediction.ndim == 3:
+            pairs = -torch.einsum("vbp,ubp->vu", said, wanted) / prediction.shape[1]
+            return (pairs * pairing.match).sum() / pairing.match.sum(), figures
+        rows = -(wanted * said).sum(-1)
+        return (self._weight(pairing) * rows).sum(), figures
+
+    def _weight(self, pairing: Pairing) -> Tensor:
+        if self.average == "rows":
+            return pairing.weight
+        own = torch.zeros(pairing.sequences, device=pairing.weight.device)
+        own = own.index_add(0, pairing.sequence, torch.ones_like(pairing.weight))
+        return 1.0 / (own[pairing.sequence] * pairing.sequences)
+
+
+class Assign(nn.Module):
+    """Both sides are assigned to prototypes that learn; the guess is the teacher's sharpened, balanced assignment.
+
+    MSN (Assran et al. 2022, section 3): cosine to each prototype, cross-entropy, and a term that wants all prototypes
+    used: log p less the entropy of the mean guess. The target is balanced by Sinkhorn over the batch.
+
+    Args:
+        prototypes: how many directions.
+        temperature: of both softmaxes.
+        sharpen: exponent is its inverse, on the target's shares.
+        balance: Sinkhorn's iterations over the targets of the batch; 0 for none.
+        mean_entropy: weight of the term for using all prototypes.
+        entropy: weight of the guesses' own mean entropy.
+    """
+
+    needs_target = True
+    whole_batch = True
+
+    def __init__(
+        self,
+        signal: Signal,
+        *,
+        prototypes: int = 1024,
+        temperature: float = 0.1,
+        sharpen: Schedule = CONSTANT["sharpen"],
+        balance: int = 3,
+        mean_entropy: float = 1.0,
+        entropy: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_temperature(temperature)
+        if prototypes < 2 or balance < 0:
+            raise ValueError(f"prototypes, balance: found {prototypes}, {balance}; 2 or more, and 0 or more")
+        if signal.kind == "patch":
+            raise ValueError("this loss is of whole images, but the signal is of patches")
+        self.temperature, self.balance, self.sharpen = temperature, balance, Schedule.parse(sharpen)
+        self.weights = mean_entropy, entropy
+        bound = 1 / math.sqrt(signal.width)
+        self.prototypes = nn.Parameter(torch.empty(prototypes, signal.width).uniform_(-bound, bound))
+
+    def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
+        """Projections [v b e] against [u b e]."""
+        said = self._scores(prediction).log_softmax(-1)
+        wanted = self.assignments(target, at)
+        pairs = -torch.einsum("vbp,ubp->vu", said, wanted) / prediction.shape[1]
+        cross = (pairs * pairing.match).sum() / pairing.match.sum()
+        shares = said.exp()
+        mean = all_mean(shares.mean((0, 1)))
+        unused = math.log(len(mean)) - _entropy(mean)
+        doubt = -(shares * said).sum(-1).mean()
+        figures = {"cross_entropy": cross, "mean_entropy": unused, "entropy": doubt}
+        return cross + self.weights[0] * unused + self.weights[1] * doubt, figures
+
+    @torch.no_grad()
+    def assignments(self, target: Tensor, at: Progress) -> Tensor:
+        """Shares of prototypes that the targets [u b e] call for: [u b p]."""
+        shares = (self._scores(target).log_softmax(-1) / self.sharpen(at)).softmax(-1)
+        return sinkhorn(shares, self.balance)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) @ F.normalize(self.prototypes, dim=-1).T / self.temperature
+
+
+def _entropy(shares: Tensor) -> Tensor:
+    return -torch.xlogy(shares, shares).sum(-1)
+
+
+def _check_temperature(temperature: float) -> None:
+    if temperature <= 0:
+        raise ValueError(f"temperature: found {temperature:g}; above 0")
+
+
+@hookimpl
+def sslzoo_losses() -> dict[str, type]:
+    """The losses `distill` and `assign`."""
+    return {"distill": Distill, "assign": Assign}
