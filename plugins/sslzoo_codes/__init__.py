@@ -1,0 +1,96 @@
+"""Which of many codes is right? A frozen codebook of pixels; and the cross-entropy of a guess among codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from sslzoo import Batch, Pairing, Progress, Reading, Signal, Student, hookimpl
+from sslzoo.nn import patchify, pixels_of
+
+Result = tuple[Tensor, dict[str, Tensor]]
+
+
+class Codebook(nn.Module):
+    """The code of a patch is the nearest of random directions to its pixels, projected at random: nothing learns.
+
+    The random-projection quantizer of BEST-RQ (Chiu et al. 2022, arXiv 2202.01855), on pixels: each patch is
+    normalised, projected to a few numbers by a fixed random matrix (Xavier-uniform), and compared by cosine with fixed
+    normal vectors. It needs no download, and stands where BEiT and CAE use a trained tokenizer.
+
+    Args:
+        codes: how many codes.
+        width: numbers that a patch is projected to.
+        seed: of the projection and the codes, which are part of the run's state.
+    """
+
+    projection: Tensor
+    codes: Tensor
+
+    def __init__(self, student: Student, *, codes: int = 8192, width: int = 16, seed: int = 0) -> None:
+        super().__init__()
+        if codes < 2 or width < 1:
+            raise ValueError(f"codes, width: found {codes}, {width}; at least 2, and at least 1")
+        self.outputs = {"code": Signal("patch", codes)}
+        self.patch: tuple[int, int] = student.encoder.patch  # type: ignore[attr-defined]
+        rng, pixels = torch.Generator().manual_seed(seed), pixels_of(student.encoder)
+        bound = (6 / (pixels + width)) ** 0.5
+        projection = (torch.rand(pixels, width, generator=rng, device="cpu") * 2 - 1) * bound
+        directions = F.normalize(torch.randn(codes, width, generator=rng, device="cpu"), dim=-1)
+        self.register_buffer("projection", torch.empty(pixels, width).copy_(projection))  # a rehearsal has no numbers
+        self.register_buffer("codes", torch.empty(codes, width).copy_(directions))
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, student: Reading, at: Progress) -> dict[str, Tensor]:
+        """{"code": [t]}, the number of each target patch's code, of every group with a mask that a teacher reads."""
+        found = []
+        for group in batch.groups.values():
+            if group.mask is not None and group.role != "context":
+                rows = group.mask.rows(patchify(group.pixels.flatten(0, 1), self.patch))
+                found.append(group.mask.target.flat(group.mask.target.take(rows)).float())
+        if not found:
+            return {}
+        with torch.autocast(found[0].device.type, enabled=False):  # the nearest of many wants all digits
+            x = F.layer_norm(torch.cat(found), found[0].shape[-1:]) @ self.projection
+            return {"code": (F.normalize(x, dim=-1) @ self.codes.T).argmax(-1)}
+
+    def after_step(self, student: Student, at: Progress) -> None:
+        """Nothing here learns."""
+
+
+class CrossEntropy(nn.Module):
+    """Cross-entropy of scores [t p] with the right codes [t], or with shares of codes [t p]; mean over rows.
+
+    Args:
+        temperature: what the scores are divided by.
+    """
+
+    needs_target = True
+
+    def __init__(self, signal: Signal, *, temperature: float = 1.0) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature: found {temperature}; above 0")
+        if signal.kind != "patch":
+            raise ValueError("this loss is of patches, but the signal is of whole images")
+        self.temperature = temperature
+
+    def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
+        """[t p] against [t] or [t p]; `accuracy` is the share of rows whose highest score is right."""
+        scores = prediction / self.temperature
+        rows = F.cross_entropy(scores, target, reduction="none")
+        right = target if target.ndim == 1 else target.argmax(-1)
+        return (pairing.weight * rows).sum(), {"accuracy": (scores.argmax(-1) == right).float().mean()}
+
+
+@hookimpl
+def sslzoo_targets() -> dict[str, type]:
+    """The target generator `codebook`."""
+    return {"codebook": Codebook}
+
+
+@hookimpl
+def sslzoo_losses() -> dict[str, type]:
+    """The loss `cross_entropy`."""
+    return {"cross_entropy": CrossEntropy}

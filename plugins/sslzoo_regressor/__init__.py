@@ -1,0 +1,126 @@
+"""Who guesses, where the encoder must not? A regressor of hidden latents, and a decoder that reads codes from them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
+from sslzoo.contracts import Encoder
+from sslzoo.nn import Block, LayerNorm, Positions, joint_mask, key_mask, splits, start_normal, start_xavier
+
+
+class Regressor(nn.Module):
+    """Queries read the visible latents and each other, and become latents of hidden patches; a decoder reads these.
+
+    CAE (Chen et al. 2022, section 3): signals latent [t d], guessed in the encoder's own space, and code [t p], scores
+    of the codes that a tokenizer gives each patch. Target blocks are guessed apart from each other.
+
+    Args:
+        codes: how many codes there are; 0 for latents alone.
+        depth: layers of the regressor.
+        decoder_depth: self-attention blocks of the decoder.
+        heads: attention heads of both.
+        layer_scale: start of the learned factors of each branch.
+        positions: sincos (columns first) or sincos-rows (CAE's own; as the encoder's).
+        init: xavier, or the deviation of normal starting weights.
+    """
+
+    projector = None
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        codes: int = 8192,
+        depth: int = 4,
+        decoder_depth: int = 4,
+        heads: int = 12,
+        layer_scale: float = 0.1,
+        positions: Literal["sincos", "sincos-rows"] = "sincos-rows",
+        init: float | Literal["xavier"] = "xavier",
+    ) -> None:
+        super().__init__()
+        width = encoder.width
+        splits(width, heads)
+        if codes < 0 or depth < 1:
+            raise ValueError(f"codes, depth: found {codes}, {depth}; 0 or more, and at least 1")
+        self.outputs = {"latent": Signal("patch", width)} | ({"code": Signal("patch", codes)} if codes else {})
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = Positions(width, positions == "sincos-rows")
+        self.blocks = nn.ModuleList(Read(width, heads, layer_scale) for _ in range(depth))
+        self.norm = LayerNorm(width)
+        self.decoder = Decoder(width, codes, decoder_depth, heads, layer_scale) if codes else None
+        self.apply(start_xavier if isinstance(init, str) else partial(start_normal, std=init))
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:
+        """Latents and scores of codes at target places, [s k d] -> {"latent": [t d], "code": [t p]}."""
+        if target is None:
+            return {}
+        s, m, q = target.index.shape
+        place = self.positions(tokens.grid, tokens.patches.device)
+        asked = place[target.index.flatten(0, 1)]  # (s m) q d
+        seen = tokens.patches.repeat_interleave(m, 0)
+        where = torch.cat([place[tokens.index].repeat_interleave(m, 0), asked], 1)
+        mask, x = joint_mask(tokens, target), self.mask_token.expand(s * m, q, -1)
+        for block in self.blocks:
+            x = block(x, torch.cat([seen, x], 1), asked, where, mask)
+        latent = self.norm(x)
+        said = {"latent": target.flat(latent.unflatten(0, (s, m)))}
+        if self.decoder is not None:
+            among = key_mask(None if target.length is None else target.length.flatten(), q)
+            said["code"] = self.decoder(latent + asked, among, target)
+        return said
+
+
+class Decoder(nn.Module):
+    """Blocks among the patches of a target block, then scores of codes."""
+
+    def __init__(self, width: int, codes: int, depth: int, heads: int, layer_scale: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, heads, layer_scale=layer_scale) for _ in range(depth))
+        self.norm, self.head = LayerNorm(width), nn.Linear(width, codes)
+
+    def forward(self, x: Tensor, mask: Tensor | None, target: Patches) -> Tensor:
+        """[(s m) q d] -> [t p]."""
+        for block in self.blocks:
+            x = block(x) if mask is None else block(x, attn_mask=mask)
+        return self.head(self.norm(target.flat(x.unflatten(0, target.index.shape[:2]))))
+
+
+class Read(nn.Module):
+    """Queries read keys that know their places and values that do not; then an MLP on what the second norm says.
+
+    The residual stream goes on behind the second norm, as in CAE's released code.
+    """
+
+    def __init__(self, width: int, heads: int, layer_scale: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1_q, self.norm1_k, self.norm1_v = LayerNorm(width), LayerNorm(width), LayerNorm(width)
+        self.q, self.k, self.v = nn.Linear(width, width), nn.Linear(width, width, bias=False), nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.gamma_1 = nn.Parameter(torch.full((width,), layer_scale))
+        self.gamma_2 = nn.Parameter(torch.full((width,), layer_scale))
+
+    def forward(self, x: Tensor, context: Tensor, asked: Tensor, where: Tensor, mask: Tensor | None) -> Tensor:
+        """[s q d] queries at places `asked`, [s k d] context at places `where` -> [s q d]."""
+        q = self.q(self.norm1_q(x + asked))
+        k, v = self.k(self.norm1_k(context + where)), self.v(self.norm1_v(context))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
+        read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        x = self.norm2(x + self.gamma_1 * self.proj(read))
+        return x + self.gamma_2 * self.mlp(x)
+
+
+@hookimpl
+def sslzoo_predictors() -> dict[str, type]:
+    """The predictor `regressor`."""
+    return {"regressor": Regressor}
