@@ -4,7 +4,7 @@ import pytest
 import yaml
 from recipe_text import GOOD
 
-from sslzoo import PluginError, RecipeError, Schedule, UserError
+from sslzoo import PluginError, RecipeError, Schedule, UserError, catalogue
 from sslzoo.recipe.build import build, check
 from sslzoo.recipe.recipe import load, resolve
 from sslzoo.recipe.schedule import Duration
@@ -18,7 +18,7 @@ line 6  masks.image.target_scales
 
 line 8  predictor.use
     no predictor is called 'i-jepa'; did you mean ijepa (plugin ijepa)?
-    installed: cross, ijepa, linear, mae
+    installed: {predictors}
 
 line 12  losses.guess.target
     reads 'teachr.patch', but no target generator is called 'teachr'; did you mean teacher?
@@ -54,7 +54,7 @@ def test_text_and_parts_are_told_at_once_with_lines_and_nearest_names(recipe):
     )
     with pytest.raises(RecipeError) as caught:
         load(path)
-    assert str(caught.value) == FIRST_TWO_PASSES.format(path=path)
+    assert str(caught.value) == FIRST_TWO_PASSES.format(path=path, predictors=", ".join(sorted(catalogue().parts["predictors"])))
     assert caught.value.exit_code == 2
 
 
