@@ -32,7 +32,7 @@ class Codebook(nn.Module):
         super().__init__()
         if codes < 2 or width < 1:
             raise ValueError(f"codes, width: found {codes}, {width}; at least 2, and at least 1")
-        self.outputs = {"code": Signal("patch", codes)}
+        self.outputs = {"code": Signal("patch", codes, ids=True)}
         self.patch: tuple[int, int] = student.encoder.patch  # type: ignore[attr-defined]
         rng, pixels = torch.Generator().manual_seed(seed), pixels_of(student.encoder)
         bound = (6 / (pixels + width)) ** 0.5
@@ -60,7 +60,29 @@ class Codebook(nn.Module):
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy of scores [t p] with the right codes [t], or with shares of codes [t p]; mean over rows.
+    """Cross-entropy of scores with the right codes, mean over rows; the figure `accuracy` is the share guessed right.
+
+    Args:
+        temperature: what the scores are divided by.
+    """
+
+    needs_target = True
+    class_ids = True
+
+    def __init__(self, signal: Signal, *, temperature: float = 1.0) -> None:
+        super().__init__()
+        _check(signal, temperature)
+        self.temperature = temperature
+
+    def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
+        """Scores [t p] against codes [t]."""
+        rows = F.cross_entropy(prediction / self.temperature, target, reduction="none")
+        right = prediction.argmax(-1) == target
+        return (pairing.weight * rows).sum(), {"accuracy": right.float().mean()}
+
+
+class SoftCrossEntropy(nn.Module):
+    """Cross-entropy of scores with shares of codes, mean over rows (CAPI, of a teacher's assignments).
 
     Args:
         temperature: what the scores are divided by.
@@ -70,18 +92,21 @@ class CrossEntropy(nn.Module):
 
     def __init__(self, signal: Signal, *, temperature: float = 1.0) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature: found {temperature}; above 0")
-        if signal.kind != "patch":
-            raise ValueError("this loss is of patches, but the signal is of whole images")
+        _check(signal, temperature)
         self.temperature = temperature
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
-        """[t p] against [t] or [t p]; `accuracy` is the share of rows whose highest score is right."""
-        scores = prediction / self.temperature
-        rows = F.cross_entropy(scores, target, reduction="none")
-        right = target if target.ndim == 1 else target.argmax(-1)
-        return (pairing.weight * rows).sum(), {"accuracy": (scores.argmax(-1) == right).float().mean()}
+        """Scores [t p] against shares [t p]."""
+        rows = -(target * (prediction / self.temperature).log_softmax(-1)).sum(-1)
+        doubt = -torch.xlogy(target, target.clamp(min=0)).sum(-1)
+        return (pairing.weight * rows).sum(), {"target_entropy": doubt.mean()}
+
+
+def _check(signal: Signal, temperature: float) -> None:
+    if temperature <= 0:
+        raise ValueError(f"temperature: found {temperature}; above 0")
+    if signal.kind != "patch":
+        raise ValueError(f"this loss is of target patches, but the signal is of kind {signal.kind}")
 
 
 @hookimpl
@@ -92,5 +117,5 @@ def sslzoo_targets() -> dict[str, type]:
 
 @hookimpl
 def sslzoo_losses() -> dict[str, type]:
-    """The loss `cross_entropy`."""
-    return {"cross_entropy": CrossEntropy}
+    """The losses `cross_entropy` and `soft_cross_entropy`."""
+    return {"cross_entropy": CrossEntropy, "soft_cross_entropy": SoftCrossEntropy}

@@ -43,6 +43,7 @@ def _inputs(kind: str, seed: int = 4, dtype: torch.dtype = torch.float32) -> tup
 
 
 def _value(part: Any, x: Tensor, y: Tensor, given: Pairing) -> Tensor:
+    y = y.argmax(-1) if getattr(part, "class_ids", False) else y
     value, figures = part(x, y if part.needs_target else None, given, AT)
     if value.ndim:
         raise Violation("a 0-d value", f"shape {list(value.shape)}", "12 rows of 8")

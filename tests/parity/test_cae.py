@@ -20,7 +20,7 @@ class Given(torch.nn.Module):
 
     def __init__(self, codes):
         super().__init__()
-        self.outputs, self.ids = {"code": Signal("patch", codes)}, None
+        self.outputs, self.ids = {"code": Signal("patch", codes, ids=True)}, None
 
     def forward(self, batch, student, at):
         target = batch.groups["image"].mask.target

@@ -54,7 +54,9 @@ def test_text_and_parts_are_told_at_once_with_lines_and_nearest_names(recipe):
     )
     with pytest.raises(RecipeError) as caught:
         load(path)
-    assert str(caught.value) == FIRST_TWO_PASSES.format(path=path, predictors=", ".join(sorted(catalogue().parts["predictors"])))
+    assert str(caught.value) == FIRST_TWO_PASSES.format(
+        path=path, predictors=", ".join(sorted(catalogue().parts["predictors"]))
+    )
     assert caught.value.exit_code == 2
 
 
