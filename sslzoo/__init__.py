@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sslzoo.plugins import catalogue, load
     from sslzoo.progress import Progress
     from sslzoo.recipe.schedule import Duration, Schedule
+    from sslzoo.recipe.signature import Free
     from sslzoo.rng import Rng
     from sslzoo.run.parallel import all_mean, all_sum, gather, world_size
 
@@ -39,6 +40,7 @@ _HOMES = {
     "progress": "Progress",
     "rng": "Rng",
     "recipe.schedule": "Duration Schedule",
+    "recipe.signature": "Free",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
@@ -46,6 +48,7 @@ __all__ = [
     "Batch",
     "Duration",
     "Features",
+    "Free",
     "Grid",
     "Group",
     "Mask",

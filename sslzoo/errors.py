@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -41,15 +42,31 @@ class RecipeError(UserError):
     def __str__(self) -> str:
         many = len(self.problems)
         lines = [f"{self.source}: {many} problem{'s' if many != 1 else ''}"]
-        for problem in self.problems:
+        for problem in self.problems[:_MOST]:
             where = f"line {problem.line}  " if problem.line else ""
-            lines += ["", f"{where}{problem.place}"]
-            lines += [f"    {line}" for line in problem.message.splitlines()]
+            lines += ["", f"{where}{_clipped(problem.place, 200)}"]
+            lines += [f"    {_clipped(line, 1000)}" for line in problem.message.splitlines()]
+        if many > _MOST:
+            lines += ["", f"and {many - _MOST} more"]
         return "\n".join(lines)
 
 
+_MOST = 50  # problems told at once
 RENAMED = {"grey": "grayscale", "centre": "center", "solarise": "solarize", "held": "monitor"}  # words of old recipes
 RENAMED |= {"held_every": "monitor_every"}
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple = 3, 6, 6, 6
+_SHORT.maxstring = _SHORT.maxother = 120
+
+
+def shown(value: object) -> str:
+    """What was found, quoted: long texts, numbers and lists are cut short, so that a message stays one."""
+    return _SHORT.repr(value)
+
+
+def _clipped(line: str, most: int) -> str:
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line[: most + 1])
+    return line if len(line) <= most else line[:most] + " ..."
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -62,6 +79,8 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """`; did you mean x?`, or nothing."""
+    """`; did you mean x?`, or nothing; `; it is called x now` for a word of old recipes."""
     found = nearest(name, names)
-    return f"; did you mean {found}?" if found else ""
+    if found is None:
+        return ""
+    return f"; it is called {found} now" if RENAMED.get(str(name)) == found else f"; did you mean {found}?"

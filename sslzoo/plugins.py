@@ -20,7 +20,7 @@ from typing import Any
 import pluggy
 
 from sslzoo import hooks
-from sslzoo.errors import PluginError, did_you_mean
+from sslzoo.errors import PluginError, did_you_mean, nearest, shown
 
 FAMILIES = ("datasets", "views", "masks", "encoders", "predictors", "targets", "losses", "probes")
 
@@ -39,6 +39,11 @@ class Part:
     def summary(self) -> str:
         """First line of its docstring."""
         return (self.make.__doc__ or "").strip().split("\n")[0]
+
+    @property
+    def told(self) -> str:
+        """Name, plugin and version, for messages."""
+        return f"{self.name!r} (plugin {self.plugin} {self.version})"
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,10 @@ class Catalogue:
 
 def missing(family: str, name: str, parts: Mapping[str, Part]) -> str:
     """The message for a part that is not installed."""
-    close = did_you_mean(name, parts)
-    plugin = f" (plugin {parts[close.split()[-1][:-1]].plugin})" if close else ""
-    close = close.replace("?", f"{plugin}?")
-    return f"no {singular(family)} is called {name!r}{close}\ninstalled: {', '.join(sorted(parts)) or 'none'}"
+    close, found = did_you_mean(name, parts), nearest(name, parts)
+    if found:
+        close = close.replace("?", f" (plugin {parts[found].plugin})?")
+    return f"no {singular(family)} is called {shown(name)}{close}\ninstalled: {', '.join(sorted(parts)) or 'none'}"
 
 
 def singular(family: str) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import Flow, build, make
-from sslzoo.recipe.recipe import Recipe, Run, resolve
+from sslzoo.recipe.compare import claim
+from sslzoo.recipe.recipe import Recipe, Run
 from sslzoo.rng import derive_seed
 from sslzoo.run import checkpoint, data, optim
 from sslzoo.run.clock import Clock
@@ -60,7 +61,7 @@ def train(
     """
     run, folder, watch = recipe.run, Folder(out), watch or Watch()
     if world.first:
-        folder.prepare(resolve(recipe, catalogue))
+        claim(folder, recipe, catalogue)
     else:
         watch = Watch(stop=watch.stop)
     method, sources = build(recipe, catalogue)

@@ -73,11 +73,11 @@ def short(element: Element, steps: int) -> Element:
 
 def here(element: Element, say: Say) -> Verdict:
     """Rehearses in processes of this machine."""
-    from sslzoo.recipe.recipe import resolve
+    from sslzoo.recipe.compare import claim
 
     whole, broken = element.folder / "unbroken", element.folder / "broken"
     for folder in (whole, broken):
-        Folder(folder).prepare(resolve(element.recipe, element.installed))
+        claim(Folder(folder), element.recipe, element.installed)
     steps = element.recipe.run.steps or 0
     say(f"a run of {steps} steps, unbroken")
     _finish(_start(whole))

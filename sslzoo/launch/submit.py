@@ -19,7 +19,8 @@ from sslzoo.launch.state import State
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe import yamltext
 from sslzoo.recipe.build import check
-from sslzoo.recipe.recipe import Recipe, load, resolve
+from sslzoo.recipe.compare import claim
+from sslzoo.recipe.recipe import Recipe, load
 from sslzoo.run import data, parallel
 from sslzoo.run.folder import Folder
 
@@ -128,7 +129,7 @@ def ready(found: Sequence[Element], top: Path) -> None:
     except OSError as error:
         raise RunError(f"the run folder {top} cannot be written: {error}") from error
     for one in found:
-        Folder(one.folder).prepare(resolve(replace(one.recipe, plugins=files), one.installed))
+        claim(Folder(one.folder), replace(one.recipe, plugins=files), one.installed)
 
 
 def send(made: slurm.Plan, folders: Sequence[Path], asked: Asked, top: Path, words: Sequence[str]) -> list[str]:
@@ -179,7 +180,10 @@ def _axis(text: str) -> tuple[str, list[str]]:
     key, equals, written = text.partition("=")
     if not equals or not key.strip() or not written.strip():
         raise UserError(f"--sweep: found {text!r}; KEY=VALUE,VALUE is wanted, such as optim.lr=1e-3,5e-4")
-    value = yamltext.value(written if written.lstrip().startswith("[") else f"[{written}]")
+    try:
+        value = yamltext.value(written if written.lstrip().startswith("[") else f"[{written}]")
+    except ValueError as error:
+        raise UserError(f"--sweep {key}: {error}") from error
     return key.strip(), [_written(one) for one in value]
 
 

@@ -6,19 +6,24 @@ all its problems before it raises.
 
 from __future__ import annotations
 
+import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
+from torch import nn
 
-from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
+from sslzoo.errors import Problem, UserError, did_you_mean, shown
 from sslzoo.plugins import Catalogue, catalogue, missing, singular
 from sslzoo.recipe import signature, yamltext
 from sslzoo.recipe.schedule import Duration, Schedule
+from sslzoo.recipe.signature import Free, Keys
 from sslzoo.recipe.yamltext import Text
 
 Spec = Mapping[str, Any]  # {use: NAME, key: value, ...}
@@ -28,20 +33,22 @@ MANY = {"views": "views", "masks": "masks", "targets": "targets", "losses": "los
 NEEDED = ("name", "data", "views", "encoder", "predictor", "losses", "optim", "run")
 SECTIONS = ("name", "plugins", "data", "views", "masks", "encoder", "predictor", "targets", "losses", "optim", "run")
 SECTIONS += ("evaluate",)
+_NAME = re.compile(r"[^\W_][\w.+=-]{0,99}")  # of a run: one folder's name, and of no other folder
+_ENTRY = re.compile(r"[^\W_][\w-]{0,63}")  # of a group, target generator or loss: one word of a dotted place
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Factor = Annotated[float, Field(ge=0)]
+Positive = Annotated[Schedule, Field(ge=0)]
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, validate_default=True)
-
-
-class GroupKeys(_Keys):
+class GroupKeys(Keys):
     """What an entry of `views` takes beside its part's keys."""
 
-    count: int = Field(1, ge=1)
+    count: int = Field(1, ge=1, le=1024)
     role: Literal["context", "target", "both"] = "both"
 
 
-class TermKeys(_Keys):
+class TermKeys(Keys):
     """What an entry of `losses` takes beside its part's keys."""
 
     predict: str
@@ -49,51 +56,57 @@ class TermKeys(_Keys):
     weight: Schedule = Schedule.parse(1.0)
 
 
-ENGINE_KEYS: dict[str, type[_Keys]] = {"views": GroupKeys, "losses": TermKeys}
+ENGINE_KEYS: dict[str, type[Keys]] = {"views": GroupKeys, "losses": TermKeys}
 
 
-class Factors(_Keys):
+class Factors(Keys):
     """What multiplies the schedules of some parameters."""
 
-    lr: float = 1.0
-    weight_decay: float = 1.0
+    lr: Factor = 1.0
+    weight_decay: Factor = 1.0
 
 
-class Optim(_Keys):
+class Optim(Keys):
     """The section `optim`."""
 
     use: Literal["adamw", "sgd"] = "adamw"
-    lr: Schedule
-    weight_decay: Schedule = Schedule.parse(0.0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    momentum: float = 0.9
+    lr: Positive
+    weight_decay: Positive = Schedule.parse(0.0)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(1e-8, ge=0)
+    momentum: Beta = 0.9
     nesterov: bool = False
     groups: dict[str, Factors] = {}
-    clip: float | None = None
+    clip: float | None = Field(None, gt=0)
     clip_each: bool = False
 
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Optim:
+        if self.use == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead along the momentum: give momentum above 0")
+        return self
 
-class Run(_Keys):
-    """The section `run`."""
 
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    batch: int = Field(ge=1)
-    micro: int | None = Field(None, ge=1)
+class Run(Keys):
+    """The section `run`. What is `Free` may change when a run is resumed."""
+
+    steps: int | None = Field(None, ge=1, le=10**9)
+    epochs: float | None = Field(None, gt=0, le=10**6)
+    batch: int = Field(ge=1, le=2**20)
+    micro: Annotated[int | None, Free(unless="batchwise")] = Field(None, ge=1, le=2**20)
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0
-    save_every: Duration = Duration(1, "epochs")
-    keep: int = Field(2, ge=1)
-    milestones: Duration | None = None
-    log_every: int = Field(10, ge=1)
-    workers: int = Field(8, ge=0)
-    compile: bool = False
-    shard: int = Field(1, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    unreadable: float = Field(0.01, ge=0, le=1)
-    monitor: int = Field(256, ge=0)
-    monitor_every: Duration = Duration(1, "epochs")
+    save_every: Annotated[Duration, Free()] = Duration(1, "epochs")
+    keep: Annotated[int, Free()] = Field(2, ge=1, le=10**6)
+    milestones: Annotated[Duration | None, Free()] = None
+    log_every: Annotated[int, Free()] = Field(10, ge=1, le=10**6)
+    workers: Annotated[int, Free()] = Field(8, ge=0, le=512)
+    compile: Annotated[bool, Free()] = False
+    shard: Annotated[int, Free()] = Field(1, ge=1, le=2**16)
+    device: Annotated[Literal["auto", "cpu", "cuda"], Free()] = "auto"
+    unreadable: Annotated[float, Free()] = Field(0.01, ge=0, le=1)
+    monitor: Annotated[int, Free()] = Field(256, ge=0, le=10**6)
+    monitor_every: Annotated[Duration, Free()] = Duration(1, "epochs")
 
     @model_validator(mode="after")
     def _one_length(self) -> Run:
@@ -102,16 +115,16 @@ class Run(_Keys):
         return self
 
 
-class Evaluate(_Keys):
+class Evaluate(Keys):
     """The section `evaluate`."""
 
     train: dict[str, Any]
     test: dict[str, Any]
     view: dict[str, Any]
-    probes: dict[str, dict[str, Any]]
+    probes: dict[str, dict[str, Any]] = Field(min_length=1)
     network: str = "auto"
-    layers: int = Field(0, ge=0)
-    batch: int = Field(256, ge=1)
+    layers: int = Field(0, ge=0, le=1000)
+    batch: int = Field(256, ge=1, le=2**20)
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ class Recipe:
     """A recipe whose text and parts are right."""
 
     name: str
-    plugins: tuple[Path, ...]
+    plugins: Annotated[tuple[Path, ...], Free()]
     data: Spec
     views: Mapping[str, Spec]
     masks: Mapping[str, Spec]
@@ -129,12 +142,44 @@ class Recipe:
     losses: Mapping[str, Spec]
     optim: Optim
     run: Run
-    evaluate: Evaluate | None
+    evaluate: Annotated[Evaluate | None, Free()]
     text: Text = field(repr=False, compare=False)
 
     def specs(self) -> Iterator[tuple[str, str, Spec]]:
         """Place, family and spec of every part."""
         return _specs({name: getattr(self, name) for name in (*ONE, *MANY)}, self.evaluate)
+
+
+_FREE_SECTIONS = [
+    name
+    for name, hint in typing.get_type_hints(Recipe, include_extras=True).items()
+    if any(isinstance(mark, Free) for mark in getattr(hint, "__metadata__", ()))
+]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a resolved recipe: its place, what it is, and how it is declared."""
+
+    place: tuple[str, ...]
+    value: Any
+    declared: FieldInfo | None = None  # None for what every recipe and every part has: name, use
+
+    @property
+    def default(self) -> Any:
+        """What it is when it is left out, as it stands in YAML; None if it may not be."""
+        return None if self.declared is None or self.declared.is_required() else signature.plain(self.declared.default)
+
+    @property
+    def free(self) -> Free | None:
+        """Whether it may change when a run is resumed."""
+        marks = [Free()] if in_free_section(self.place) else self.declared.metadata if self.declared else []
+        return next((mark for mark in marks if isinstance(mark, Free)), None)
+
+
+def in_free_section(place: tuple[str, ...]) -> bool:
+    """Whether everything in the section of this place may change when a run is resumed."""
+    return place[0] in _FREE_SECTIONS
 
 
 def load(name: str, sets: Sequence[str] = (), plugins: Sequence[Path] = ()) -> tuple[Recipe, Catalogue]:
@@ -160,15 +205,18 @@ def find(name: str, plugins: Sequence[Path] = ()) -> Path:
         UserError: there is none; names the nearest.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    if (path / "recipe.yaml").is_file():
-        return path / "recipe.yaml"
+    try:
+        if path.is_file():
+            return path
+        if (path / "recipe.yaml").is_file():
+            return path / "recipe.yaml"
+    except (OSError, ValueError) as error:  # a name too long for a file, or with a NUL, or a folder without access
+        raise UserError(f"no recipe, file or run folder is called {shown(name)}: {error}") from error
     known = names(catalogue(plugins))
     if name in known:
         return known[name]
     close = did_you_mean(name, known)
-    raise UserError(f"no recipe, file or run folder is called {name!r}{close}\n`sslzoo list recipes` lists all")
+    raise UserError(f"no recipe, file or run folder is called {shown(name)}{close}\n`sslzoo list recipes` lists all")
 
 
 def names(installed: Catalogue) -> dict[str, Path]:
@@ -183,21 +231,14 @@ def names(installed: Catalogue) -> dict[str, Path]:
 
 def resolve(recipe: Recipe, installed: Catalogue) -> str:
     """The recipe as YAML with every default written out, under a header of versions; it trains again as it is."""
-    tree: dict[str, Any] = {"name": recipe.name}
-    if recipe.plugins:
-        tree["plugins"] = [str(path) for path in recipe.plugins]
-    for section in (*ONE, *MANY):
-        family, spec = {**ONE, **MANY}[section], getattr(recipe, section)
-        if section in ONE:
-            tree[section] = _full(installed, family, section, spec)
-        elif spec:
-            tree[section] = {name: _full(installed, family, section, one) for name, one in spec.items()}
-    tree |= {
-        "optim": signature.plain(recipe.optim),
-        "run": _without_none(signature.plain(recipe.run), "steps", "epochs"),
-    }
-    if recipe.evaluate is not None:
-        tree["evaluate"] = _full_evaluate(installed, recipe.evaluate)
+    tree: dict[str, Any] = {}
+    for key in keys(recipe, installed):
+        if key.value is not None or key.place not in (("run", "steps"), ("run", "epochs")):
+            *way, last = key.place
+            here = tree
+            for name in way:
+                here = here.setdefault(name, {})
+            here[last] = key.value
     order = {section: tree[section] for section in SECTIONS if section in tree}
     used = sorted({installed.parts[family][spec["use"]].plugin for _, family, spec in recipe.specs()})
     versions = [f"sslzoo {version('sslzoo')}", f"torch {version('torch')}"]
@@ -206,41 +247,90 @@ def resolve(recipe: Recipe, installed: Catalogue) -> str:
     return header + yaml.safe_dump(order, sort_keys=False, width=110, default_flow_style=None)
 
 
+def keys(recipe: Recipe, installed: Catalogue) -> Iterator[Key]:
+    """Every key that the recipe may give, given or default, in the order they are written."""
+    yield Key(("name",), recipe.name)
+    if recipe.plugins:
+        yield Key(("plugins",), [str(path) for path in recipe.plugins])
+    for place, family, spec in recipe.specs():
+        yield from _part_keys(installed, family, tuple(place.split(".")), spec)
+    sections = {"optim": recipe.optim, "run": recipe.run, "evaluate": recipe.evaluate}
+    for name, section in sections.items():
+        for key, declared in type(section).model_fields.items() if section is not None else ():
+            if (name, key) not in (("evaluate", one) for one in ("train", "test", "view", "probes")):
+                yield Key((name, key), signature.plain(getattr(section, key)), declared)
+
+
+def _part_keys(installed: Catalogue, family: str, place: tuple[str, ...], spec: Spec) -> Iterator[Key]:
+    yield Key((*place, "use"), spec["use"])
+    models = [signature.keys_of(installed.parts[family][spec["use"]].make), _engine_model(place[0])]
+    for model in (model for model in models if model is not None):
+        for name, declared in model.model_fields.items():
+            yield Key((*place, name), signature.plain(spec.get(name, declared.default)), declared)
+
+
 def _recipe(text: Text, installed: Catalogue, files: tuple[Path, ...]) -> Recipe:
-    problems = _sections(text.tree)
-    tree = {name: _mapping(text.tree.get(name), name, problems) for name in (*ONE, *MANY, "optim", "run")}
-    evaluate, found = None, text.tree.get("evaluate")
-    settings: dict[str, Any] = {}
-    for name, model in {"optim": Optim, "run": Run, "evaluate": Evaluate}.items():
-        if name in text.tree and isinstance(text.tree[name], Mapping):
-            settings[name], wrong = signature.validate(model, text.tree[name], name, f"the section {name}")
-            problems += wrong
-    if found and settings.get("evaluate"):
-        evaluate = Evaluate.model_construct(**settings["evaluate"])
-    for place, family, spec in _specs(tree, evaluate):
+    """Checks sections, then their keys and parts, then what parts say of each other; tells everything at once."""
+    tree, problems = text.tree, _sections(text.tree)
+    sound = {name: tree[name] for name in (*ONE, *MANY) if isinstance(tree.get(name), dict)}
+    settings, wrong = _settings(tree)
+    problems += wrong
+    parts = {name: sound.get(name, {}) for name in (*ONE, *MANY)}
+    for place, family, spec in _specs(parts, settings.get("evaluate")):
         problems += _check_part(installed, family, place, spec)
-    for name, spec in tree["losses"].items():
-        problems += _check_owners(f"losses.{name}", spec, tree["targets"])
+    for name, spec in parts["losses"].items():
+        problems += _check_owners(f"losses.{name}", spec, parts["targets"])
     if problems:
-        raise RecipeError(text.source, [_placed(problem, text) for problem in problems])
-    settings = {name: model.model_construct(**settings[name]) for name, model in (("optim", Optim), ("run", Run))}
-    parts = {name: tree[name] for name in (*ONE, *MANY)}
-    return Recipe(str(text.tree["name"]), files, **parts, **settings, evaluate=evaluate, text=text)
+        raise text.error(problems)
+    recipe = Recipe(str(tree["name"]), files, **parts, text=text, **{"evaluate": None, **settings})
+    problems = list(_warmups(recipe, installed))
+    if problems:
+        raise text.error(problems)
+    return recipe
 
 
 def _sections(tree: Mapping[str, Any]) -> list[Problem]:
+    """Sections are known, there, filled, and of plain names."""
     known = ", ".join(SECTIONS)
     unknown = [name for name in tree if name not in SECTIONS]
-    absent = [name for name in NEEDED if name not in tree]
     found = [Problem(name, f"no such section{did_you_mean(name, SECTIONS)}\nsections: {known}") for name in unknown]
-    return found + [Problem(name, f"this section is missing\nsections: {known}") for name in absent]
+    absent = [name for name in NEEDED if name not in tree]
+    found += [Problem(name, f"this section is missing\nsections: {known}") for name in absent]
+    for name in (*ONE, *MANY, "optim", "run", "evaluate"):
+        if name in tree and (tree[name] is not None or name in NEEDED):
+            if not isinstance(tree[name], dict):
+                found.append(Problem(name, f"found {shown(tree[name])}; a mapping is wanted"))
+            elif not tree[name] and name in NEEDED:
+                found.append(Problem(name, "this section is empty"))
+    return found + _names(tree)
 
 
-def _mapping(value: Any, name: str, problems: list[Problem]) -> dict[str, Any]:
-    if value is None or isinstance(value, dict):
-        return value or {}
-    problems.append(Problem(name, f"found {value!r}; a mapping is wanted"))
-    return {}
+def _names(tree: Mapping[str, Any]) -> list[Problem]:
+    """The run's name is one of a folder; those of groups, target generators and losses are words of a place."""
+    found, name = [], tree.get("name")
+    if "name" in tree and (isinstance(name, bool) or not _NAME.fullmatch(str(name)) or not isinstance(name, str | int)):
+        plain = "at most 100 letters, digits and . _ - + =, a letter or digit first"
+        found.append(Problem("name", f"found {shown(name)}; a plain name is wanted, for a folder: {plain}"))
+    evaluate = tree.get("evaluate")
+    probes = evaluate.get("probes") if isinstance(evaluate, Mapping) else None
+    for section, entries in {**{name: tree.get(name) for name in MANY}, "evaluate.probes": probes}.items():
+        for entry in entries if isinstance(entries, Mapping) else ():
+            if not _ENTRY.fullmatch(entry) or hasattr(nn.ModuleDict, entry) or entry in ("predictor", "student"):
+                plain = "letters, digits, _ and -, a letter or digit first, and no word of the engine's own"
+                found.append(Problem(f"{section}.{entry}", f"found {shown(entry)}; a plain name is wanted: {plain}"))
+    return found
+
+
+def _settings(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """The sections that are no parts: optim, run and evaluate."""
+    found, problems = {}, []
+    for name, model in {"optim": Optim, "run": Run, "evaluate": Evaluate}.items():
+        if isinstance(tree.get(name), dict):
+            values, wrong = signature.validate(model, tree[name], name, f"the section {name}")
+            problems += wrong
+            if values:
+                found[name] = model.model_construct(**values)
+    return found, problems
 
 
 def _specs(tree: Mapping[str, Any], evaluate: Evaluate | None) -> Iterator[tuple[str, str, Spec]]:
@@ -259,35 +349,56 @@ def _specs(tree: Mapping[str, Any], evaluate: Evaluate | None) -> Iterator[tuple
 
 
 def _check_part(installed: Catalogue, family: str, place: str, spec: Any) -> list[Problem]:
-    if not isinstance(spec, Mapping) or "use" not in spec:
-        return [Problem(place, f"found {spec!r}; a {singular(family)} is wanted: {{use: NAME, ...}}")]
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("use"), str):
+        return [Problem(place, f"found {shown(spec)}; a {singular(family)} is wanted: {{use: NAME, ...}}")]
     parts = installed.parts[family]
     if spec["use"] not in parts:
         return [Problem(f"{place}.use", missing(family, spec["use"], parts))]
     part = parts[spec["use"]]
     own, engine = split_keys(spec, place)
-    who = f"{part.name!r} (plugin {part.plugin} {part.version})"
-    problems = signature.validate(signature.keys_of(part.make), own, place, who)[1]
-    model = _engine_model(place)
-    if model is not None:
-        problems += signature.validate(model, engine, place, who)[1]
+    model, theirs = signature.keys_of(part.make), _engine_model(place)
+    others = [] if theirs is None else list(theirs.model_fields)
+    problems = signature.validate(model, own, place, part.told, others)[1]
+    if theirs is not None:
+        problems += signature.validate(theirs, engine, place, part.told, list(model.model_fields))[1]
     return problems
 
 
 def _check_owners(place: str, spec: Any, targets: Mapping[str, Any]) -> list[Problem]:
-    """Whose signals a loss reads is known from the text alone."""
-    problems = []
-    for side in ("predict", "target"):
-        name = spec.get(side) if isinstance(spec, Mapping) else None
+    """Whose signals a loss reads, and that it compares two, is known from the text alone."""
+    problems, sides = (
+        [],
+        {side: spec.get(side) if isinstance(spec, Mapping) else None for side in ("predict", "target")},
+    )
+    for side, name in sides.items():
         owner = name.split(".")[0] if isinstance(name, str) else "predictor"
         if owner not in {"predictor", "encoder", *targets}:
-            text = f"reads {name!r}, but no target generator is called {owner!r}{did_you_mean(owner, targets)}"
+            close = did_you_mean(owner, targets)
+            text = f"reads {shown(name)}, but no target generator is called {shown(owner)}{close}"
             there = f"there is: {', '.join(targets)}" if targets else "there is none"
             problems.append(Problem(f"{place}.{side}", f"{text}\n{there}"))
+    if sides["predict"] == sides["target"] and isinstance(sides["target"], str):
+        problems.append(Problem(f"{place}.target", f"{sides['target']} is what is predicted: it is always right"))
     return problems
 
 
-def _engine_model(place: str) -> type[_Keys] | None:
+def _warmups(recipe: Recipe, installed: Catalogue) -> Iterator[Problem]:
+    """Warm-ups that the run does not reach the end of, as far as the text tells: steps in steps, epochs in epochs."""
+    for place, warm in warmups(recipe, installed):
+        length = recipe.run.steps if warm.unit == "steps" else recipe.run.epochs
+        if length is not None and warm.amount > length:
+            yield Problem(place, f"a warm-up of {warm} is longer than the run of {Duration(length, warm.unit)}")
+
+
+def warmups(recipe: Recipe, installed: Catalogue) -> Iterator[tuple[str, Duration]]:
+    """The warm-up of every schedule that has one."""
+    for key in keys(recipe, installed):
+        schedule = key.declared is not None and signature.takes(key.declared.annotation, Schedule)
+        if schedule and isinstance(key.value, Mapping) and "warmup" in key.value:
+            yield ".".join(key.place), Schedule.parse(key.value).warm
+
+
+def _engine_model(place: str) -> type[Keys] | None:
     return ENGINE_KEYS.get(place.split(".")[0])
 
 
@@ -298,37 +409,11 @@ def split_keys(spec: Spec, place: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return {key: value for key, value in spec.items() if key not in engine and key != "use"}, engine
 
 
-def _placed(problem: Problem, text: Text) -> Problem:
-    return Problem(problem.place, problem.message, problem.line or text.line(problem.place))
-
-
 def _plugin_files(text: Text, folder: Path) -> list[Path]:
     listed = text.tree.get("plugins") or []
     if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
-        raise RecipeError(text.source, [Problem("plugins", f"found {listed!r}; a list of files", text.line("plugins"))])
+        raise text.error([Problem("plugins", f"found {shown(listed)}; a list of files")])
     try:
         return [(folder / signature.expand(Path(one))).resolve() for one in listed]
     except ValueError as error:
-        raise RecipeError(text.source, [Problem("plugins", str(error), text.line("plugins"))]) from error
-
-
-def _full(installed: Catalogue, family: str, place: str, spec: Spec) -> dict[str, Any]:
-    own, engine = split_keys(spec, place)
-    model = signature.keys_of(installed.parts[family][spec["use"]].make)
-    given = {key: own.get(key, field.default) for key, field in model.model_fields.items()}
-    engine_model = _engine_model(place)
-    if engine_model is not None:
-        given |= {key: engine.get(key, field.default) for key, field in engine_model.model_fields.items()}
-    return {"use": spec["use"]} | signature.plain(given)
-
-
-def _full_evaluate(installed: Catalogue, evaluate: Evaluate) -> dict[str, Any]:
-    full = signature.plain(evaluate)
-    for name, family in (("train", "datasets"), ("test", "datasets"), ("view", "views")):
-        full[name] = _full(installed, family, "evaluate", getattr(evaluate, name))
-    full["probes"] = {name: _full(installed, "probes", "evaluate", spec) for name, spec in evaluate.probes.items()}
-    return full
-
-
-def _without_none(tree: dict[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in tree.items() if value is not None or key not in keys}
+        raise text.error([Problem("plugins", str(error))]) from error

@@ -19,10 +19,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from sslzoo.errors import did_you_mean, shown
 from sslzoo.progress import Progress
 
 Counting = Literal["zero", "one", "inclusive"]
 Shape = Literal["constant", "linear", "cosine"]
+_SHAPES = ("linear", "cosine", "warmup")
+_WORDS = (*_SHAPES, "over", "counting", "stretch")
+_UNITS = ("steps", "epochs")
+_DURATION = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(step|epoch)?s?\s*", re.ASCII)
+_DURATIONS = "a duration is a number of steps, or such as '3 epochs', '500 steps'"
+_LONGEST = 10**9  # steps or epochs
+_MOST_STRETCH = 1000
+_LARGEST = 1e30  # of any number; float32 holds a little more
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,17 @@ class Duration:
         """
         if isinstance(spec, Duration):
             return spec
-        if isinstance(spec, int | float) and not isinstance(spec, bool) and spec >= 0:
-            return cls(spec)
-        if isinstance(spec, str) and (found := re.fullmatch(r"\s*([\d.]+)\s*(step|epoch)?s?\s*", spec)):
-            return cls(float(found[1]), "epochs" if found[2] == "epoch" else "steps")
-        if isinstance(spec, Mapping) and len(spec) == 1 and (unit := next(iter(spec))) in ("steps", "epochs"):
-            return cls(_number(spec[unit]), unit)
-        raise ValueError(f"found {spec!r}; a duration is a number of steps, or such as '3 epochs', '500 steps'")
+        if isinstance(spec, str) and (written := _DURATION.fullmatch(spec)):
+            spec = {"epochs" if written[2] == "epoch" else "steps": float(written[1])}
+        if isinstance(spec, int | float):
+            spec = {"steps": spec}
+        if not isinstance(spec, Mapping) or len(spec) != 1 or next(iter(spec)) not in _UNITS:
+            close = did_you_mean(next(iter(spec)), _UNITS) if isinstance(spec, Mapping) and spec else ""
+            raise ValueError(f"found {shown(spec)}{close}; {_DURATIONS}")
+        ((unit, amount),) = spec.items()
+        if not 0 <= (amount := _number(amount)) <= _LONGEST:
+            raise ValueError(f"found {shown(amount)} {unit}; {_DURATIONS}, 0 to {_LONGEST:,}")
+        return cls(amount, unit)
 
     def steps(self, epoch_steps: int) -> int:
         """In steps, rounded down."""
@@ -87,24 +100,28 @@ class Schedule:
         if not isinstance(spec, Mapping):
             value = _number(spec)
             return cls(value, value, value, spec=spec)
-        shapes = [name for name in spec if name in ("linear", "cosine", "warmup")]
-        unknown = [name for name in spec if name not in ("linear", "cosine", "warmup", "over", "counting", "stretch")]
+        shapes = [name for name in spec if name in _SHAPES]
+        unknown = [name for name in spec if name not in _WORDS]
         if len(shapes) != 1 or unknown:
+            close = "".join(did_you_mean(name, _WORDS) for name in unknown[:1])
             raise ValueError(
-                f"found keys {', '.join(map(str, spec)) or 'none'}; a schedule is a number or a mapping with one of "
+                f"found keys {_keys(spec)}{close}; a schedule is a number or a mapping with one of "
                 "linear, cosine, warmup, and at will over, counting, stretch"
             )
         counting = spec.get("counting", "zero")
-        if counting not in get_args(Counting):
-            raise ValueError(f"counting: found {counting!r}; accepted: {', '.join(get_args(Counting))}")
+        if counting not in (words := get_args(Counting)):
+            close = did_you_mean(counting, words)
+            raise ValueError(f"counting: found {shown(counting)}{close}; accepted: {', '.join(words)}")
         stretch = _number(spec.get("stretch", 1.0))
+        if not 0 < stretch <= _MOST_STRETCH:
+            raise ValueError(f"stretch: found {stretch:g}; a factor above 0, at most {_MOST_STRETCH}")
         over = Duration.parse(spec["over"]) if "over" in spec else None
         common = {"over": over, "counting": counting, "stretch": stretch, "spec": spec}
         if shapes[0] == "warmup":
             return cls(**_warmup(spec["warmup"]), **common)
         ends = spec[shapes[0]]
         if not isinstance(ends, list | tuple) or len(ends) != 2:
-            raise ValueError(f"{shapes[0]}: found {ends!r}; two numbers are wanted, [from, to]")
+            raise ValueError(f"{shapes[0]}: found {shown(ends)}; two numbers are wanted, [from, to]")
         start, end = map(_number, ends)
         return cls(start, start, end, shapes[0], **common)  # type: ignore[arg-type]
 
@@ -123,6 +140,19 @@ class Schedule:
             return self.end + (self.peak - self.end) * 0.5 * (1.0 + math.cos(math.pi * x))
         return self.peak
 
+    # Bounds of a key hold at every step: Annotated[Schedule, Field(ge=0, le=1)].
+    def __ge__(self, bound: float) -> bool:
+        return min(self.start, self.peak, self.end) >= bound
+
+    def __gt__(self, bound: float) -> bool:
+        return min(self.start, self.peak, self.end) > bound
+
+    def __le__(self, bound: float) -> bool:
+        return max(self.start, self.peak, self.end) <= bound
+
+    def __lt__(self, bound: float) -> bool:
+        return max(self.start, self.peak, self.end) < bound
+
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
         return _plain_schema(cls.parse)
@@ -131,31 +161,42 @@ class Schedule:
 def _warmup(spec: Any) -> dict[str, Any]:
     accepted = "{epochs or steps, from, to, then: {cosine: end} or {linear: end}}"
     if not isinstance(spec, Mapping) or not {"from", "to"} <= set(spec):
-        raise ValueError(f"warmup: found {spec!r}; wanted {accepted}")
+        raise ValueError(f"warmup: found {shown(spec)}; wanted {accepted}")
     rest = {name: value for name, value in spec.items() if name not in ("from", "to", "then")}
+    if len(rest) != 1 or next(iter(rest)) not in _UNITS:
+        wrong = [name for name in rest if name not in _UNITS]
+        close = did_you_mean(wrong[0], (*_UNITS, "then")) if wrong else ""
+        raise ValueError(f"warmup: found keys {_keys(spec)}{close}; wanted {accepted}")
     try:
         warm = Duration.parse(rest)
-    except ValueError:
-        raise ValueError(f"warmup: found keys {', '.join(map(str, spec))}; wanted {accepted}") from None
+    except ValueError as error:
+        raise ValueError(f"warmup: {error}") from None
     start, peak, then = _number(spec["from"]), _number(spec["to"]), spec.get("then")
     if then is None:
         return {"start": start, "peak": peak, "end": peak, "warm": warm}
     if not isinstance(then, Mapping) or len(then) != 1 or next(iter(then)) not in ("linear", "cosine"):
-        raise ValueError(f"warmup.then: found {then!r}; wanted {{cosine: end}} or {{linear: end}}")
+        close = did_you_mean(next(iter(then)), ("linear", "cosine")) if isinstance(then, Mapping) and then else ""
+        raise ValueError(f"warmup.then: found {shown(then)}{close}; wanted {{cosine: end}} or {{linear: end}}")
     shape, end = next(iter(then.items()))
     return {"start": start, "peak": peak, "end": _number(end), "shape": shape, "warm": warm}
 
 
 def _number(value: Any) -> float:
-    # YAML 1.1 reads 1e-3 (no dot) as text; a person means the number.
+    # A person who quotes a number means the number.
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
-            raise ValueError(f"found {value!r}; a number is wanted") from None
+            raise ValueError(f"found {shown(value)}; a number is wanted") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"found {value!r}; a number is wanted")
+        raise ValueError(f"found {shown(value)}; a number is wanted")
+    if not abs(value) <= _LARGEST:  # nor is nan
+        raise ValueError(f"found {shown(value)}; a number of at most {_LARGEST:g} is wanted")
     return value
+
+
+def _keys(spec: Mapping[Any, Any]) -> str:
+    return ", ".join(map(str, list(spec)[:8])) or "none"
 
 
 def _plain_schema(parse: Any) -> Any:

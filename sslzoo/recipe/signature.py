@@ -1,4 +1,8 @@
-"""Which keys does a part take? Its constructor's keyword-only arguments are the schema, checked by pydantic."""
+"""Which keys does a part take? Its constructor's keyword-only arguments are the schema, checked by pydantic.
+
+Bounds stand with the key, as pydantic writes them: `depth: Annotated[int, Field(ge=1, le=200)] = 12`; schedules take
+them too. `Free()` beside them says that the key may change when a run is resumed.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,20 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, field_validator
+from pydantic.fields import FieldInfo
 
-from sslzoo.errors import PluginError, Problem, did_you_mean
+from sslzoo.errors import PluginError, Problem, did_you_mean, shown
 from sslzoo.recipe.schedule import Duration, Schedule
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_LARGEST = 2**63  # what a tensor of whole numbers can hold
 _MADE_OF = {
     Schedule: "a number or a schedule",
     Duration: "a duration",
@@ -28,8 +35,46 @@ _MADE_OF = {
 _MADE_OF |= {float: "a number", bool: "true or false", type(None): "null"}
 
 
+@dataclass(frozen=True)
+class Free:
+    """Marks a key that may change when a run is resumed, for it does not change what is computed.
+
+    Written beside the type: `cache: Annotated[bool, Free()] = False`.
+
+    Args:
+        unless: an attribute of parts; in a recipe with a part where it is true, the key is not free after all.
+    """
+
+    unless: str = ""
+
+
+class Keys(BaseModel):
+    """The keys of a section or a part: no others, numbers finite, true and false only where they are asked for."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number(cls, value: Any, info: Any) -> Any:
+        """Pydantic would read true as 1, and any number of digits."""
+        key = cls.model_fields[info.field_name]
+        items = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, bool) for one in items) and not takes(key.annotation, bool):
+            raise ValueError(f"found {shown(value)}; expected {expected(key)}")
+        if any(isinstance(one, int) and abs(one) >= _LARGEST for one in items):
+            raise ValueError(f"found {shown(value)}; expected {expected(key)}, and no more than 2^63")
+        return value
+
+
 @cache
-def keys_of(make: Any) -> type[BaseModel]:
+def keys_of(make: Any) -> type[Keys]:
     """The keys a part takes, as a pydantic model.
 
     Raises:
@@ -44,8 +89,7 @@ def keys_of(make: Any) -> type[BaseModel]:
             if name not in hints:
                 raise PluginError(f"{_home(make)}: the key {name} has no annotation")
             fields[name] = (hints[name], ... if parameter.default is parameter.empty else parameter.default)
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
-    return create_model(make.__name__, __config__=config, **fields)
+    return create_model(make.__name__, __base__=Keys, **fields)
 
 
 def _home(make: Any) -> str:
@@ -53,17 +97,20 @@ def _home(make: Any) -> str:
 
 
 def validate(
-    model: type[BaseModel], keys: Mapping[str, Any], place: str, who: str
+    model: type[BaseModel], keys: Mapping[str, Any], place: str, who: str, others: Collection[str] = ()
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """Keys with their types put right and defaults filled in; or what is wrong with them (without lines)."""
+    """Keys with their types put right and defaults filled in; or what is wrong with them (without lines).
+
+    `others` are names that are taken at the same place, though not by this model.
+    """
     try:
         checked = model.model_validate(dict(keys))
     except ValidationError as error:
-        return {}, _problems(model, error, place, who)
+        return {}, list(_problems(model, error, keys, place, who, others))
     dollars = [
-        Problem(f"{place}.{name}", f"found {value!r}; environment variables stand only in paths")
+        Problem(f"{place}.{name}", f"found {shown(value)}; environment variables stand only in paths")
         for name, value in keys.items()
-        if isinstance(value, str) and "$" in value and not _takes_path(model.model_fields[name].annotation)
+        if isinstance(value, str) and "$" in value and not takes(model.model_fields[name].annotation, Path)
     ]
     return {name: getattr(checked, name) for name in model.model_fields}, dollars
 
@@ -72,7 +119,7 @@ def expand(value: Any) -> Any:
     """A path with ${NAME} replaced from the environment, and ~ by the home folder; other values as they are.
 
     Raises:
-        ValueError: a variable is not set; names it.
+        ValueError: a variable is not set, or a person unknown; names it.
     """
     if not isinstance(value, Path):
         return value
@@ -81,7 +128,15 @@ def expand(value: Any) -> Any:
         raise ValueError(
             f"found {value}; the environment variable {unset[0]} is not set: export {unset[0]}=/some/folder"
         )
-    return Path(_VARIABLE.sub(lambda found: os.environ[found[1]], str(value))).expanduser()
+    try:
+        return Path(_VARIABLE.sub(lambda found: os.environ[found[1]], str(value))).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"found {value}; {error}") from error
+
+
+def expected(key: FieldInfo) -> str:
+    """What a key takes, in a person's words: type and bounds."""
+    return describe(key.annotation) + _bounds(key.metadata)
 
 
 def describe(hint: Any) -> str:
@@ -91,7 +146,7 @@ def describe(hint: Any) -> str:
     origin = typing.get_origin(hint)
     inner: tuple[Any, ...] = typing.get_args(hint)
     if origin is typing.Annotated:
-        return describe(inner[0])
+        return describe(inner[0]) + _bounds(inner[1:])
     if origin is typing.Literal:
         *others, last = map(str, inner)
         return f"{', '.join(others)} or {last}" if others else last
@@ -103,6 +158,8 @@ def describe(hint: Any) -> str:
         return f"a list of {describe(inner[0])}"
     if origin is dict or origin is Mapping:
         return "a mapping"
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return f"a mapping of {', '.join(hint.model_fields)}"
     return getattr(hint, "__name__", str(hint))
 
 
@@ -121,26 +178,79 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _takes_path(hint: Any) -> bool:
-    return hint is Path or any(_takes_path(one) for one in typing.get_args(hint))
+def takes(hint: Any, wanted: type) -> bool:
+    """Whether a type is the one wanted, or has room for it."""
+    return hint in (wanted, Any) or any(takes(one, wanted) for one in typing.get_args(hint))
 
 
-def _problems(model: type[BaseModel], error: ValidationError, place: str, who: str) -> list[Problem]:
-    found: dict[str, Problem] = {}
-    takes = f"it takes: {', '.join(model.model_fields) or 'no keys'}"
-    for one in error.errors():
-        name = str(one["loc"][0]) if one["loc"] else ""
-        at = f"{place}.{name}" if name else place
-        if name in found:
+def _bounds(metadata: Sequence[Any]) -> str:
+    """`, from 0 to below 1`, or nothing; of pydantic's Field and of the marks it is made of."""
+    marks = [mark for one in metadata for mark in (one.metadata if isinstance(one, FieldInfo) else [one])]
+    found = {name: getattr(mark, name) for mark in marks for name in ("ge", "gt", "le", "lt") if hasattr(mark, name)}
+    low = f"from {found['ge']}" if "ge" in found else f"above {found['gt']}" if "gt" in found else ""
+    high = f"to {found['le']}" if "le" in found else f"below {found['lt']}" if "lt" in found else ""
+    if low and high:
+        return f", {low} {'to ' if 'lt' in found and 'ge' in found else ''}{high}"
+    if "ge" in found:
+        return f", {found['ge']} or more"
+    return f", {low or high.replace('to', 'at most')}" if low or high else ""
+
+
+def _problems(
+    model: type[BaseModel],
+    error: ValidationError,
+    keys: Mapping[str, Any],
+    place: str,
+    who: str,
+    others: Collection[str],
+) -> Iterator[Problem]:
+    told = set()
+    for one in error.errors(include_url=False):
+        way, level, key, hint = _level(model, one["loc"])
+        if way in told:
             continue  # one problem a key: pydantic reports every branch of a union
+        told.add(way)
+        names = [*level.model_fields, *(others if level is model else ())]
+        takes = f"it takes: {', '.join(names) or 'no keys'}"
         if one["type"] == "extra_forbidden":
-            message = f"{who} has no such key{did_you_mean(name, model.model_fields)}\n{takes}"
-        elif one["type"] == "missing" and len(one["loc"]) == 1:
-            message = f"{who} needs this key: {describe(model.model_fields[name].annotation)}\n{takes}"
+            message = f"{who} has no such key{did_you_mean(way[-1], names)}\n{takes}"
+        elif one["type"] == "missing" and key is not None:
+            message = f"{who} needs this key: {expected(key)}\n{takes}"
         elif one["type"] == "value_error":
             message = str(one.get("ctx", {}).get("error", one["msg"]))
         else:
-            wanted = describe(model.model_fields[name].annotation) if name in model.model_fields else one["msg"]
-            message = f"found {one['input']!r}; expected {wanted}"
-        found[name] = Problem(at, message)
-    return list(found.values())
+            found = _at(keys, way)
+            near = did_you_mean(found, _words(hint)) if isinstance(found, str) else ""
+            message = f"found {shown(found)}; expected {describe(hint) if key is None else expected(key)}{near}"
+        yield Problem(".".join(part for part in (place, *way) if part), message)
+
+
+def _level(model: type[BaseModel], loc: Sequence[Any]) -> tuple[tuple[str, ...], type[BaseModel], Any, Any]:
+    """The way to what pydantic speaks of, the model around it, its key there if it is one, and its type.
+
+    Branches of unions and numbers of items, which pydantic names too, are left out.
+    """
+    way, level, key, hint = [], model, None, model
+    for step in loc:
+        if isinstance(hint, type) and issubclass(hint, BaseModel):
+            level, key = hint, hint.model_fields.get(str(step))
+            hint = None if key is None else key.annotation
+        elif typing.get_origin(hint) in (dict, Mapping):
+            key, hint = None, typing.get_args(hint)[1]
+        else:
+            break
+        way.append(str(step))
+    return tuple(way), level, key, hint
+
+
+def _at(keys: Any, way: Sequence[str]) -> Any:
+    for name in way:
+        keys = keys.get(name) if isinstance(keys, Mapping) else None
+    return keys
+
+
+def _words(hint: Any) -> list[str]:
+    """The words that a key takes, if it takes words."""
+    if typing.get_origin(hint) is typing.Literal:
+        return [str(one) for one in typing.get_args(hint)]
+    return [word for one in typing.get_args(hint) for word in _words(one)]

@@ -1,4 +1,7 @@
-"""What does a recipe file say, and on which line? YAML to a tree, with the line of every place."""
+"""What does a recipe file say, and on which line? YAML to a tree, with the line of every place.
+
+A recipe is data, read with bounds: plain scalars, lists and mappings, so many values, so deep.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,30 @@ from typing import Any
 
 import yaml
 
-from sslzoo.errors import Problem, RecipeError
+from sslzoo.errors import Problem, RecipeError, UserError, shown
+
+BYTES, VALUES, DEPTH = 1 << 18, 20_000, 32  # the largest recipe; beyond them it is no recipe
+_CORE = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML as people mean it: 1e-3 is a number, and only true and false are booleans."""
+    """Safe YAML as people mean it: 1e-3 is a number, only true and false are booleans, 2020-01-01 is text."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
-    list("-+0123456789."),
-)
+for _name, _pattern, _first in (
+    ("bool", r"^(?:true|True|false|False)$", "tTfF"),
+    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789"),
+    (
+        "float",
+        r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$",
+        "-+0123456789.",
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern, re.ASCII), list(_first))
 
 
 @dataclass
@@ -47,49 +55,67 @@ class Text:
             place = place.rpartition(".")[0]
         return None
 
+    def error(self, problems: Sequence[Problem]) -> RecipeError:
+        """These problems, each with its line."""
+        return RecipeError(self.source, [Problem(p.place, p.message, p.line or self.line(p.place)) for p in problems])
+
 
 def read(path: Path, source: str) -> Text:
     """Reads a recipe file.
 
     Raises:
-        RecipeError: it is not YAML, or a key stands twice.
+        RecipeError: it is not YAML, not UTF-8, too large or too deep; or a key stands twice.
+        UserError: it cannot be read.
     """
     try:
-        node = yaml.compose(path.read_text(), Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise RecipeError(source, [Problem("(text)", f"not YAML: {error.problem}", line)]) from error
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}") from error
+    try:
+        node = _compose(raw)
+    except _NotYaml as error:
+        raise RecipeError(source, [Problem("(text)", str(error), error.line)]) from error
     if not isinstance(node, yaml.MappingNode):
         raise RecipeError(source, [Problem("(text)", "a recipe is a mapping of sections: name, data, views, ...", 1)])
-    text, problems = Text(source, {}), []
-    text.tree = _construct(node, "", text.lines, problems)
-    if problems:
-        raise RecipeError(source, problems)
+    tree = _Tree()
+    text = Text(source, tree.construct(node, "", 0), tree.lines)
+    if tree.problems:
+        raise RecipeError(source, tree.problems)
     return text
 
 
 def value(written: str) -> Any:
-    """A value as it would stand in a recipe; raises yaml.YAMLError."""
-    return yaml.load(written, Loader=_Loader)
+    """A value as it would stand in a recipe.
+
+    Raises:
+        ValueError: it is not YAML, or a key stands twice.
+    """
+    node = _compose(written.encode(errors="surrogateescape"))
+    tree = _Tree()
+    found = None if node is None else tree.construct(node, "", 0)
+    if tree.problems:
+        raise ValueError(f"{tree.problems[0].place}: {tree.problems[0].message}".removeprefix(": "))
+    return found
 
 
-def _construct(node: yaml.Node, place: str, lines: dict[str, int], problems: list[Problem]) -> Any:
-    lines[place] = lines.get(place, node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(item, f"{place}.{i}", lines, problems) for i, item in enumerate(node.value)]
-    if not isinstance(node, yaml.MappingNode):
-        loader = _Loader("")
-        return loader.construct_object(node, deep=True)
-    tree: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key = str(key_node.value)
-        inner = f"{place}.{key}" if place else key
-        line = key_node.start_mark.line + 1
-        if key in tree:
-            problems.append(Problem(inner, f"stands twice; first on line {lines[inner]}", line))
-        lines[inner] = line
-        tree[key] = _construct(value_node, inner, lines, problems)
-    return tree
+def assigned(assignments: Sequence[str]) -> list[tuple[str, str, Any]]:
+    """What `--set KEY=VALUE` says: each as it was written, its place and its value.
+
+    Raises:
+        RecipeError: some cannot be read; tells all.
+    """
+    found, problems = [], []
+    for assignment in assignments:
+        place, equals, written = assignment.partition("=")
+        try:
+            if not equals or not all(place.strip().split(".")):
+                raise ValueError("KEY=VALUE is wanted, such as run.steps=60")
+            found.append((assignment, place.strip(), value(written)))
+        except ValueError as error:
+            problems.append(Problem(f"--set {assignment}", str(error)))
+    if problems:
+        raise RecipeError("command line", problems)
+    return found
 
 
 def put(text: Text, assignments: Sequence[str]) -> None:
@@ -99,13 +125,10 @@ def put(text: Text, assignments: Sequence[str]) -> None:
         RecipeError: an assignment cannot be read, or stands inside something that is not a mapping.
     """
     problems = []
-    for assignment in assignments:
-        place, equals, written = assignment.partition("=")
+    for assignment, place, new in assigned(assignments):
         try:
-            if not equals or not place.strip():
-                raise ValueError("KEY=VALUE is wanted, such as run.steps=60")
-            _assign(text, place.strip(), value(written))
-        except (yaml.YAMLError, ValueError) as error:
+            _assign(text, place, new)
+        except ValueError as error:
             problems.append(Problem(f"--set {assignment}", str(error)))
     if problems:
         raise RecipeError(text.source, problems)
@@ -115,11 +138,91 @@ def _assign(text: Text, place: str, new: Any) -> None:
     *way, last = place.split(".")
     here = text.tree
     for depth, name in enumerate(way):
-        here = here.setdefault(name, {})
+        if here.get(name) is None:  # an empty section may be filled
+            here[name] = {}
+        here = here[name]
         if not isinstance(here, dict):
-            raise ValueError(f"{'.'.join(way[: depth + 1])} is {here!r}, not a mapping")
+            raise ValueError(f"{'.'.join(way[: depth + 1])} is {shown(here)}, not a mapping")
     here[last] = new
-    if place in ("run.steps", "run.epochs"):  # they say the same thing, so one replaces the other
+    if place in ("run.steps", "run.epochs") and new is not None:  # they say the same thing: one replaces the other
         here.pop("epochs" if last == "steps" else "steps", None)
     for known in [one for one in text.lines if one == place or one.startswith(place + ".")]:
         del text.lines[known]
+
+
+class _NotYaml(ValueError):  # noqa: N818 - becomes a problem of the recipe
+    """Text that cannot be read, and the line."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def _compose(raw: bytes) -> yaml.Node | None:
+    if len(raw) > BYTES:
+        raise _NotYaml(f"{len(raw):,} bytes are no recipe: at most {BYTES:,}")
+    try:
+        return yaml.compose(raw.decode("utf-8-sig"), Loader=_Loader)
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise _NotYaml(f"byte {raw[error.start]:#04x} is no UTF-8: save the file as UTF-8", line) from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise _NotYaml(f"not YAML: {error.problem}", line) from error
+    except yaml.YAMLError as error:  # letters that YAML does not know
+        raise _NotYaml(f"not YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise _NotYaml(f"nested more than {DEPTH} deep") from error
+
+
+class _Tree:
+    """Makes values of nodes; notes lines and what cannot be made."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, int] = {}
+        self.problems: list[Problem] = []
+        self.count = 0
+        self.loader = _Loader("")
+
+    def construct(self, node: yaml.Node, place: str, depth: int) -> Any:
+        line = self.lines.setdefault(place, node.start_mark.line + 1)
+        self.count += 1
+        if depth > DEPTH or self.count > VALUES:
+            many = (
+                f"nested more than {DEPTH} deep" if depth > DEPTH else f"more than {VALUES:,} values, aliases included"
+            )
+            return None if self.count > VALUES + 1 else self._refuse(place, many, line)
+        if node.tag not in _CORE:
+            return self._refuse(place, f"the tag {node.tag} is not read here: a recipe is plain YAML", line)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.construct(item, f"{place}.{i}", depth + 1) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, place, depth)
+        return self._scalar(node, place, line)
+
+    def _mapping(self, node: yaml.MappingNode, place: str, depth: int) -> dict[str, Any]:
+        tree: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._refuse(place, "a list or mapping stands where a name is wanted", line)
+                continue
+            key = str(key_node.value)
+            inner = f"{place}.{key}" if place else key
+            if key in tree:
+                self._refuse(inner, f"stands twice; first on line {self.lines[inner]}", line)
+            self.lines[inner] = line
+            tree[key] = self.construct(value_node, inner, depth + 1)
+        return tree
+
+    def _scalar(self, node: yaml.Node, place: str, line: int) -> Any:
+        try:
+            found = self.loader.construct_object(node)
+        except (ValueError, yaml.YAMLError):  # a number of 5,000 digits; !!int on a word
+            return self._refuse(place, f"found {shown(node.value)}, which cannot be read as a value", line)
+        if isinstance(found, str) and "\0" in found:
+            return self._refuse(place, f"found {shown(found)}; a text holds no NUL", line)
+        return found
+
+    def _refuse(self, place: str, message: str, line: int) -> None:
+        self.problems.append(Problem(place or "(text)", message, line))

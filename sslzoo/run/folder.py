@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ import yaml
 from sslzoo.errors import RunError
 from sslzoo.run.metrics import Lines
 
-# A resumed run may differ from its folder's recipe in these: they do not change what is computed.
-_RUN = "log_every save_every keep milestones workers device micro compile shard monitor monitor_every unreadable"
 _PLUGIN = re.compile(r"^# plugin (\S+) (\S+)$", re.MULTILINE)
-HARMLESS = ("evaluate", "plugins", *(f"run.{key}" for key in _RUN.split()))
+
+Differences = Callable[[Mapping[str, Any]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,10 @@ class Folder:
         """The run's lines of metrics."""
         return Lines(self.path / "metrics.jsonl")
 
-    def prepare(self, resolved: str) -> None:
+    def prepare(self, resolved: str, differences: Differences) -> None:
         """Makes the folder for this recipe, or sees that it already holds the same one.
+
+        `differences` are told from what its recipe.yaml says: `recipe.compare.claim` gives them.
 
         Raises:
             RunError: it cannot be written, or holds another recipe; says where they differ.
@@ -59,7 +60,7 @@ class Folder:
             for left in self.checkpoints.glob("*.writing"):
                 left.unlink()  # a save that a kill cut short
             if self.recipe.exists():
-                self._compare(resolved)
+                self._compare(differences)
             self.recipe.write_text(resolved)
         except OSError as error:
             raise RunError(f"the run folder {self.path} cannot be written: {error}") from error
@@ -76,22 +77,8 @@ class Folder:
         with (self.path / name).open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
-    def _compare(self, resolved: str) -> None:
-        had, asked = (dict(_leaves(yaml.safe_load(text))) for text in (self.recipe.read_text(), resolved))
-        places = [place for place in sorted({*had, *asked}) if had.get(place) != asked.get(place)]
-        changed = [place for place in places if not place.startswith(HARMLESS)]
-        if changed:
-            rows = [
-                f"    {at}: {had.get(at, '(absent)')} there, {asked.get(at, '(absent)')} asked for" for at in changed
-            ]
-            raise RunError(
-                f"{self.path} holds a run of another recipe:\n" + "\n".join(rows) + "\nchoose another folder with --out"
-            )
-
-
-def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{place}.{key}" if place else str(key))
-    else:
-        yield place, tree
+    def _compare(self, differences: Differences) -> None:
+        rows = differences(yaml.safe_load(self.recipe.read_text()) or {})
+        if rows:
+            told = "".join(f"    {row}\n" for row in rows)
+            raise RunError(f"{self.path} holds a run of another recipe:\n{told}choose another folder with --out")

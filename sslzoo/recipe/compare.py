@@ -1,0 +1,75 @@
+"""Is this the recipe that a run folder was begun with? What may change at a resume is declared on the keys: `Free`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sslzoo.errors import shown
+from sslzoo.plugins import Catalogue
+from sslzoo.recipe.recipe import Key, Recipe, in_free_section, keys, resolve
+from sslzoo.run.folder import Folder
+
+_ABSENT = object()
+
+
+def claim(folder: Folder, recipe: Recipe, installed: Catalogue) -> None:
+    """Makes a run folder for a recipe, or sees that it already holds the same one.
+
+    Raises:
+        RunError: it cannot be written, or holds another recipe; says where they differ.
+    """
+    folder.prepare(resolve(recipe, installed), lambda had: differences(had, recipe, installed))
+
+
+def differences(had: Mapping[str, Any], recipe: Recipe, installed: Catalogue) -> list[str]:
+    """A line for each key that differs and may not.
+
+    A key that was not there, for it came with a later version, was what its default is now.
+    """
+    rows, known = [], set()
+    for key in keys(recipe, installed):
+        known.add(key.place)
+        if not _may_change(key, recipe, installed):
+            there = _get(had, key.place)
+            rows += _told(key.place, key.default if there is _ABSENT else there, key.value)
+    for place, there in _leaves(had, ()):
+        if not in_free_section(place) and not any(place[: len(one)] == one for one in known):
+            rows += _told(place, there, _ABSENT)
+    return rows
+
+
+def _may_change(key: Key, recipe: Recipe, installed: Catalogue) -> bool:
+    if key.free is None:
+        return False
+    parts = [installed.parts[family][spec["use"]].make for _, family, spec in recipe.specs()]
+    return not (key.free.unless and any(getattr(part, key.free.unless, False) for part in parts))
+
+
+def _get(tree: Any, place: tuple[str, ...]) -> Any:
+    for name in place:
+        if not isinstance(tree, Mapping) or name not in tree:
+            return _ABSENT
+        tree = tree[name]
+    return tree
+
+
+def _told(place: tuple[str, ...], there: Any, asked: Any) -> list[str]:
+    if there == asked:
+        return []
+    leaves = dict(_leaves(there, place)), dict(_leaves(asked, place))
+    rows = []
+    for one in dict.fromkeys([*leaves[0], *leaves[1]]):
+        had, wanted = (side.get(one, _ABSENT) for side in leaves)
+        if had != wanted:
+            said = ("(absent)" if value is _ABSENT else shown(value) for value in (had, wanted))
+            rows.append("{}: {} there, {} asked for".format(".".join(one), *said))
+    return rows
+
+
+def _leaves(tree: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, (*place, str(key)))
+    elif tree is not _ABSENT:
+        yield place, tree
