@@ -57,18 +57,14 @@ class Verdict:
 
 def short(element: Element, steps: int) -> Element:
     """The same run, short, saving rarely and telling every step."""
-    from sslzoo.recipe.schedule import Duration
+    from sslzoo.recipe.recipe import change, warmups
 
-    run = element.recipe.run.model_copy(
-        update={
-            "steps": steps,
-            "epochs": None,
-            "log_every": 1,
-            "save_every": Duration(10 * steps, "steps"),
-            "monitor": 0,
-        }
-    )
-    return replace(element, recipe=replace(element.recipe, run=run, evaluate=None))
+    sets = [f"run.steps={steps}", f"run.save_every={10 * steps}", "run.log_every=1", "run.monitor=0"]
+    for place, warm in warmups(element.recipe, element.installed):
+        if warm.unit == "steps" and warm.amount > steps:  # else the short run would be refused
+            sets.append(f"{place}.warmup.steps={steps}")
+    recipe = change(element.recipe, element.installed, sets)
+    return replace(element, recipe=replace(recipe, evaluate=None))
 
 
 def here(element: Element, say: Say) -> Verdict:

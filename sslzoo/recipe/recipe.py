@@ -76,7 +76,7 @@ class Optim(Keys):
     eps: float = Field(1e-8, ge=0)
     momentum: Beta = 0.9
     nesterov: bool = False
-    groups: dict[str, Factors] = {}
+    groups: dict[str, Factors] = Field({})
     clip: float | None = Field(None, gt=0)
     clip_each: bool = False
 
@@ -196,6 +196,17 @@ def load(name: str, sets: Sequence[str] = (), plugins: Sequence[Path] = ()) -> t
     files = [*_plugin_files(text, path.parent), *(Path(file).resolve() for file in plugins)]
     installed = catalogue(files)
     return _recipe(text, installed, tuple(files)), installed
+
+
+def change(recipe: Recipe, installed: Catalogue, sets: Sequence[str]) -> Recipe:
+    """The recipe changed as by `--set`.
+
+    Raises:
+        RecipeError: everything wrong with it then.
+    """
+    text = Text(recipe.text.source, yaml.safe_load(resolve(recipe, installed)), dict(recipe.text.lines))
+    yamltext.put(text, sets)
+    return _recipe(text, installed, recipe.plugins)
 
 
 def find(name: str, plugins: Sequence[Path] = ()) -> Path:
@@ -366,10 +377,8 @@ def _check_part(installed: Catalogue, family: str, place: str, spec: Any) -> lis
 
 def _check_owners(place: str, spec: Any, targets: Mapping[str, Any]) -> list[Problem]:
     """Whose signals a loss reads, and that it compares two, is known from the text alone."""
-    problems, sides = (
-        [],
-        {side: spec.get(side) if isinstance(spec, Mapping) else None for side in ("predict", "target")},
-    )
+    problems, given = [], spec if isinstance(spec, Mapping) else {}
+    sides = {side: given.get(side) for side in ("predict", "target")}
     for side, name in sides.items():
         owner = name.split(".")[0] if isinstance(name, str) else "predictor"
         if owner not in {"predictor", "encoder", *targets}:

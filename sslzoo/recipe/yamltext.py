@@ -188,10 +188,12 @@ class _Tree:
         line = self.lines.setdefault(place, node.start_mark.line + 1)
         self.count += 1
         if depth > DEPTH or self.count > VALUES:
-            many = (
-                f"nested more than {DEPTH} deep" if depth > DEPTH else f"more than {VALUES:,} values, aliases included"
-            )
-            return None if self.count > VALUES + 1 else self._refuse(place, many, line)
+            if self.count <= VALUES + 1:
+                many = (
+                    f"nested more than {DEPTH} deep" if depth > DEPTH else f"more than {VALUES:,} values, with aliases"
+                )
+                self._refuse(place, many, line)
+            return None
         if node.tag not in _CORE:
             return self._refuse(place, f"the tag {node.tag} is not read here: a recipe is plain YAML", line)
         if isinstance(node, yaml.SequenceNode):

@@ -173,9 +173,9 @@ def test_old_words_are_told_their_new_names():
     from sslzoo.recipe.signature import keys_of
 
     keys = list(keys_of(Crop).model_fields)
-    assert did_you_mean("grey", keys) == "; did you mean grayscale?"
-    assert did_you_mean("solarise", keys) == "; did you mean solarize?"
-    assert did_you_mean("centre", ["crop", "center"]) == "; did you mean center?"
+    assert did_you_mean("grey", keys) == "; it is called grayscale now"
+    assert did_you_mean("solarise", keys) == "; it is called solarize now"
+    assert did_you_mean("centre", ["crop", "center"]) == "; it is called center now"
 
 
 def documented():
