@@ -326,7 +326,7 @@ def _names(tree: Mapping[str, Any]) -> list[Problem]:
     probes = evaluate.get("probes") if isinstance(evaluate, Mapping) else None
     for section, entries in {**{name: tree.get(name) for name in MANY}, "evaluate.probes": probes}.items():
         for entry in entries if isinstance(entries, Mapping) else ():
-            if not _ENTRY.fullmatch(entry) or hasattr(nn.ModuleDict, entry) or entry in ("predictor", "student"):
+            if not _ENTRY.fullmatch(entry) or hasattr(nn.ModuleDict, entry) or entry == "student":
                 plain = "letters, digits, _ and -, a letter or digit first, and no word of the engine's own"
                 found.append(Problem(f"{section}.{entry}", f"found {shown(entry)}; a plain name is wanted: {plain}"))
     return found
