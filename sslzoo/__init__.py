@@ -4,6 +4,7 @@ The names below are what plugins and scripts may rely on. They are imported on f
 torch nor any plugin.
 """
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from sslzoo.recipe.signature import Free
     from sslzoo.rng import Rng
     from sslzoo.run.parallel import all_mean, all_sum, gather, world_size
+
+# DDP warns of every run whose parameters are all used, once a process and from C++, past Python's filters: looking for
+# unused ones is how gradients are summed in one order (see run/parallel.py). Read when torch is imported; errors stay.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 _HOMES = {
     "contracts": "Batch Features Grid Group Mask Pairing Patches Reading Signal Student Tokens",

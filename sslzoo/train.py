@@ -96,18 +96,23 @@ def train(
         log_due = at.last or (step + 1) % run.log_every == 0
         numbers = optim.set_schedules(optimizer, recipe.optim, at)
         fresh = [clock.waiting(batches) for _ in range(shares.accumulate)]
+        buffers = optim.keep(method.buffers())
         loss, metrics = torch.zeros((), device=world.device), {}
         for micro, batch in enumerate(data.weigh(fresh, world)):
             torch.manual_seed(derive_seed(run.seed, "noise", step, world.rank, micro))
-            with cast, no_sync(model, micro + 1 == shares.accumulate):
-                value, metrics = model(batch, at, log_due)
+            with no_sync(model, micro + 1 == shares.accumulate):
+                with cast:
+                    value, told = model(batch, at, log_due)
                 (value / shares.accumulate).backward()
             loss += value.detach() / shares.accumulate
+            if log_due:
+                metrics = {name: x / shares.accumulate + metrics.get(name, 0.0) for name, x in told.items()}
         norm = optim.clip(method, recipe.optim.clip, recipe.optim.clip_each)
+        # From here on, a step that is not finite leaves all as it was before it.
         finite = guard.check(at, loss, norm, fresh)
         optim.step(optimizer, finite)
-        for target in method.targets.values():
-            target.after_step(method.student, at)  # teachers follow here, and only here
+        optim.undo(buffers, ~finite)
+        optim.follow(method, at, finite)
 
         unreadable.note(fresh, (step + 1 - start) * shares.micro * shares.accumulate)
         if log_due:

@@ -1,13 +1,14 @@
-"""How do weights move? Parameter groups by pattern, fused optimizers, and the schedules of their numbers."""
+"""How do weights move? Groups by pattern, schedules of their numbers, and steps that are whole or none."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sslzoo.progress import Progress
 from sslzoo.run.parallel import full_tensor
@@ -41,7 +42,11 @@ def make(method: Method, optim: Optim) -> torch.optim.Optimizer:
     listed = [{"params": params, "lr_factor": lr, "decay_factor": decay} for (lr, decay), params in groups.items()]
     if optim.use == "sgd":
         momentum = {"momentum": optim.momentum, "nesterov": optim.nesterov}
-        return torch.optim.SGD(listed, lr=0.0, fused=True, **momentum)
+        optimizer = torch.optim.SGD(listed, lr=0.0, fused=True, **momentum)
+        for group in optimizer.param_groups if optim.momentum else ():
+            for parameter in group["params"]:  # torch makes it in the first step, empty if that step is skipped
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.AdamW(listed, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
 
 
@@ -75,3 +80,28 @@ def step(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined] - read by fused kernels, as GradScaler sets it
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def follow(method: Method, at: Progress, finite: Tensor) -> None:
+    """Teachers follow here, and only here; not after a step that was not `finite`."""
+    for target in method.targets.values():
+        before = keep([*target.parameters(), *target.buffers()])
+        target.after_step(method.student, at)
+        undo(before, ~finite)
+
+
+Kept = list[tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def keep(tensors: Iterable[Tensor]) -> Kept:
+    """Tensors with copies of what they hold now."""
+    own = [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
+    return list(zip(own, torch._foreach_clone(own), strict=True)) if own else []  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def undo(kept: Kept, wrong: Tensor) -> None:
+    """Puts tensors back to what they held, where `wrong` (0-d bool); the device decides, the CPU does not wait."""
+    for now, before in kept:
+        torch.where(wrong, before, now, out=now)

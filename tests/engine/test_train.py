@@ -220,13 +220,13 @@ def test_steps_that_are_not_finite_change_nothing_and_three_end_the_run(tmp_path
 
 @pytest.mark.two_ranks
 def test_a_step_that_is_not_finite_changes_no_shard_and_shards_go_on_whole(tmp_path, toy):
-    recipe = toy("jepa")
+    recipe = toy("ibot")
     recipe.write_text(recipe.read_text().replace("length: 64", "length: 64, nan_from: 63"))
     sets = ("--", "run.batch=8", "run.steps=8", "optim.clip=0.01", "optim.clip_each=true")
     assert drive(tmp_path / "one", recipe, *sets).returncode == 0
     done = drive(tmp_path / "many", recipe, *sets, "run.shard=2", ranks=2)
     assert done.returncode == 0, done.stderr
-    one, many = tmp_path / "one" / "toy-jepa", tmp_path / "many" / "toy-jepa"
+    one, many = tmp_path / "one" / "toy-ibot", tmp_path / "many" / "toy-ibot"
     assert len(list((one / "nonfinite").iterdir())) == 1
     assert gap(weights(one), weights(many)) < 1e-5
     (Folder(many).checkpoints / "step-000000008.safetensors").unlink()

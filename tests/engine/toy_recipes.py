@@ -35,7 +35,7 @@ losses: {agree: {use: centred, predict: predictor.image, target: teacher.image}}
 """,
     "simclr": """
 views: {image: {use: jitter, count: 2}}
-predictor: {use: head}
+predictor: {use: head, norm: true}
 targets: {twin: {use: same}}
 losses: {contrast: {use: ntxent, predict: predictor.image, target: twin.image}}
 """,

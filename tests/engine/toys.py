@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Mask, Patches, Schedule, Signal, Tokens, all_mean, gather, hookimpl, world_size
+from sslzoo.nn import BatchNorm
 
 
 class Noise:
@@ -142,10 +143,13 @@ class Head(nn.Module):
 
     blocks = nn.ModuleList()
 
-    def __init__(self, encoder, *, width: int = 16, patches: bool = False) -> None:
+    def __init__(self, encoder, *, width: int = 16, patches: bool = False, norm: bool = False) -> None:
         super().__init__()
         self.patches = patches
-        self.projector = nn.Sequential(nn.Linear(encoder.width, 16), nn.GELU(), nn.Linear(16, width))
+        between = BatchNorm(16) if norm else nn.Identity()
+        self.projector = nn.Sequential(
+            nn.Linear(encoder.width, 16, bias=not norm), between, nn.GELU(), nn.Linear(16, width)
+        )
         self.outputs = {"image": Signal("image", width)} | ({"patch": Signal("patch", width)} if patches else {})
 
     def forward(self, tokens, target, at):
