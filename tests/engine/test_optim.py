@@ -66,7 +66,7 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(tmp_path, toy, mo
         assert changed(before, found[bad]) == set()
         assert found[bad + 1].keys() == found[bad].keys()
     moved = changed(found[bad], found[bad + 1])
-    buffers = {"dino": "losses.agree.centre", "simclr": "student.predictor.projector.1.running_mean"}
+    buffers = {"dino": "losses.agree.center", "simclr": "student.predictor.projector.1.running_mean"}
     assert buffers[method] in moved
     assert "student.encoder.embed.weight" in moved
 

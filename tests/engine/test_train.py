@@ -300,7 +300,7 @@ def test_the_resolved_recipe_trains_the_same(tmp_path, toy):
 
 def test_swapping_a_part_leaves_the_start_of_the_others(tmp_path, toy):
     starts = []
-    for sets in ((), ("predictor={use: head}", "losses.guess.predict=predictor.image", "losses.guess.use=centred")):
+    for sets in ((), ("predictor={use: head}", "losses.guess.predict=predictor.image", "losses.guess.use=centered")):
         read, catalogue = load(str(toy("jepa")), sets)
         starts.append(build(read, catalogue)[0].student.encoder.state_dict())
     assert same(*starts)

@@ -31,7 +31,7 @@ losses:
 views: {global: {use: jitter, size: 8, count: 2, role: both}, local: {use: jitter, size: 4, count: 3, role: context}}
 predictor: {use: head}
 targets: {teacher: {use: follow, project: true}}
-losses: {agree: {use: centred, predict: predictor.image, target: teacher.image}}
+losses: {agree: {use: centered, predict: predictor.image, target: teacher.image}}
 """,
     "simclr": """
 views: {image: {use: jitter, count: 2}}
@@ -55,8 +55,8 @@ masks: {global: {use: half, some: true}}
 predictor: {use: head, patches: true}
 targets: {teacher: {use: follow, project: true}}
 losses:
-  image: {use: centred, predict: predictor.image, target: teacher.image}
-  patch: {use: centred, predict: predictor.patch, target: teacher.patch, weight: {linear: [0.5, 1.0]}}
+  image: {use: centered, predict: predictor.image, target: teacher.image}
+  patch: {use: centered, predict: predictor.patch, target: teacher.patch, weight: {linear: [0.5, 1.0]}}
 """,
     "data2vec": """
 views: {image: {use: jitter}}

@@ -208,18 +208,18 @@ class Same(nn.Module):
     def after_step(self, student, at): ...
 
 
-class Centred(nn.Module):
-    """Cross-entropy to a centred, sharpened teacher: DINO on images, iBOT on patches."""
+class Centered(nn.Module):
+    """Cross-entropy to a centered, sharpened teacher: DINO on images, iBOT on patches."""
 
     needs_target = True
 
     def __init__(self, signal, *, momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("centre", torch.zeros(signal.width))
+        self.register_buffer("center", torch.zeros(signal.width))
 
     def forward(self, prediction, target, pairing, at):
-        wanted = ((target - self.centre) / 0.05).softmax(-1)
+        wanted = ((target - self.center) / 0.05).softmax(-1)
         said = (prediction / 0.1).log_softmax(-1)
         if target.ndim == 3:
             crossed = -torch.einsum("vbp,ubp->vu", said, wanted) / target.shape[1]
@@ -229,8 +229,8 @@ class Centred(nn.Module):
             loss = -(pairing.weight * (wanted * said).sum(-1)).sum()
             mean = all_mean((pairing.weight[:, None] * target).sum(0))
         with torch.no_grad():
-            self.centre.lerp_(mean, 1 - self.momentum)
-        return loss, {"centre": self.centre.norm()}
+            self.center.lerp_(mean, 1 - self.momentum)
+        return loss, {"center": self.center.norm()}
 
 
 class NtXent(nn.Module):
@@ -319,4 +319,4 @@ def sslzoo_targets():
 
 @hookimpl
 def sslzoo_losses():
-    return {"centred": Centred, "ntxent": NtXent, "assign": Assign, "squared": Squared}
+    return {"centered": Centered, "ntxent": NtXent, "assign": Assign, "squared": Squared}
