@@ -22,7 +22,8 @@ class Blocks:
     left.
 
     Args:
-        hide: share of the patches to hide; the number is rounded down.
+        hide: share of the patches to hide, or [low, high], drawn for each image; the number is rounded down.
+        rate: how often an image is masked at all (iBOT: 0.5); of the others everything is seen and nothing asked.
         smallest: least area drawn for a block, in patches (near the end less may be left).
         aspect: height over width of a block, [low, high].
         exact: hide just that many, the last of them at random if need be (CAE); or stop where ten attempts in a row
@@ -30,28 +31,44 @@ class Blocks:
     """
 
     def __init__(
-        self, *, hide: float = 0.5, smallest: int = 16, aspect: Range = (0.3, 1 / 0.3), exact: bool = False
+        self,
+        *,
+        hide: float | Range = 0.5,
+        rate: float = 1.0,
+        smallest: int = 16,
+        aspect: Range = (0.3, 1 / 0.3),
+        exact: bool = False,
     ) -> None:
-        if not 0 < hide < 1:
-            raise ValueError(f"hide: found {hide}; a share between 0 and 1")
+        shares = (hide, hide) if isinstance(hide, float | int) else hide
+        if not 0 < shares[0] <= shares[1] < 1:
+            raise ValueError(f"hide: found {hide}; a share between 0 and 1, or [low, high]")
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate: found {rate:g}; above 0, at most 1")
+        if exact and (shares[0] < shares[1] or rate < 1):
+            raise ValueError("exact: the number of hidden patches is one for all images, so hide is one share, rate 1")
         if smallest < 1:
             raise ValueError(f"smallest: found {smallest}; at least 1")
         check_ranges(aspect=aspect)
-        self.hide, self.smallest, self.exact = hide, smallest, exact
+        self.hide, self.rate, self.smallest, self.exact = shares, rate, smallest, exact
         self.logs = (math.log(aspect[0]), math.log(aspect[1]))
         self.ragged = not exact
 
     def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
         """Context [s k], target [s 1 q]. Raises ValueError if nothing would be hidden, or all."""
-        quota = int(self.hide * grid[0] * grid[1] + 1e-9)
-        if not quota or min(grid) < 2:
-            raise ValueError(f"hide: {self.hide} of {grid[0]} x {grid[1]} patches hides {quota} in blocks")
+        least, most = (int(share * grid[0] * grid[1] + 1e-9) for share in self.hide)
+        if not least or min(grid) < 2:
+            raise ValueError(f"hide: {self.hide[0]} of {grid[0]} x {grid[1]} patches hides {least} in blocks")
+        quota = torch.full((batch,), most)
+        if self.rate < 1 or least < most:
+            masked, share = rng.uniform(2).unbind(1)
+            share = self.hide[0] + share * (self.hide[1] - self.hide[0])
+            quota = torch.where(masked < self.rate, (share * grid[0] * grid[1]).long(), 0)
         hidden = self._hidden(batch, grid, rng, quota)
         context, target = _listed(~hidden), _listed(hidden)
         length = None if target.length is None else target.length[:, None]
         return Mask(context, Patches(target.index[:, None], length))
 
-    def _hidden(self, batch: int, grid: Grid, rng: Rng, quota: int) -> Tensor:
+    def _hidden(self, batch: int, grid: Grid, rng: Rng, quota: Tensor) -> Tensor:
         """Which patches are hidden: bool [batch N]. All rows make their attempts side by side."""
         hidden = torch.zeros(batch, grid[0] * grid[1], dtype=torch.bool)
         failures = torch.zeros(batch, dtype=torch.long)

@@ -49,7 +49,7 @@ class Distill(nn.Module):
         """Scores [v b p] against [u b p], or [t p] against [t p]."""
         wanted = (target.detach() / self.teacher_temperature(at)).softmax(-1)
         said = (prediction / self.temperature).log_softmax(-1)
-        figures = {"target_entropy": _entropy(wanted.detach()).mean()}
+        figures = {"target_entropy": _entropy(wanted).sum() / max(1, wanted[..., 0].numel())}
         if prediction.ndim == 3:
             pairs = -torch.einsum("vbp,ubp->vu", said, wanted) / prediction.shape[1]
             return (pairs * pairing.match).sum() / pairing.match.sum(), figures

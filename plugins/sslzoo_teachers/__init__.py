@@ -77,11 +77,11 @@ class Ema(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> Ema:
-        """Batch norms follow the mode (BYOL's teacher uses the batch's statistics); nothing is dropped at random."""
+        """Batch norms and centers follow the mode (BYOL's teacher uses the batch's statistics); nothing is dropped."""
         super().train(False)  # attention asks its own mode whether to drop
         self.training = mode
         for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm | Center):
                 module.train(mode)
         return self
 

@@ -8,7 +8,8 @@
 
 Published codes count steps in three ways (`counting`): `zero` (MAE: the first step has x = 0), `one` (I-JEPA, MSN:
 the counter is increased before use), `inclusive` (DINO, iBOT: the warm-up reaches its end on its last step).
-`stretch: 1.25` plans for 25 % more steps than are run, as MSN and V-JEPA do.
+`stretch: 1.25` plans for 25 % more steps than are run, as MSN and V-JEPA do. `each: epoch` changes the value between
+epochs only, counting these in place of steps (the teacher temperature of DINO and iBOT).
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from sslzoo.progress import Progress
 
 Counting = Literal["zero", "one", "inclusive"]
 Shape = Literal["constant", "linear", "cosine"]
+Each = Literal["step", "epoch"]
 _SHAPES = ("linear", "cosine", "warmup")
-_WORDS = (*_SHAPES, "over", "counting", "stretch")
+_WORDS = (*_SHAPES, "over", "counting", "stretch", "each")
 _UNITS = ("steps", "epochs")
 _DURATION = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(step|epoch)?s?\s*", re.ASCII)
 _DURATIONS = "a duration is a number of steps, or such as '3 epochs', '500 steps'"
@@ -86,6 +88,7 @@ class Schedule:
     over: Duration | None = None
     counting: Counting = "zero"
     stretch: float = 1.0
+    each: Each = "step"
     spec: Any = field(default=None, compare=False, repr=False)  # as it stood in the recipe
 
     @classmethod
@@ -106,17 +109,18 @@ class Schedule:
             close = "".join(did_you_mean(name, _WORDS) for name in unknown[:1])
             raise ValueError(
                 f"found keys {_keys(spec)}{close}; a schedule is a number or a mapping with one of "
-                "linear, cosine, warmup, and at will over, counting, stretch"
+                "linear, cosine, warmup, and at will over, counting, stretch, each"
             )
-        counting = spec.get("counting", "zero")
-        if counting not in (words := get_args(Counting)):
-            close = did_you_mean(counting, words)
-            raise ValueError(f"counting: found {shown(counting)}{close}; accepted: {', '.join(words)}")
+        counting, each = spec.get("counting", "zero"), spec.get("each", "step")
+        for key, found, words in (("counting", counting, get_args(Counting)), ("each", each, get_args(Each))):
+            if found not in words:
+                close = did_you_mean(found, words)
+                raise ValueError(f"{key}: found {shown(found)}{close}; accepted: {', '.join(words)}")
         stretch = _number(spec.get("stretch", 1.0))
         if not 0 < stretch <= _MOST_STRETCH:
             raise ValueError(f"stretch: found {stretch:g}; a factor above 0, at most {_MOST_STRETCH}")
         over = Duration.parse(spec["over"]) if "over" in spec else None
-        common = {"over": over, "counting": counting, "stretch": stretch, "spec": spec}
+        common = {"over": over, "counting": counting, "stretch": stretch, "each": each, "spec": spec}
         if shapes[0] == "warmup":
             return cls(**_warmup(spec["warmup"]), **common)
         ends = spec[shapes[0]]
@@ -127,6 +131,8 @@ class Schedule:
 
     def __call__(self, at: Progress) -> float:
         """The value at this step."""
+        if self.each == "epoch":
+            at = Progress(at.step // at.epoch_steps, math.ceil(at.steps / at.epoch_steps))
         step = at.step + (self.counting == "one")
         warm = self.warm.steps(at.epoch_steps)
         if step < warm:

@@ -88,3 +88,12 @@ def test_durations():
     for wrong in ("soon", -1, {"weeks": 1}, True, None):
         with pytest.raises(ValueError, match="a duration is"):
             Duration.parse(wrong)
+
+
+def test_each_epoch_changes_the_value_between_epochs_only():
+    """DINO's teacher temperature: linspace over the warm-up epochs, both ends included, then constant."""
+    spec = {"warmup": {"epochs": 3, "from": 0.04, "to": 0.07}, "counting": "inclusive", "each": "epoch"}
+    found = [Schedule.parse(spec)(Progress(step, 10, 2)) for step in range(10)]
+    assert found == pytest.approx([0.04, 0.04, 0.055, 0.055] + [0.07] * 6)
+    with pytest.raises(ValueError, match="each: found 'year'; accepted: step, epoch"):
+        Schedule.parse({"linear": [0, 1], "each": "year"})
