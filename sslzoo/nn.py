@@ -14,6 +14,7 @@ from torch.nn.modules._functions import SyncBatchNorm
 
 from sslzoo.contracts import Grid, Patches, Tokens
 from sslzoo.run.parallel import all_sum, gather, world_size
+from sslzoo.step import full_precision as full_precision
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 

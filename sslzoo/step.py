@@ -68,7 +68,7 @@ def compute_loss(method: Method, batch: Batch, at: Progress, log: bool = False) 
     if any(term.predict == CONTEXT for term in method.terms.values()):
         signals[CONTEXT] = context_tokens(batch, student)
     total, metrics = torch.zeros((), device=student_device(student)), {}
-    with _full_precision(total.device):
+    with full_precision(total.device):
         for name, term in method.terms.items():
             target = None if term.target is None else _full(signals[term.target])
             pairing: Any = batch.seen if term.predict == CONTEXT else batch.pairing
@@ -115,8 +115,8 @@ def student_device(reading: Reading) -> torch.device:
     return next(iter(reading.tokens.values())).patches.device
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    # The meta device, where steps are rehearsed, knows no autocast.
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Turns autocast off; the meta device, where steps are rehearsed, knows none."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 

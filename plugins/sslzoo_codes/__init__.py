@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Batch, Pairing, Progress, Reading, Signal, Student, hookimpl
-from sslzoo.nn import patchify, pixels_of
+from sslzoo.nn import full_precision, patchify, pixels_of
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
@@ -51,7 +51,7 @@ class Codebook(nn.Module):
                 found.append(group.mask.target.flat(group.mask.target.take(rows)).float())
         if not found:
             return {}
-        with torch.autocast(found[0].device.type, enabled=False):  # the nearest of many wants all digits
+        with full_precision(found[0].device):  # the nearest of many wants all digits
             x = F.layer_norm(torch.cat(found), found[0].shape[-1:]) @ self.projection
             return {"code": (F.normalize(x, dim=-1) @ self.codes.T).argmax(-1)}
 

@@ -94,7 +94,22 @@ class Cosine(nn.Module):
         return self.scale * value, {}
 
 
+class Mean(nn.Module):
+    """The mean of a signal that is itself a loss, such as the misfit of `clusters`."""
+
+    needs_target = False
+
+    def __init__(self, signal: Signal) -> None:
+        super().__init__()
+
+    def forward(self, prediction: Tensor, target: Tensor | None, pairing: Pairing, at: Progress) -> Result:
+        """[t e] or [v b e]."""
+        if prediction.ndim == 2:
+            return (pairing.weight * prediction.mean(-1)).sum(), {}
+        return prediction.mean(), {}
+
+
 @hookimpl
 def sslzoo_losses() -> dict[str, type]:
-    """The losses `smooth_l1`, `mse` and `cosine`."""
-    return {"smooth_l1": SmoothL1, "mse": Mse, "cosine": Cosine}
+    """The losses `smooth_l1`, `mse`, `cosine` and `mean`."""
+    return {"smooth_l1": SmoothL1, "mse": Mse, "cosine": Cosine, "mean": Mean}

@@ -9,7 +9,8 @@
 Published codes count steps in three ways (`counting`): `zero` (MAE: the first step has x = 0), `one` (I-JEPA, MSN:
 the counter is increased before use), `inclusive` (DINO, iBOT: the warm-up reaches its end on its last step).
 `stretch: 1.25` plans for 25 % more steps than are run, as MSN and V-JEPA do. `each: epoch` changes the value between
-epochs only, counting these in place of steps (the teacher temperature of DINO and iBOT).
+epochs only, counting these in place of steps (the teacher temperature of DINO and iBOT). `truncate: 0.8` leaves what
+follows a warm-up at 80 % of its way (CAPI).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Counting = Literal["zero", "one", "inclusive"]
 Shape = Literal["constant", "linear", "cosine"]
 Each = Literal["step", "epoch"]
 _SHAPES = ("linear", "cosine", "warmup")
-_WORDS = (*_SHAPES, "over", "counting", "stretch", "each")
+_WORDS = (*_SHAPES, "over", "counting", "stretch", "truncate", "each")
 _UNITS = ("steps", "epochs")
 _DURATION = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(step|epoch)?s?\s*", re.ASCII)
 _DURATIONS = "a duration is a number of steps, or such as '3 epochs', '500 steps'"
@@ -88,6 +89,7 @@ class Schedule:
     over: Duration | None = None
     counting: Counting = "zero"
     stretch: float = 1.0
+    truncate: float = 1.0
     each: Each = "step"
     spec: Any = field(default=None, compare=False, repr=False)  # as it stood in the recipe
 
@@ -109,7 +111,7 @@ class Schedule:
             close = "".join(did_you_mean(name, _WORDS) for name in unknown[:1])
             raise ValueError(
                 f"found keys {_keys(spec)}{close}; a schedule is a number or a mapping with one of "
-                "linear, cosine, warmup, and at will over, counting, stretch, each"
+                "linear, cosine, warmup, and at will over, counting, stretch, truncate, each"
             )
         counting, each = spec.get("counting", "zero"), spec.get("each", "step")
         for key, found, words in (("counting", counting, get_args(Counting)), ("each", each, get_args(Each))):
@@ -119,8 +121,12 @@ class Schedule:
         stretch = _number(spec.get("stretch", 1.0))
         if not 0 < stretch <= _MOST_STRETCH:
             raise ValueError(f"stretch: found {stretch:g}; a factor above 0, at most {_MOST_STRETCH}")
+        truncate = _number(spec.get("truncate", 1.0))
+        if not 0 < truncate <= 1:
+            raise ValueError(f"truncate: found {truncate:g}; a share above 0, at most 1")
         over = Duration.parse(spec["over"]) if "over" in spec else None
         common = {"over": over, "counting": counting, "stretch": stretch, "each": each, "spec": spec}
+        common["truncate"] = truncate
         if shapes[0] == "warmup":
             return cls(**_warmup(spec["warmup"]), **common)
         ends = spec[shapes[0]]
@@ -139,7 +145,7 @@ class Schedule:
             span = max(1, warm - (self.counting == "inclusive"))
             return self.start + step / span * (self.peak - self.start)
         total = self.over.steps(at.epoch_steps) if self.over else int(self.stretch * at.steps) - warm
-        x = min(1.0, (step - warm) / max(1, total))
+        x = self.truncate * min(1.0, (step - warm) / max(1, total))
         if self.shape == "linear":
             return self.peak + x * (self.end - self.peak)
         if self.shape == "cosine":

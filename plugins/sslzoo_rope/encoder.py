@@ -1,0 +1,106 @@
+"""Who sees? A vision transformer without biases whose attention knows places by rotation."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sslzoo import Grid, Patches, Tokens
+from sslzoo.nn import key_mask, patchify, start_normal
+from sslzoo_rope.layers import RopeBlock, angles, places_around, places_of, rms_norm
+
+# width, depth, heads (Dosovitskiy et al. 2020); CAPI is published at large
+SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+
+
+class RopeViT(nn.Module):
+    """CAPI's encoder (Darcet et al. 2025, section 3): registers, RMS norms, no biases, rotary places.
+
+    Hidden patches are dropped. Registers stand around the box of the patches that are seen. The summary is the mean of
+    the patches.
+
+    Args:
+        size: tiny, small, base or large; or give width, depth and heads.
+        width: channels of a token.
+        depth: blocks.
+        heads: attention heads of a block.
+        mlp_ratio: hidden channels of the MLP over width.
+        patch: side of a patch in pixels.
+        registers: learned tokens beside the patches.
+        drop_path: rate of dropped residual branches, the same in all blocks.
+        init: deviation of the starting weights.
+    """
+
+    ragged = True
+    hidden = "drop"
+
+    def __init__(
+        self,
+        *,
+        size: Literal["tiny", "small", "base", "large"] | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        mlp_ratio: float = 4.0,
+        patch: int = 14,
+        registers: int = 16,
+        drop_path: float = 0.0,
+        init: float = 0.02,
+    ) -> None:
+        super().__init__()
+        named = SIZES[size] if size is not None else (width, depth, heads)
+        if None in named:
+            raise ValueError(f"give a size ({', '.join(SIZES)}), or width, depth and heads")
+        given = zip((width, depth, heads), named, strict=True)
+        self.width, self.depth, self.heads = (int(theirs if mine is None else mine) for mine, theirs in given)  # type: ignore[arg-type]
+        if min(self.width, self.depth, self.heads, patch) < 1 or registers < 0 or not 0 <= drop_path < 1:
+            raise ValueError("width, depth, heads, patch: each 1 or more; registers: 0 or more; drop_path: below 1")
+        self.patch = (patch, patch)
+        self.patch_embed = nn.Linear(3 * patch * patch, self.width)
+        self.registers = nn.Parameter(torch.randn(1, registers, self.width) * init)
+        block = partial(RopeBlock, self.width, self.heads, mlp_ratio=mlp_ratio, drop_path=drop_path)
+        self.blocks = nn.ModuleList(block() for _ in range(self.depth))
+        self.apply(partial(start_normal, std=init))
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """Rows and columns of patches of an image of this size.
+
+        Raises:
+            ValueError: the patches do not fit the image.
+        """
+        side = self.patch[0]
+        if size[0] % side or size[1] % side:
+            raise ValueError(f"an image of {size[0]} x {size[1]} does not split into patches of {side} x {side}")
+        return size[0] // side, size[1] // side
+
+    def forward(self, pixels: Tensor, context: Patches | None = None, layers: int = 0) -> Tokens:
+        """Tokens of an image, [s 3 H W] -> [s k d] after the final norm; registers come as the prefix."""
+        grid = self.grid((pixels.shape[-2], pixels.shape[-1]))
+        if not 0 <= layers <= self.depth:
+            raise ValueError(f"layers: found {layers}; the encoder has {self.depth} blocks")
+        x = patchify(pixels, self.patch)
+        index, length = torch.arange(x.shape[1], device=x.device).expand(len(x), -1), None
+        if context is not None:
+            x, index, length = context.take(x), context.index, context.length
+        ahead, seen = self.registers.shape[1], places_of(grid, index)
+        places = torch.cat([places_around(seen, length, ahead), seen], 1)
+        angle, mask = angles(places, self.width // self.heads), key_mask(length, index.shape[1], ahead)
+        x = torch.cat([self.registers.expand(len(x), -1, -1), self.patch_embed(x)], 1)
+        outs = []
+        for number, block in enumerate(self.blocks):
+            x = block(x, angle, mask=mask)
+            if number >= self.depth - layers:
+                outs.append(x[:, ahead:])
+        x = rms_norm(x)
+        patches, prefix = x[:, ahead:], x[:, :ahead] if ahead else None
+        return Tokens(patches, index, _mean(patches, length), grid, prefix, tuple(outs), length)
+
+
+def _mean(patches: Tensor, length: Tensor | None) -> Tensor:
+    if length is None:
+        return patches.mean(1)
+    true = (torch.arange(patches.shape[1], device=patches.device) < length[:, None])[..., None]
+    return (patches * true).sum(1) / length[:, None]
