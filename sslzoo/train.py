@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import Flow, build, make
-from sslzoo.recipe.compare import claim
+from sslzoo.recipe.compare import claim, refuse
 from sslzoo.recipe.recipe import Recipe, Run
 from sslzoo.rng import derive_seed
 from sslzoo.run import checkpoint, data, optim
@@ -22,7 +23,7 @@ from sslzoo.run.folder import Folder
 from sslzoo.run.guard import Guard, Unreadable
 from sslzoo.run.metrics import collect, mask_shares
 from sslzoo.run.monitor import monitor_pixels, rank_of
-from sslzoo.run.parallel import World, barrier, data_parallel, no_sync, transformer_blocks
+from sslzoo.run.parallel import World, agree, barrier, data_parallel, no_sync, transformer_blocks
 from sslzoo.run.stop import Stop, Stopped
 from sslzoo.step import Method
 
@@ -40,6 +41,7 @@ class Watch:
     say: Say = _silent  # a line for a person
     begin: Callable[[int, int], None] = _silent  # the step it starts from, and its last
     show: Callable[[Progress, dict[str, float]], None] = _silent  # a line of metrics
+    saved: Callable[[int, float], None] = _silent  # steps done in a checkpoint, and the seconds it took
     stop: Stop = field(default_factory=Stop)
 
 
@@ -53,7 +55,8 @@ def train(
 ) -> Method:
     """Trains a recipe in a run folder, from its newest checkpoint if it has one; returns the trained method.
 
-    `watch` is told what happens, on rank 0 only. When any rank is asked to stop, all agree on a step, save and leave.
+    `watch` is told what happens, on rank 0 only but for the beginning. When any rank is asked to stop, all agree on a
+    step, save and leave.
 
     Raises:
         Stopped: it was asked to stop; the checkpoint of its last step is on disk.
@@ -61,9 +64,9 @@ def train(
     """
     run, folder, watch = recipe.run, Folder(out), watch or Watch()
     if world.first:
-        claim(folder, recipe, catalogue)
+        refuse(folder, recipe, catalogue)
     else:
-        watch = Watch(stop=watch.stop)
+        watch = Watch(begin=watch.begin, stop=watch.stop)
     method, sources = build(recipe, catalogue)
     method.to(world.device).train()
     model = prepare(method, run, world, bool(flow.unused))
@@ -74,6 +77,9 @@ def train(
     steps = run.steps or int((run.epochs or 0) * order.epoch_steps)
     start = resume(folder, method, optimizer, world, watch.say)
     watch.begin(start, steps)
+    if world.first:  # nothing is changed before all is known to fit
+        claim(folder, recipe, catalogue, watch.say)
+        folder.metrics.rewind(start)
     watch.say(
         f"steps {start} to {steps}, {order.epoch_steps} an epoch; batch {run.batch} = {world.size} process"
         f"{'es' if world.size > 1 else ''} x {shares.accumulate} x {shares.micro}, on {world.device}, {run.precision}"
@@ -127,9 +133,11 @@ def train(
                 watch.show(at, line)
         if at.last or guard.stopping or (step + 1) % save_every == 0:
             guard.settle()
+            since = time.perf_counter()
             checkpoint.save(folder.checkpoints, step + 1, method, optimizer, write=world.first)
             if world.first:
                 checkpoint.prune(folder.checkpoints, run.keep, milestone)
+            watch.saved(step + 1, time.perf_counter() - since)
         if guard.stopping and not at.last:
             barrier()  # nobody leaves before the checkpoint is on disk
             raise Stopped(f"{guard.stopping} after step {step + 1} of {steps}: saved; the same command goes on")
@@ -139,13 +147,11 @@ def train(
 def resume(folder: Folder, method: Method, optimizer: torch.optim.Optimizer, world: World, say: Say) -> int:
     """Restores the newest checkpoint, if any; returns the steps done."""
     saved = checkpoint.newest(folder.checkpoints, lambda text: say(f"warning: {text}"))
+    agree("none" if saved is None else f"step {saved.step}, checksum {saved.checksum:08x}", world)
     if saved is not None:
         checkpoint.restore(saved, method, optimizer)
         say(f"resumed from {saved.path.name}")
-    step = 0 if saved is None else saved.step
-    if world.first:
-        folder.metrics.rewind(step)
-    return step
+    return 0 if saved is None else saved.step
 
 
 def prepare(method: Method, run: Run, world: World, unused: bool) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib import import_module
 from typing import Any
@@ -27,8 +28,24 @@ COMMANDS = {
 }
 
 
+# Names that are too long, no permission, a full or read-only disk, a file where a folder should be, links in a ring.
+THEIRS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR)
+THEIRS += (errno.EISDIR, errno.ELOOP)
+
+
 class Lazy(click.Group):
     """A group that imports a command when it is called, and asks plugins only for commands it does not know."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click; a file or folder that cannot be used is a person's to mend, not the engine's."""
+        from sslzoo.errors import UserError
+
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.filename is None or error.errno not in THEIRS:
+                raise
+            raise UserError(f"{str(error.filename)[:300]}: {error.strerror}") from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The shipped commands, in the order of a person's work."""

@@ -39,15 +39,12 @@ def command(
       sslzoo drill tiny/ijepa
       sslzoo drill ijepa/vith14_in1k --cluster a100-80gb --nodes 2
     """
-    import shutil
-
-    from sslzoo.launch.drill import here, on_cluster, short
+    from sslzoo.launch.drill import empty, here, on_cluster, short
     from sslzoo.launch.submit import Asked, elements
 
     (element,) = elements(recipe, sets, plugins, out, (), None)
-    folder = out or Path("runs") / f"drill-{element.recipe.name}"
-    shutil.rmtree(folder / "unbroken", ignore_errors=True)
-    shutil.rmtree(folder / "broken", ignore_errors=True)
+    folder = out or element.folder.with_name(f"drill-{element.recipe.name}")
+    empty(folder)
     element = short(type(element)(folder, element.recipe, element.installed), steps)
     if cluster is None:
         verdict = here(element, click.echo)

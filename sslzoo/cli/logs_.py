@@ -24,11 +24,14 @@ def command(run: Path, follow: bool, rank: int) -> None:
     from sslzoo.launch.follow import folders, log_files
     from sslzoo.launch.state import State
 
-    (run,) = folders(run)
+    found = folders(run)
+    if len(found) > 1:
+        raise UserError(f"{run} holds {len(found)} runs, the first of them {found[0]}; name one")
+    (run,) = found
     files = log_files(run)
     if rank >= len(files):
         raise UserError(f"--rank {rank}: {run} has logs of {len(files)} processes, 0 to {len(files) - 1}")
-    with files[rank].open() as file:
+    with files[rank].open(errors="replace") as file:
         while True:
             text = file.read()
             click.echo(text, nl=False)
@@ -36,5 +39,5 @@ def command(run: Path, follow: bool, rank: int) -> None:
                 break
             time.sleep(0.5)
     failure = State(run).failure
-    if failure and failure.strip() not in files[rank].read_text():
+    if failure and failure.strip() not in files[rank].read_text(errors="replace"):
         click.echo(f"\nfirst error of any process:\n{failure}")

@@ -25,6 +25,8 @@ def command(
       sslzoo resume runs/ijepa-tiny
       sslzoo resume runs/vith14 --nodes 4 --time 24h
     """
+    from dataclasses import fields
+
     from sslzoo.errors import UserError
     from sslzoo.launch.state import State
     from sslzoo.launch.submit import Asked, Element, plan, ready, refuse_if_active, send
@@ -34,7 +36,15 @@ def command(
 
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it holds no recipe.yaml")
-    told = State(run).launch
+    state = State(run)
+    told, fault = state.launch, state.launch_fault
+    known = {field.name for field in fields(Asked)}
+    if fault or not told.get("asked", {}).keys() <= known or (told and "cluster" not in told["asked"]):
+        raise UserError(
+            f"{fault or f'{run}/launch.json is of another version'}, so nothing tells how this run was submitted\n"
+            f"go on in this process with `sslzoo train {run}`, or on a cluster with `sslzoo submit {run} --out {run} "
+            "--cluster NAME`"
+        )
     changed = {"cluster": cluster, "nodes": nodes, "gpus": gpus, "time": time}
     changed = {name: value for name, value in changed.items() if value is not None}
     recipe, installed = load(str(run))
@@ -48,12 +58,11 @@ def command(
         work(recipe, installed, run, stop, evaluate=True, upgrade=True)
         return
     refuse_if_active(run)
-    asked = Asked(**{**told["asked"], "then": tuple(told["asked"]["then"]), **changed})
+    asked = Asked(**{**told["asked"], "then": tuple(told["asked"].get("then", ())), **changed})
     element = Element(run, recipe, installed)
-    made = plan(element, asked, installed)
-    top = Path(told["top"])
-    if allow_upgrade:  # this run alone goes on with the code of now
-        top = run.resolve()
-        ready([element], top)
-    (job,) = send(made, [run.resolve()], asked, top, sys.argv[1:])
+    made = plan([element], asked)
+    # With an upgrade this run alone goes on with the code of now, else with that of its submission.
+    top = run.resolve() if allow_upgrade else Path(told["top"])
+    fresh = ready([element], top) if allow_upgrade else None
+    (job,) = send(made, [element], asked, top, sys.argv[1:], fresh)
     click.echo(f"job {job}: {run}")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sslzoo.cli.options import as_json as json_option
+
+if TYPE_CHECKING:
+    from sslzoo.launch.follow import Row
+
+COLUMNS = ("run", "state", "job", "nodes", "step", "images/s", "left", "restarts", "repeated", "loss", "RankMe")
+LEFT = ("run", "state", "job", "nodes")
+LESS = ("repeated", "nodes", "RankMe", "restarts", "images/s", "job")  # left out first where there is no room
+GAP = "  "
 
 
 @click.command("status")
@@ -21,8 +31,7 @@ def command(place: Path, as_json: bool) -> None:
       sslzoo status runs/ijepa-tiny
       sslzoo status runs --json
     """
-    from rich.console import Console
-    from rich.table import Table
+    from shutil import get_terminal_size
 
     from sslzoo.cli import echo_json
     from sslzoo.launch.follow import folders, rows
@@ -31,26 +40,52 @@ def command(place: Path, as_json: bool) -> None:
     if as_json:
         echo_json([row.json() for row in found])
         return
-    table = Table(box=None, header_style="bold")
-    for name in ("run", "state", "job", "nodes", "step", "images/s", "left", "restarts", "repeated", "loss", "RankMe"):
-        table.add_column(name, justify="left" if name in ("run", "state", "job", "nodes") else "right")
-    for row in found:
-        step = "" if row.step is None else f"{row.step}/{row.steps}"
-        numbers = [_number(row.rate, ",.0f"), _time(row.left), str(row.restarts), str(row.repeated)]
-        numbers += [_number(row.loss, ".4f"), _number(row.rankme, ".1f")]
-        table.add_row(row.run, row.state, row.job, row.nodes, step, *numbers)
-    Console().print(table)
+    click.echo(table(found, place, get_terminal_size().columns))
     for row in found:
         if row.reason:
             click.echo(f"{row.run}: {row.reason}")
 
 
+def table(found: Sequence[Row], place: Path, width: int) -> str:
+    """A line for each run, no wider than asked: what matters less is left out, and paths lose their beginnings."""
+    cells = [_cells(row, place) for row in found]
+    columns = list(COLUMNS)
+    for less in LESS:
+        if _width(cells, columns) > width:
+            columns.remove(less)
+    longest = max(8, width - _width(cells, [name for name in columns if name != "run"]) - len(GAP))
+    for row in cells:
+        row["run"] = row["run"] if len(row["run"]) <= longest else "\u2026" + row["run"][1 - longest :]
+    wide = {name: max(len(name), *(len(row[name]) for row in cells)) for name in columns}
+    lines = [{name: name for name in columns}, *cells]
+    return "\n".join(
+        GAP.join(line[name].ljust(wide[name]) if name in LEFT else line[name].rjust(wide[name]) for name in columns)
+        for line in lines
+    )
+
+
+def _cells(row: Row, place: Path) -> dict[str, str]:
+    from sslzoo.run.clock import hours
+
+    path = Path(row.run)
+    return {
+        "run": str(path.relative_to(place)) if path.is_relative_to(place) and path != place else row.run,
+        "state": row.state,
+        "job": row.job,
+        "nodes": row.nodes,
+        "step": "" if row.step is None else f"{row.step}/{row.steps}",
+        "images/s": _number(row.rate, ",.0f"),
+        "left": "" if row.left is None else hours(row.left),
+        "restarts": str(row.restarts),
+        "repeated": str(row.repeated),
+        "loss": _number(row.loss, ".4f"),
+        "RankMe": _number(row.rankme, ".1f"),
+    }
+
+
+def _width(cells: Sequence[dict[str, str]], columns: Sequence[str]) -> int:
+    return sum(max(len(name), *(len(row[name]) for row in cells)) + len(GAP) for name in columns) - len(GAP)
+
+
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

@@ -55,11 +55,13 @@ def command(
       sslzoo submit tiny/ijepa --cluster my.yaml --gpus 1 --then 'eval --untrained'
     """
     from sslzoo.cli import echo_json
-    from sslzoo.launch.submit import Asked, elements, plan, script, submit
+    from sslzoo.launch.submit import Asked, elements, plan, script, submit, with_folder
 
     asked = Asked(cluster, nodes, gpus, time, evaluate, limit, then)
     found = elements(recipe, sets, plugins, out, sweep, seeds)
-    made = plan(found[0], asked, found[0].installed, len(found))
+    made = plan(found, asked)
+    for words in then:
+        refuse_wrong(with_folder(words, found[0].folder), words)
     split = f"batch {found[0].recipe.run.batch} over {made.processes} processes"
     if dry_run:
         click.echo(script(found, made))
@@ -75,3 +77,18 @@ def command(
     for one in told:
         click.echo(f"job {one['job']}: {one['run']}")
     click.echo(f"{split}; follow with: sslzoo status {found[0].folder if len(found) == 1 else found[0].folder.parent}")
+
+
+def refuse_wrong(words: tuple[str, ...], told: str) -> None:
+    """Raises UserError if words are no command that could be run."""
+    from sslzoo.cli import cli
+    from sslzoo.errors import UserError
+
+    try:
+        with click.Context(cli) as parent:
+            name, command, rest = cli.resolve_command(parent, list(words))
+            if command is None or "--help" in rest or "-h" in rest:
+                raise UserError(f"--then: found {told!r}; a command is wanted, such as 'eval --untrained'")
+            command.make_context(name, rest, parent=parent)
+    except click.ClickException as error:
+        raise UserError(f"--then: found {told!r}; {error.format_message()}") from error

@@ -41,5 +41,5 @@ def command(
     stop = Stop()
     stop.listen()
     read, installed = load(recipe, sets, plugins)
-    folder = Path(recipe) if (Path(recipe) / "recipe.yaml").is_file() else Path("runs") / read.name
+    folder = Path(recipe) if (Path(recipe) / "recipe.yaml").is_file() else read.folder
     work(read, installed, out or folder, stop, evaluate=evaluate, upgrade=allow_upgrade)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +33,8 @@ class Verdict:
     steps: int
     stopped_at: int
     repeated: int
-    weights: float  # largest difference of any weight, of the largest weight
+    weights: float  # largest difference in any tensor, as a share of the largest number in that tensor
+    where: str  # that tensor
     metrics: tuple[str, ...]  # names of metrics that differ, timing aside
 
     @property
@@ -47,12 +49,32 @@ class Verdict:
         if self.weights < 1e-3:
             names = f"; these metrics differ in their last digits: {', '.join(self.metrics)}" if self.metrics else ""
             return (
-                f"{told}weights differ from the unbroken run's by {self.weights:.1e} of the largest{names}\n"
+                f"{told}{self.where} differs most from the unbroken run's, by {self.weights:.1e} of its largest "
+                f"number{names}\n"
                 "the run resumes; GPUs do not sum in a fixed order, so the last digits may differ"
             )
         return (
-            f"{told}weights differ from the unbroken run's by {self.weights:.1e} of the largest: do NOT trust resuming"
+            f"{told}{self.where} differs from the unbroken run's by {self.weights:.1e} of its largest number: "
+            "do NOT trust resuming"
         )
+
+
+NAMES = ("unbroken", "broken")
+
+
+def empty(folder: Path) -> None:
+    """Removes the two runs of an earlier rehearsal.
+
+    Raises:
+        RunError: what lies there is no run of a rehearsal.
+    """
+    for run in (folder / name for name in NAMES):
+        if run.exists() and not (run / "drill.txt").is_file():
+            raise RunError(f"{run} is no run of an earlier drill, and a drill would replace it; choose another --out")
+    for run in (folder / name for name in NAMES):
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir(parents=True)
+        (run / "drill.txt").write_text("A rehearsal of sslzoo drill; the next one replaces this folder.\n")
 
 
 def short(element: Element, steps: int) -> Element:
@@ -71,9 +93,9 @@ def here(element: Element, say: Say) -> Verdict:
     """Rehearses in processes of this machine."""
     from sslzoo.recipe.compare import claim
 
-    whole, broken = element.folder / "unbroken", element.folder / "broken"
+    whole, broken = (element.folder / name for name in NAMES)
     for folder in (whole, broken):
-        claim(Folder(folder), element.recipe, element.installed)
+        claim(Folder(folder), element.recipe, element.installed, say)
     steps = element.recipe.run.steps or 0
     say(f"a run of {steps} steps, unbroken")
     _finish(_start(whole))
@@ -90,7 +112,7 @@ def here(element: Element, say: Say) -> Verdict:
 
 def on_cluster(element: Element, asked: Asked, say: Say) -> Verdict:
     """Rehearses with jobs of a cluster."""
-    whole, broken = (replace(element, folder=element.folder / name) for name in ("unbroken", "broken"))
+    whole, broken = (replace(element, folder=element.folder / name) for name in NAMES)
     steps = element.recipe.run.steps or 0
     for one in (whole, broken):
         (job,) = submit([one], asked, sys.argv[1:])
@@ -114,18 +136,34 @@ def compare(whole: Path, broken: Path) -> Verdict:
     one, other = saved
     if one is None or other is None or one.step != other.step:
         raise RunError(f"a run did not finish; see {whole} and {broken}")
-    scale = max(x.abs().max().item() for x in one.tensors.values() if x.is_floating_point())
-    gap = max(_gap(x, other.tensors[name]) for name, x in one.tensors.items()) / scale
+    if one.tensors.keys() != other.tensors.keys():
+        raise RunError(
+            f"the two runs saved other tensors: {', '.join(sorted(one.tensors.keys() ^ other.tensors.keys()))}"
+        )
+    gap, where = max((_gap(x, other.tensors[name]), name) for name, x in one.tensors.items() if not _counts(name))
     lines = [Folder(folder).metrics.read() for folder in (whole, broken)]
     pairs = zip(*lines, strict=True)
     differ = {key for a, b in pairs for key in a if key not in TIMING and a[key] != b.get(key)}
     attempts = State(broken).attempts
     repeated = sum(attempt["repeats"] for attempt in attempts)
-    return Verdict(one.step, attempts[-1]["from"], repeated, gap, tuple(sorted(differ)))
+    return Verdict(one.step, attempts[-1]["from"], repeated, gap, where, tuple(sorted(differ)))
+
+
+def _counts(name: str) -> bool:
+    """Whether a tensor is an optimizer's count of steps, and no number that was learnt."""
+    return name.startswith("optim.step.")
 
 
 def _gap(x: torch.Tensor, y: torch.Tensor) -> float:
-    return 0.0 if x.numel() == 0 else (x.double() - y.double()).abs().max().item()
+    """The largest difference, as a share of the largest number: of one tensor, for each has a size of its own."""
+    if x.numel() == 0 or torch.equal(x, y):
+        return 0.0
+    if x.shape != y.shape:
+        return float("inf")
+    x, y = x.double(), y.double()
+    scale = max(x.abs().max().item(), y.abs().max().item())
+    share = (x - y).abs().max().item() / scale
+    return share if share == share else float("inf")
 
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
@@ -141,7 +179,7 @@ def _finish(process: subprocess.Popen[bytes]) -> None:
 
 def _reach(folder: Path, step: int, ended: Callable[[], bool]) -> None:
     until = time.monotonic() + PATIENCE
-    while State(folder).now.get("step", 0) < step:
+    while (State(folder).now.get("step") or 0) < step:
         if ended() or State(folder).now.get("state") in ("failed", "done") or time.monotonic() > until:
             raise RunError(f"the run did not reach step {step}: {State(folder).failure or 'see its log'}")
         time.sleep(0.2)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import socket
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sslzoo.errors import UserError
+from sslzoo.errors import RunError, UserError
 from sslzoo.launch import slurm
-from sslzoo.launch.state import State
+from sslzoo.launch.state import State, alive
 from sslzoo.run.folder import Folder
 
 
@@ -40,15 +41,24 @@ class Row:
         return asdict(self)
 
 
+OF_RUNS = ("recipe.yaml", "state.json")  # either tells a run folder
+
+
+def is_run(place: Path) -> bool:
+    """Whether a folder holds a run: a recipe, or what a run tells of itself."""
+    return any((place / name).is_file() for name in OF_RUNS)
+
+
 def folders(place: Path) -> list[Path]:
     """The run folders at or below a place.
 
     Raises:
         UserError: there is none.
     """
-    if (place / "recipe.yaml").is_file():
+    if is_run(place):
         return [place]
-    found = sorted(path.parent for path in place.glob("**/recipe.yaml")) if place.is_dir() else []
+    walked = os.walk(place)  # passes over what cannot be opened
+    found = sorted(Path(path) for path, _, names in walked if set(OF_RUNS) & set(names))
     if not found:
         raise UserError(f"no run folder at or below {place}: none holds a recipe.yaml")
     return found
@@ -61,16 +71,17 @@ def rows(runs: Sequence[Path]) -> list[Row]:
 
 
 def _row(run: Path, answers: dict[str, slurm.Answer]) -> Row:
-    state, lines = State(run), Folder(run).metrics.read()
+    state, (lines, torn) = State(run), Folder(run).metrics.found()
     now, launch, attempts = state.now, state.launch, state.attempts
     job = launch.get("job", "")
     told, reason, nodes = _state(state, now, answers.get(job))
+    faults = [fault for fault in (Folder(run).fault, torn, *state.faults) if fault]
     last = lines[-1] if lines else {}
     moving = told == "running"
     return Row(
         run=str(run),
         state=told,
-        reason=reason,
+        reason="; ".join([reason] * bool(reason) + faults),
         job=job,
         nodes=nodes,
         step=now.get("step"),
@@ -100,22 +111,9 @@ def _state(state: State, now: dict[str, Any], answer: slurm.Answer | None) -> tu
         return own, why, answer.nodes if answer else now.get("host", "")
     if answer is not None:
         return "failed", why or f"SLURM: {answer.state} {answer.reason}".strip(), answer.nodes
-    if own in ("running", "probing") and not _alive(now):
+    if own in ("running", "probing") and not alive(now):
         return "lost", "its process is gone; the same command goes on", now.get("host", "")
     return own, why, now.get("host", "")
-
-
-def _alive(now: dict[str, Any]) -> bool:
-    """Whether the process that wrote last still is; on another machine, whether it wrote within ten minutes."""
-    if now.get("host") != socket.gethostname():
-        return time.time() - now.get("time", 0) < 600
-    try:
-        os.kill(now["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def log_files(run: Path) -> list[Path]:
@@ -127,12 +125,18 @@ def log_files(run: Path) -> list[Path]:
     launch = State(run).launch
     found: list[Path] = []
     if launch.get("job"):
-        logs = Path(launch["logs"]).glob(f"{launch['job']}_*_log.out")
-        found = sorted(logs, key=lambda path: int(path.stem.split("_")[-2]))
+        logs = Path(launch["logs"]).glob(f"{glob.escape(launch['job'])}_*_log.out")
+        found = sorted((path for path in logs if _rank(path) is not None), key=lambda path: _rank(path) or 0)
     found = found or [path for path in [run / "log.txt"] if path.is_file()]
     if not found:
         raise UserError(f"{run} has no log yet; `sslzoo status {run}` tells where it stands")
     return found
+
+
+def _rank(log: Path) -> int | None:
+    """The process whose log this is, from JOB_RANK_log.out."""
+    text = log.stem.split("_")[-2]
+    return int(text) if text.isdecimal() else None
 
 
 def cancel(run: Path) -> str:
@@ -144,12 +148,15 @@ def cancel(run: Path) -> str:
     (row,) = rows([run])
     if row.job and row.state in ("pending", "starting", "running", "probing"):
         slurm.cancel([row.job])
-        State(run).tell("cancelled")
+        with suppress(RunError):  # SLURM remembers it too
+            State(run).tell("cancelled")
         return f"job {row.job} cancelled; `sslzoo resume {run}` goes on from its last checkpoint"
     now = State(run).now
     if row.state not in ("running", "probing"):
         raise UserError(f"{run} does not run: it is {row.state}")
     if now.get("host") != socket.gethostname():
         raise UserError(f"{run} runs on {now.get('host')}; cancel it there")
+    if not now.get("pid"):
+        raise UserError(f"{run} does not tell its process; end it by hand")
     os.kill(now["pid"], signal.SIGTERM)
     return f"process {now['pid']} was asked to save and leave; `sslzoo resume {run}` goes on"

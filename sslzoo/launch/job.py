@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sslzoo.errors import UserError
-from sslzoo.launch import slurm
 from sslzoo.launch.state import State
 from sslzoo.run.stop import Stop, Stopped
 
@@ -22,22 +22,17 @@ class Job:
     folder: str
 
     def __call__(self) -> None:
-        """Carries the run out, as one process of several; requeues the job when it is stopped."""
-        from sslzoo.launch.work import LostContact
-
+        """Carries the run out, as one process of several. The batch script decides whether the job is queued again."""
         stop = Stop()
         stop.listen()  # in place of submitit's own handlers, which only act on one signal
         try:
             _work(Path(self.folder), stop)
         except Stopped as error:
-            print(error, flush=True)  # noqa: T201 - the job's log
-            if os.environ.get("SLURM_PROCID", "0") == "0":  # srun must not see another leave with an error before
-                _requeue(Path(self.folder))
-        except LostContact as error:
-            print(error, flush=True)  # noqa: T201
-            _requeue(Path(self.folder))  # whoever is left; the first of the processes may be among the lost
+            _say(error)
+            # All have saved. One tells the batch script, and srun ends the others if they are still here.
+            sys.exit(error.exit_code if os.environ.get("SLURM_PROCID", "0") == "0" else 0)
         except UserError as error:
-            print(error, file=sys.stderr, flush=True)  # noqa: T201
+            _say(error)
             sys.exit(error.exit_code)
 
     def checkpoint(self) -> Any:
@@ -59,28 +54,16 @@ class Command:
 
 
 def _work(folder: Path, stop: Stop) -> None:
-    from sslzoo.launch.work import work
+    from sslzoo.launch.work import Asked, work
     from sslzoo.recipe.recipe import load
 
     told = State(folder).launch
     recipe, installed = load(str(folder))
+    asked = Asked(told["processes"], told["gpus"], told["lead"]) if told else None
     # The code is the snapshot of the submission, whatever the installed packages say of their versions.
-    work(recipe, installed, folder, stop, evaluate=told["evaluate"], processes=told["processes"], upgrade=True)
+    work(recipe, installed, folder, stop, evaluate=told.get("evaluate", True), asked=asked, upgrade=True)
 
 
-def _requeue(folder: Path) -> None:
-    """Asks SLURM to run this job again, unless SLURM has decided otherwise."""
-    job, state = os.environ["SLURM_JOB_ID"], State(folder)
-    if not state.claim(f"requeued-{job}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"):
-        return  # another process has; a second request might hit the job when it already runs again
-    now = slurm.ask([job]).get(job)
-    if now is not None and now.state != "RUNNING":
-        # Cancelled, or requeued by hand: SLURM has decided, and a request now would undo a cancellation.
-        print(f"job {job} is {now.state}: SLURM has decided what becomes of it", flush=True)  # noqa: T201
-        return
-    state.tell("requeued")
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    if done.returncode and "pending" not in done.stderr:
-        state.fail(f"saved, but SLURM does not requeue: {done.stderr.strip()}; `sslzoo resume {folder}` goes on")
-        sys.exit(143)
-    print(f"requeue of job {job}: {done.stderr.strip() or 'asked for'}", flush=True)  # noqa: T201
+def _say(error: UserError) -> None:
+    with suppress(OSError, ValueError):
+        print(error, file=sys.stderr, flush=True)  # noqa: T201 - the job's log

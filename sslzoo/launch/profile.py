@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe import signature, yamltext
 
-_TIME = re.compile(r"(?:(\d+)-)?(\d+):(\d{2})(?::(\d{2}))?")  # 3-00:00:00, 12:30:00 or 12:30
+_TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,5}):(\d{2})(?::(\d{2}))?", re.ASCII)  # 3-00:00:00, 12:30:00 or 12:30
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_KEY = re.compile(r"[A-Za-z][\w-]*", re.ASCII)
+_SHORT_TIME = re.compile(r"(\d{1,6})([dhm])", re.ASCII)
 _SHORT = {"d": 24 * 60, "h": 60, "m": 1}
 
 
@@ -60,13 +63,17 @@ def minutes(text: str) -> int:
         ValueError: it cannot be read.
     """
     text = str(text).strip()
-    if text[-1:] in _SHORT and text[:-1].isdigit():
-        return int(text[:-1]) * _SHORT[text[-1]]
-    found = _TIME.fullmatch(text)
-    if found is None:
-        raise ValueError(f"found {text!r}; a time is wanted, such as 72h, 90m, 12:30:00 or 3-00:00:00")
-    days, hours, mins, seconds = (int(part or 0) for part in found.groups())
-    return max(1, (days * 24 + hours) * 60 + mins + (seconds > 0))
+    short, found = _SHORT_TIME.fullmatch(text), _TIME.fullmatch(text)
+    if short is not None:
+        total = int(short[1]) * _SHORT[short[2]]
+    elif found is not None:
+        days, hours, mins, seconds = (int(part or 0) for part in found.groups())
+        total = (days * 24 + hours) * 60 + mins + (seconds > 0)
+    else:
+        raise ValueError(f"found {text[:80]!r}; a time is wanted, such as 72h, 90m, 12:30:00 or 3-00:00:00")
+    if total < 1:
+        raise ValueError(f"found {text!r}; a time of at least a minute is wanted")
+    return total
 
 
 def load(name: str, installed: Catalogue) -> Profile:
@@ -100,12 +107,45 @@ def home() -> Path:
 
 def _checked(text: yamltext.Text) -> dict[str, Any]:
     keys, problems = signature.validate(Profile, text.tree, "", "a cluster profile")
-    if not problems:
-        try:
-            minutes(keys["time"])
-        except ValueError as error:
-            problems = [Problem("time", str(error))]
+    problems = [*problems, *_unsafe(text.tree)]
+    try:
+        minutes(text.tree.get("time", "24h"))
+    except ValueError as error:
+        problems.append(Problem("time", str(error)))
     if problems:
         found = [Problem(one.place.strip("."), one.message, text.line(one.place.strip("."))) for one in problems]
-        raise RecipeError(text.source, found)
+        raise RecipeError(text.source, list({(one.place, one.message): one for one in found}.values()))
     return keys
+
+
+def _unsafe(tree: Mapping[str, Any]) -> list[Problem]:
+    """What cannot stand on a line of a batch script; `setup` is shell by purpose."""
+    found = [
+        Problem(place, f"found {value!r}; a line of text without control characters is wanted")
+        for place, value in _texts({key: value for key, value in tree.items() if key != "setup"})
+        if not value.isprintable()
+    ]
+    for section, pattern, wanted in (
+        ("environment", _VARIABLE, "the name of an environment variable"),
+        ("sbatch", _KEY, "a key of sbatch without its dashes, such as reservation"),
+    ):
+        names = tree.get(section)
+        names = names if isinstance(names, Mapping) else {}
+        found += [
+            Problem(f"{section}.{name}", f"found {name!r}; {wanted} is wanted")
+            for name in names
+            if not pattern.fullmatch(str(name))
+        ]
+    return found
+
+
+def _texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a tree, with its place."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _texts(one, f"{place}.{key}".strip("."))
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _texts(one, place)
+    elif isinstance(value, str):
+        yield place, value

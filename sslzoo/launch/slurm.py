@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sslzoo.errors import UserError
+from sslzoo.launch import requeue
 from sslzoo.launch.profile import Profile, minutes
 
+LINGER = 60  # seconds that processes may go on when the first of them has ended
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
 
 
@@ -29,6 +32,8 @@ class Plan:
     time: str
     comment: str
     pythonpath: str = ""
+    folders: tuple[Path, ...] = ()  # the run of each element; none for a job that is no run
+    lingers: bool = False  # the first process works on alone, probing, when the others have ended
     limit: int | None = None  # most elements of an array at a time
     after: str | None = None  # a job that must have succeeded before
 
@@ -41,17 +46,22 @@ class Plan:
         """The keys that submitit takes."""
         p = self.profile
         srun = [f"--cpus-per-task={p.cpus_per_process}", "--kill-on-bad-exit=1"]
+        # A process that ends well before its time leaves the others waiting in a collective.
+        srun += [] if self.lingers else [f"--wait={LINGER}"]
         if p.container is not None:
             srun.append(f"--container-image={p.container.image}")
             srun += [f"--container-mounts={','.join(p.container.mounts)}"] if p.container.mounts else []
         # The snapshot comes first, even where the job was submitted from a folder that holds the source.
-        snapshot = {"PYTHONPATH": self.pythonpath, "PYTHONSAFEPATH": "1"} if self.pythonpath else {}
-        exports = {**p.environment, **snapshot}
+        setup = [*p.setup, *(f"export {key}={_quoted(value)}" for key, value in p.environment.items())]
+        if self.pythonpath:
+            setup += [f"export PYTHONPATH={shlex.quote(self.pythonpath)}", "export PYTHONSAFEPATH=1"]
+        if self.folders:
+            setup += requeue.before(self.folders)
         given = {"job_name": self.name, "time": minutes(self.time), "nodes": self.nodes}
         given |= {"ntasks_per_node": p.processes(self.gpus), "cpus_per_task": p.cpus_per_process}
         given |= {"signal_delay_s": p.signal_lead, "stderr_to_stdout": True, "srun_args": srun, "comment": self.comment}
-        given |= {"setup": [*p.setup, *(f"export {key}={_quoted(value)}" for key, value in exports.items())]}
-        given |= {"additional_parameters": {"requeue": True, **p.sbatch}}
+        given |= {"setup": setup, "teardown": requeue.after() if self.folders else None}
+        given |= {"additional_parameters": {"requeue": True, **{k: v for k, v in p.sbatch.items() if v is not False}}}
         optional = {"gpus_per_node": self.gpus or None, "partition": p.partition, "account": p.account, "qos": p.qos}
         optional |= {"constraint": p.constraint, "mem": p.memory, "array_parallelism": self.limit}
         optional |= {"dependency": f"afterok:{self.after}" if self.after else None}
@@ -71,7 +81,7 @@ def executor(plan: Plan, folder: Path) -> Any:
             "there is no SLURM on this machine: sbatch was not found\n"
             "submit from a login node of the cluster, or run here with `sslzoo train`"
         )
-    python = None if plan.profile.container is None else plan.profile.container.python
+    python = None if plan.profile.container is None else shlex.quote(plan.profile.container.python)
     made = submitit.SlurmExecutor(folder=folder, python=python)
     made.update_parameters(**plan.parameters())
     return made
@@ -126,8 +136,9 @@ def _without_outer_job() -> Iterator[None]:
 
 
 def _quoted(value: str) -> str:
-    # Variables of the job's own environment may stand in a profile, so double quotes.
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """A value for the shell: variables of the job's own environment may stand in it, all else is as written."""
+    pieces = re.split(r"(\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})", str(value))
+    return "".join(f'"{x}"' if at % 2 else shlex.quote(x) for at, x in enumerate(pieces) if x) or "''"
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,7 @@ def _squeue(jobs: Sequence[str]) -> dict[str, Answer]:
     answers = {}
     for row in rows:
         array, job, state, reason, nodes, restarts = (cell.strip() for cell in row[:6])
-        answer = Answer(state, "" if reason == "None" else reason, nodes, int(restarts or 0))
+        answer = Answer(state, "" if reason == "None" else reason, nodes, int(restarts) if restarts.isdecimal() else 0)
         answers |= {name: answer for name in (array, job) if name in jobs}
     return answers
 

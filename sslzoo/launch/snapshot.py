@@ -1,27 +1,35 @@
-"""What must not change after a run was submitted? Code, plugins and the list of packages, copied beside the run."""
+"""What must not change after a run was submitted? Code, plugins and the list of packages, copied beside the run.
+
+A folder is replaced only if it bears the mark of an earlier copy.
+"""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
 
+from sslzoo.errors import RunError
 from sslzoo.plugins import Catalogue
 
+MARK = "snapshot.txt"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 def take(installed: Catalogue, files: Sequence[Path], place: Path) -> tuple[Path, ...]:
-    """Copies sslzoo, every loaded plugin and the given plugin files to `place`; returns where the files now lie.
+    """Copies sslzoo, every loaded plugin and the given plugin files; returns where the files will lie.
 
-    With `place` first on PYTHONPATH a job runs this code, whatever becomes of the installed one.
+    The copy lies beside `place` until it is `exchanged`. With `place` first on PYTHONPATH a job runs this code,
+    whatever becomes of the installed one.
     """
-    contents = [file.read_bytes() for file in files]  # they may lie in an older snapshot
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    fresh = _fresh(place)
+    _remove(fresh)
+    fresh.mkdir(parents=True)
+    (fresh / MARK).write_text("Copied by sslzoo for the jobs of this run; the next submission replaces this folder.\n")
     packages = {"sslzoo"} | {
         module.__name__.split(".")[0]
         for _, module in installed.manager.list_name_plugin()
@@ -32,14 +40,63 @@ def take(installed: Catalogue, files: Sequence[Path], place: Path) -> tuple[Path
         if origin.resolve() in files:
             continue
         if origin.name == "__init__.py":
-            shutil.copytree(origin.parent, place / name, ignore=_LEFT_OUT)
+            shutil.copytree(origin.parent, fresh / name, ignore=_LEFT_OUT)
         else:
-            shutil.copy2(origin, place / origin.name)
-    copied = []
-    for number, (file, content) in enumerate(zip(files, contents, strict=True)):
-        copied.append(place / "plugin_files" / str(number) / file.name)  # two files may have one name
-        copied[-1].parent.mkdir(parents=True)
-        copied[-1].write_bytes(content)
+            shutil.copy2(origin, fresh / origin.name)
+    names = [Path("plugin_files") / str(number) / file.name for number, file in enumerate(files)]  # may have one name
+    for file, name in zip(files, names, strict=True):
+        (fresh / name).parent.mkdir(parents=True)
+        shutil.copyfile(file, fresh / name)
     found = sorted(f"{one.metadata['Name']}=={one.version}" for one in distributions())
-    (place / "environment.txt").write_text(f"# Python {sys.version}\n" + "\n".join(found) + "\n")
-    return tuple(copied)
+    (fresh / "environment.txt").write_text(f"# Python {sys.version}\n" + "\n".join(found) + "\n")
+    return tuple(place / name for name in names)
+
+
+def refuse_foreign(place: Path) -> None:
+    """Raises RunError if something lies at `place`, or where copies wait, that was not made by `take`."""
+    for one in (place, _fresh(place), _before(place)):
+        if (one.exists() or one.is_symlink()) and not (one / MARK).is_file():
+            raise RunError(
+                f"{one} was not made by sslzoo, and a submission would replace it: choose another run folder with --out"
+            )
+
+
+@contextmanager
+def exchanged(place: Path, files: Sequence[Path]) -> Iterator[None]:
+    """Puts the copy that `take` made in its place; if what follows fails, the one before and `files` come back."""
+    had = {file: file.read_bytes() if file.is_file() else None for file in files}
+    fresh, before = _fresh(place), _before(place)
+    new = fresh.exists()
+    if new:
+        _remove(before)
+        if place.exists():
+            place.rename(before)
+        fresh.rename(place)
+    try:
+        yield
+    except BaseException:
+        if new:
+            _remove(place)
+            if before.exists():
+                before.rename(place)
+        for file, content in had.items():
+            if content is None:
+                file.unlink(missing_ok=True)
+            else:
+                file.write_bytes(content)
+        raise
+    _remove(before)
+
+
+def _fresh(place: Path) -> Path:
+    return place.with_name(f"{place.name}.writing")
+
+
+def _before(place: Path) -> Path:
+    return place.with_name(f"{place.name}.before")
+
+
+def _remove(copy: Path) -> None:
+    """Removes a copy that `take` made; everything else stays."""
+    if (copy / MARK).is_file():
+        shutil.rmtree(copy)

@@ -7,20 +7,41 @@ lock          held by the process that trains; the system frees it when that pro
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sslzoo.errors import RunError
+from sslzoo.run import files
 
 PATIENCE = 90.0  # seconds to wait for a lock: the processes of a lost node take a while to die
+STALE = 600.0  # seconds after which a run that wrote nothing counts as gone, where there are no locks
+_NUMBER = (int, float)
+_LAUNCH = files.typed(asked=dict, top=str, words=list, processes=int, evaluate=bool, job=str, logs=str)
+_NOW = files.typed(state=str, host=str, pid=int, job=str, time=_NUMBER, step=int, steps=int, saved=int, saving=_NUMBER)
+_NOW_TOO = files.typed(loss=_NUMBER, rate=_NUMBER, left=_NUMBER)
+_ATTEMPT = files.typed(time=_NUMBER, host=str, job=str, restart=int)
+
+
+def _is_launch(row: dict[str, Any]) -> bool:
+    return _LAUNCH(row) and {"asked", "top", "logs"} <= row.keys()
+
+
+def _is_now(row: dict[str, Any]) -> bool:
+    # A process group or every process of the machine must never be taken for a run's process.
+    return _NOW(row) and _NOW_TOO(row) and isinstance(row.get("state"), str) and (row.get("pid") or 2) > 1
+
+
+def _is_attempt(row: dict[str, Any]) -> bool:
+    return _ATTEMPT(row) and all(isinstance(row.get(key), int) for key in ("from", "repeats"))
 
 
 class InUse(RunError):  # noqa: N818 - what happened
@@ -29,53 +50,91 @@ class InUse(RunError):  # noqa: N818 - what happened
 
 @dataclass(frozen=True)
 class State:
-    """The files of a run folder that tell of its run."""
+    """The files of a run folder that tell of its run. One that is damaged reads as absent; `faults` tells of it."""
 
     folder: Path
 
     @property
     def launch(self) -> dict[str, Any]:
         """How it was submitted; empty for a run started by hand."""
-        return _read(self.folder / "launch.json")
+        return self._launch()[0]
 
     @property
     def now(self) -> dict[str, Any]:
         """Where it stands; empty before the first step."""
-        return _read(self.folder / "state.json")
+        return self._now()[0]
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
         """Every start: when, where, from which step, and how many steps it repeats."""
-        path = self.folder / "attempts.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return self._attempts()[0]
+
+    @property
+    def faults(self) -> list[str]:
+        """A sentence for each of these files that is damaged."""
+        return [fault for _, fault in (self._launch(), self._now(), self._attempts()) if fault]
+
+    @property
+    def launch_fault(self) -> str:
+        """What is wrong with launch.json, or nothing."""
+        return self._launch()[1]
 
     @property
     def failure(self) -> str:
         """The first error of the last attempt, if it failed."""
-        path = self.folder / "failure.txt"
-        return path.read_text() if path.exists() else ""
+        return files.read_text(self.folder / "failure.txt")[0] or ""
 
     @property
     def reason(self) -> str:
         """The error itself: the last line of the failure."""
         return self.failure.strip().rpartition("\n")[2]
 
+    @property
+    def saved(self) -> int:
+        """The step of the newest checkpoint that this run remembers; 0 if none was ever saved."""
+        now = self.now
+        left = now.get("step") or 0 if now.get("state") in ("stopped", "probing", "done") else 0
+        return max([now.get("saved") or 0, left, *(one["from"] for one in self.attempts)])
+
     def write_launch(self, told: dict[str, Any]) -> None:
         """Remembers how it was submitted."""
-        _write(self.folder / "launch.json", told)
+        files.write_whole(self.folder / "launch.json", json.dumps(told, indent=1))
+
+    def refuse_vanished(self, step: int) -> None:
+        """Sees that a run which would begin at the first step has no past; changes nothing.
+
+        Raises:
+            RunError: it has; names what is remembered and what to do.
+        """
+        if step:
+            return
+        again = f"put them back into {self.folder / 'checkpoints'}, or begin anew in another folder with --out"
+        if self.saved:
+            now = self.now
+            raise RunError(
+                f"{self.folder} holds a run that was saved at step {self.saved} of {now.get('steps', '?')} and is "
+                f"{now.get('state', 'of unknown state')}, but its checkpoints are gone\n"
+                f"a run never starts again by itself: {again}"
+            )
+        fault = self._now()[1]
+        if fault and self.attempts:
+            raise RunError(
+                f"{fault}, and there is no checkpoint, so nothing tells how far the run was\n"
+                f"if there were checkpoints, {again}; if none was ever saved, remove {self.folder / 'state.json'}"
+            )
 
     def begin(self, step: int, steps: int) -> None:
         """A process group starts from `step`.
 
         Raises:
-            RunError: the last two attempts began there too, and did no step.
+            RunError: the last two attempts began there too, and did no step; or there were checkpoints and are none.
         """
+        self.refuse_vanished(step)
         before = self.attempts
-        reached = self.now.get("step", step)
+        reached = self.now.get("step") or step
         told = {"from": step, "repeats": max(0, reached - step), "time": time.time(), "host": socket.gethostname()}
-        told |= {"job": os.environ.get("SLURM_JOB_ID"), "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
-        with (self.folder / "attempts.jsonl").open("a") as file:
-            file.write(json.dumps(told) + "\n")
+        told |= {"job": os.environ.get("SLURM_JOB_ID"), "restart": restarts()}
+        files.append(self.folder / "attempts.jsonl", [told])
         if len(before) >= 2 and all(one["from"] == step for one in before[-2:]) and reached <= step < steps:
             raise RunError(
                 f"the last two attempts began at step {step} and did no step, so this one does not try; see "
@@ -84,35 +143,36 @@ class State:
         (self.folder / "failure.txt").unlink(missing_ok=True)
 
     def tell(self, state: str, **more: Any) -> None:
-        """Where the run stands now; keeps what is not told anew."""
+        """Where the run stands now; keeps what is not told anew. Raises RunError if it cannot be written."""
         own = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-        _write(self.folder / "state.json", self.now | own | {"state": state, "time": time.time()} | more)
+        told = self.now | own | {"state": state, "time": time.time()} | more
+        files.write_whole(self.folder / "state.json", json.dumps(told, indent=1), lasting=False)
 
     def fail(self, text: str) -> bool:
         """Notes an error; only the first of all processes counts. Returns whether this was it."""
         try:
             with (self.folder / "failure.txt").open("x") as file:
                 file.write(text.rstrip() + "\n")
-        except OSError:
+            self.tell("failed")
+        except (OSError, RunError):
             return False
-        self.tell("failed")
         return True
 
-    def claim(self, what: str) -> bool:
-        """Whether this process is the first of all to claim something."""
-        try:
-            (self.folder / f".{what}").touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
+    def refuse_if_held(self) -> None:
+        """Raises InUse if a process holds the run folder; changes nothing."""
+        if (self.folder / "lock").is_file():
+            with self.locked(patience=0.0):
+                pass
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, patience: float | None = None, warn: Callable[[str], None] = print) -> Iterator[None]:
         """Holds the run folder for this process.
+
+        Where the file system has no locks, what the state file tells of another process must do; `warn` hears of it.
 
         Raises:
             RunError: it cannot be written.
-        InUse: another process holds it; says which.
+            InUse: another process holds it; says which.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -120,40 +180,79 @@ class State:
         except OSError as error:
             raise RunError(f"the run folder {self.folder} cannot be written: {error}") from error
         with file:
-            _take(file, self.folder)
-            file.truncate(0)
-            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), **_job()}))
-            file.flush()
+            if patience is None:
+                patience = PATIENCE if restarts() else 0.0
+            if not _locks(file, self._holder, patience):
+                self._refuse_if_moving()
+                warn(f"warning: the file system of {self.folder} has no locks: never start one run twice at a time")
+            with suppress(OSError):  # a full disk; the lock is what counts, not whose name it bears
+                os.ftruncate(file.fileno(), 0)
+                os.write(
+                    file.fileno(), json.dumps({"host": socket.gethostname(), "pid": os.getpid(), **_job()}).encode()
+                )
             yield
 
+    def _holder(self) -> InUse:
+        told, _ = files.read_object(self.folder / "lock")
+        who = ", ".join(f"{key} {value}" for key, value in told.items()) or "by an unknown process"
+        return InUse(f"the run folder {self.folder} is in use ({who}); `sslzoo status {self.folder}` tells more")
 
-def _take(file: Any, folder: Path) -> None:
-    patience = PATIENCE if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else 0.0
+    def _refuse_if_moving(self) -> None:
+        """Without locks: whether a process of this machine lives, or one elsewhere wrote a short while ago."""
+        now = self.now
+        again = restarts() and now.get("job") == os.environ.get("SLURM_JOB_ID")
+        if now.get("state") in ("running", "probing") and now.get("pid") != os.getpid() and not again and alive(now):
+            raise InUse(
+                f"the run folder {self.folder} seems in use (host {now.get('host')}, pid {now.get('pid')}); its file "
+                f"system has no locks, so a run counts as gone when it wrote nothing for {STALE / 60:.0f} minutes"
+            )
+
+    def _launch(self) -> tuple[dict[str, Any], str]:
+        return files.read_object(self.folder / "launch.json", _is_launch)
+
+    def _now(self) -> tuple[dict[str, Any], str]:
+        return files.read_object(self.folder / "state.json", _is_now)
+
+    def _attempts(self) -> tuple[list[dict[str, Any]], str]:
+        return files.read_rows(self.folder / "attempts.jsonl", _is_attempt)
+
+
+def alive(now: dict[str, Any]) -> bool:
+    """Whether the process that wrote last still is; on another machine, whether it wrote within ten minutes."""
+    if now.get("host") != socket.gethostname() or not now.get("pid"):
+        return time.time() - (now.get("time") or 0) < STALE
+    try:
+        os.kill(now["pid"], 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def restarts() -> int:
+    """How often SLURM has queued this job again."""
+    text = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return int(text) if text.isdecimal() else 0
+
+
+def _locks(file: Any, holder: Callable[[], InUse], patience: float) -> bool:
+    """Takes the lock; False where the file system has none."""
     until = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() < until:
-                time.sleep(1)
-                continue
-            file.seek(0)
-            told = json.loads(file.read() or "{}")
-            who = ", ".join(f"{key} {value}" for key, value in told.items())
-            raise InUse(f"the run folder {folder} is in use ({who}); `sslzoo status {folder}` tells more") from None
+            if time.monotonic() >= until:
+                raise holder() from None
+            time.sleep(1)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise RunError(f"the run folder cannot be locked: {error}") from error
+            return False
         else:
-            return
+            return True
 
 
 def _job() -> dict[str, str]:
     return {"job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _write(path: Path, told: dict[str, Any]) -> None:
-    beside = path.with_suffix(".writing")
-    beside.write_text(json.dumps(told, indent=1))
-    beside.replace(path)

@@ -13,15 +13,15 @@ from typing import Any
 
 from sslzoo.errors import RunError, UserError
 from sslzoo.launch import profile as profiles
-from sslzoo.launch import slurm, snapshot
+from sslzoo.launch import requeue, slurm, snapshot
 from sslzoo.launch.job import Command, Job
 from sslzoo.launch.state import State
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe import yamltext
 from sslzoo.recipe.build import check
-from sslzoo.recipe.compare import claim
+from sslzoo.recipe.compare import claim, refuse
 from sslzoo.recipe.recipe import Recipe, load
-from sslzoo.run import data, parallel
+from sslzoo.run import checkpoint, data, parallel
 from sslzoo.run.folder import Folder
 
 
@@ -62,7 +62,7 @@ def elements(
         own = [f"{key}={value}" for (key, _), value in zip(axes, values, strict=True)]
         recipe, installed = load(name, [*sets, *own], plugins)
         check(recipe, installed)
-        folder = out or Path("runs") / recipe.name
+        folder = out or recipe.folder
         found.append(Element(folder / _folder_name(own) if axes else folder, recipe, installed))
     folders = [one.folder for one in found]
     if len(set(folders)) < len(folders):
@@ -70,25 +70,49 @@ def elements(
     return found
 
 
-def plan(element: Element, asked: Asked, installed: Catalogue, runs: int = 1) -> slurm.Plan:
-    """What the job of a run asks of the cluster.
+def plan(found: Sequence[Element], asked: Asked) -> slurm.Plan:
+    """What the job of a run, or of all runs of a sweep, asks of the cluster.
 
     Raises:
-        UserError: the batch does not split over its processes, or the profile is wrong.
+        UserError: a batch does not split over its processes, the profile is wrong, or a path cannot stand in a script.
     """
-    profile = profiles.load(asked.cluster, installed)
+    first = found[0]
+    profile = profiles.load(asked.cluster, first.installed)
     gpus = profile.gpus_per_node if asked.gpus is None else asked.gpus
     text = asked.time or profile.time
     try:
         profiles.minutes(text)
     except ValueError as error:
         raise UserError(f"--time: {error}") from error
-    folder = element.folder if runs == 1 else element.folder.parent
-    name = f"sslzoo-{element.recipe.name}" + (f"-{runs}-runs" if runs > 1 else "")
-    found = slurm.Plan(name, profile, asked.nodes, gpus, text, f"sslzoo {folder.resolve()}", limit=asked.limit)
-    data.split(element.recipe.run.batch, found.processes, element.recipe.run.micro)
-    parallel.copies(found.processes, element.recipe.run.shard)
-    return found
+    top, runs = top_of(found), len(found)
+    for folder in (top, *(one.folder for one in found)):
+        _refuse_unsafe(folder)
+    name = f"sslzoo-{first.recipe.name}" + (f"-{runs}-runs" if runs > 1 else "")
+    made = slurm.Plan(
+        name,
+        profile,
+        asked.nodes,
+        gpus,
+        text,
+        f"sslzoo {top}",
+        pythonpath=str(top / "code"),
+        folders=tuple(one.folder.resolve() for one in found),
+        lingers=asked.evaluate and first.recipe.evaluate is not None,
+        limit=asked.limit,
+    )
+    for one in found:
+        data.split(one.recipe.run.batch, made.processes, one.recipe.run.micro)
+        parallel.copies(made.processes, one.recipe.run.shard)
+    return made
+
+
+def _refuse_unsafe(path: Path) -> None:
+    """SLURM replaces % in the names of logs, and a line of a batch script ends with the line."""
+    if not str(path).isprintable() or set(str(path)) & set("%\\"):
+        raise UserError(
+            f"the run folder {str(path)!r} cannot be named in a batch script: choose one without control characters, "
+            "% and \\ with --out"
+        )
 
 
 def top_of(found: Sequence[Element]) -> Path:
@@ -99,73 +123,104 @@ def top_of(found: Sequence[Element]) -> Path:
 
 def script(found: Sequence[Element], made: slurm.Plan) -> str:
     """The batch script that `submit` would submit."""
-    top = top_of(found)
-    return slurm.script(replace(made, pythonpath=str(top / "code")), top / "slurm", len(found))
+    return slurm.script(made, top_of(found) / "slurm", len(found))
 
 
 def submit(found: Sequence[Element], asked: Asked, words: Sequence[str]) -> list[str]:
-    """Snapshots and submits runs; returns their job numbers.
+    """Snapshots and submits runs; returns their job numbers. Nothing is changed before all checks have passed.
 
     Raises:
         UserError: a run folder is in use, cannot be written, or holds another recipe; or SLURM refused.
     """
-    top = top_of(found)
-    made = plan(found[0], asked, found[0].installed, len(found))
+    top, made = top_of(found), plan(found, asked)
     slurm.executor(made, top / "slurm")  # is there a SLURM?
     for one in found:
         refuse_if_active(one.folder)
-    ready(found, top)
-    return send(made, [one.folder.resolve() for one in found], asked, top, words)
+        refuse(Folder(one.folder), replace(one.recipe, plugins=_planned(one, top)), one.installed)
+        State(one.folder).refuse_vanished(max(checkpoint.steps(Folder(one.folder).checkpoints), default=0))
+    return send(made, found, asked, top, words, ready(found, top))
 
 
-def ready(found: Sequence[Element], top: Path) -> None:
-    """Copies the code of now to `top`, and the recipes that use it to the run folders.
+def ready(found: Sequence[Element], top: Path) -> tuple[Path, ...]:
+    """Copies the code of now beside `top`'s, for `send` to exchange; returns where plugin files will lie.
 
     Raises:
-        RunError: a folder cannot be written, or holds another recipe.
+        RunError: a folder cannot be written, or something that is not sslzoo's would be replaced.
     """
+    snapshot.refuse_foreign(top / "code")
     try:
-        files = snapshot.take(found[0].installed, found[0].recipe.plugins, top / "code")
+        return snapshot.take(found[0].installed, found[0].recipe.plugins, top / "code")
     except OSError as error:
         raise RunError(f"the run folder {top} cannot be written: {error}") from error
-    for one in found:
-        claim(Folder(one.folder), replace(one.recipe, plugins=files), one.installed)
 
 
-def send(made: slurm.Plan, folders: Sequence[Path], asked: Asked, top: Path, words: Sequence[str]) -> list[str]:
-    """Submits run folders that are ready, and notes their jobs in them."""
+def send(
+    made: slurm.Plan,
+    found: Sequence[Element],
+    asked: Asked,
+    top: Path,
+    words: Sequence[str],
+    plugins: tuple[Path, ...] | None = None,
+) -> list[str]:
+    """Submits runs and notes their jobs in their folders; if SLURM refuses, all is as it was.
+
+    With `plugins`, the code of `top` is exchanged for what was made `ready`, else the run goes on with that of before.
+    """
     made = replace(made, pythonpath=str(top / "code"))
     told: dict[str, Any] = {"asked": asked.__dict__ | {"then": list(asked.then)}, "top": str(top), "words": list(words)}
-    told |= {"processes": made.processes, "evaluate": asked.evaluate, "time": time.time(), "logs": str(top / "slurm")}
-    for folder in folders:  # before the job can start
-        State(folder).write_launch(told)
-    jobs = slurm.submit(made, top / "slurm", [Job(str(folder)) for folder in folders])
-    for folder, job in zip(folders, jobs, strict=True):
+    told |= {"processes": made.processes, "gpus": made.gpus, "lead": made.profile.signal_lead}
+    told |= {"evaluate": asked.evaluate, "time": time.time(), "logs": str(top / "slurm")}
+    files = [folder / name for folder in made.folders for name in ("recipe.yaml", "launch.json", requeue.BARREN)]
+    with snapshot.exchanged(top / "code", files):
+        for one in found:
+            folder = one.folder.resolve()
+            if plugins is not None:
+                claim(Folder(folder), replace(one.recipe, plugins=plugins), one.installed, print)
+            (folder / requeue.BARREN).unlink(missing_ok=True)
+            State(folder).write_launch(told)  # before the job can start
+        jobs = slurm.submit(made, top / "slurm", [Job(str(folder)) for folder in made.folders])
+    for folder, job in zip(made.folders, jobs, strict=True):
         State(folder).write_launch(told | {"job": job, "then": _afterwards(made, folder, job, asked, top)})
     return jobs
+
+
+def _planned(element: Element, top: Path) -> tuple[Path, ...]:
+    """Where plugin files will lie: what the recipe of a run folder says of them."""
+    return tuple(top / "code" / "plugin_files" / str(n) / file.name for n, file in enumerate(element.recipe.plugins))
 
 
 def _afterwards(made: slurm.Plan, folder: Path, job: str, asked: Asked, top: Path) -> list[str]:
     jobs = []
     for words in asked.then:
-        one = replace(made, name=f"{made.name}-then", nodes=1, after=job, limit=None)
+        one = replace(made, name=f"{made.name}-then", nodes=1, after=job, limit=None, folders=(), lingers=True)
         # Where the run fails, what waits for its success goes too.
         sbatch = {**one.profile.sbatch, "kill-on-invalid-dep": "yes"}
         profile = one.profile.model_copy(update={"processes_per_node": 1, "sbatch": sbatch})
         one = replace(one, profile=profile, gpus=min(1, made.gpus))
-        jobs += slurm.submit(one, top / "slurm", [Command(_with_folder(words, folder))])
+        jobs += slurm.submit(one, top / "slurm", [Command(with_folder(words, folder))])
     return jobs
 
 
-def _with_folder(words: str, folder: Path) -> tuple[str, ...]:
-    name, *rest = shlex.split(words.removeprefix("sslzoo "))
+def with_folder(words: str, folder: Path) -> tuple[str, ...]:
+    """The words of a command that follows a run: its folder after the command's name, or where {} stands.
+
+    Raises:
+        UserError: a quotation does not end, or there is no command.
+    """
+    try:
+        name, *rest = shlex.split(words.strip().removeprefix("sslzoo "))
+    except ValueError as error:
+        raise UserError(
+            f"--then: found {words!r}; a command is wanted, such as 'eval --untrained' ({error})"
+        ) from error
     if "{}" in rest:
         return (name, *(str(folder) if word == "{}" else word for word in rest))
     return (name, str(folder), *rest)
 
 
 def refuse_if_active(folder: Path) -> None:
-    """Raises UserError if a job of this run folder is pending or runs."""
+    """Raises UserError if a job of this run folder is pending or runs, or a process holds it; changes nothing."""
+    State(folder).refuse_if_held()
     job = State(folder).launch.get("job")
     answer = slurm.ask([job]).get(job) if job else None
     if answer is not None and not answer.ended:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch.distributed as dist
+from typing import Any, NoReturn
 
 from sslzoo.errors import RunError, UserError
 from sslzoo.launch.blame import blame, explain
+from sslzoo.launch.grace import Grace, kill_wait
 from sslzoo.launch.state import InUse, State
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
@@ -16,6 +21,7 @@ from sslzoo.recipe.build import Flow, build, check
 from sslzoo.recipe.recipe import Recipe, resolve
 from sslzoo.report.display import Display
 from sslzoo.run import checkpoint, parallel
+from sslzoo.run.clock import time_left
 from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import World
 from sslzoo.run.stop import Stop, Stopped
@@ -25,6 +31,8 @@ from sslzoo.train import Watch, train
 class LostContact(RunError):  # noqa: N818 - what happened, as Stopped
     """Other processes are gone and left no error: a node was lost, or something killed them."""
 
+    exit_code = 75  # what `sysexits.h` calls a temporary failure: trying again may do
+
 
 def work(
     recipe: Recipe,
@@ -33,43 +41,65 @@ def work(
     stop: Stop,
     *,
     evaluate: bool,
-    processes: int | None = None,
+    asked: Asked | None = None,
     upgrade: bool = False,
 ) -> None:
     """Trains a recipe in a run folder, then probes its encoder and draws the page of plots.
 
+    `asked` is what a job was submitted with. Of several processes, one that fails leaves at once: it neither returns
+    nor waits for the others, and its launcher ends those that still wait for it.
+
     Raises:
         Stopped: it was asked to stop; what was done is saved.
         LostContact: other processes are gone without a word; what was saved is on disk.
-        UserError: it cannot start or go on; the reason is in the folder's failure.txt too.
+        UserError: it cannot start or go on. The reason is in the folder's failure.txt too, unless the command was
+            refused before anything was done: then the folder is left as it was.
     """
     if not upgrade:
         refuse_upgrade(recipe, installed, out)
     flow = check(recipe, installed)
     state = State(out)
+    own = Own(asked is not None or not state.now)
+    world = None
     try:
-        world = parallel.join(None if recipe.run.device == "auto" else recipe.run.device, processes)
+        device = None if recipe.run.device == "auto" else recipe.run.device
+        world = parallel.join(device, asked and asked.processes, gpus=bool(asked and asked.gpus))
         if world.first:
-            with state.locked():
-                _first(recipe, installed, flow, out, world, stop, state, evaluate)
+            grace = None if asked is None else Grace(asked.lead, kill_wait())
+            _first(recipe, installed, flow, out, world, stop, state, own, grace, evaluate)
         else:
-            train(recipe, installed, flow, out, world, Watch(stop=stop))
-    except (Stopped, InUse):  # no failure of the run
+            train(recipe, installed, flow, out, world, Watch(begin=own.begin, stop=stop))
+        parallel.leave()
+    except Stopped:
+        parallel.leave()
         raise
     except BaseException as error:
-        if _is_silence(error):
-            first = _told_within(state, 15.0)
-            if not first:
-                raise LostContact(f"other processes fell silent and none told why: {error}") from error
-            raise RunError(f"another process failed first: {first}") from None
-        told = blame(error, recipe, installed)
-        if out.is_dir():
-            state.fail(str(error) if isinstance(error, UserError) else explain(error, told))
-        if told:
-            error.add_note(told)
-        raise
-    finally:
-        parallel.leave()
+        found = error if isinstance(error, InUse) else _judged(error, world, state)
+        if found is error and own.run and not isinstance(error, InUse):
+            _note(error, recipe, installed, state)
+        if world is not None and world.size > 1:
+            _leave_at_once(found)
+        raise found from (None if found is error else error)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a submitted job was promised: processes in all, GPUs of each node, and seconds before its time limit."""
+
+    processes: int
+    gpus: int
+    lead: int
+
+
+@dataclass
+class Own:
+    """Whether the run folder's state is this command's to write: once it began, or where there was no run before."""
+
+    run: bool
+
+    def begin(self, _step: int, _steps: int) -> None:
+        """From here on, a failure is one of the run."""
+        self.run = True
 
 
 def refuse_upgrade(recipe: Recipe, installed: Catalogue, out: Path) -> None:
@@ -88,33 +118,86 @@ def _first(
     world: World,
     stop: Stop,
     state: State,
+    own: Own,
+    grace: Grace | None,
     evaluate: bool,
 ) -> None:
-    with Display(out / "log.txt") as display:
+    """What the first process does beside training: holds the folder, tells how it goes on, probes at the end."""
+    with state.locked(), Display(out / "log.txt") as display:
         display.say(f"{recipe.name} in {out}: {world}")
-
-        def show(at: Progress, line: dict[str, float]) -> None:
-            rate = line["images_per_second"]
-            left = (at.steps - at.step - 1) * recipe.run.batch / rate
-            state.tell("running", step=at.step + 1, steps=at.steps, loss=line["loss"], rate=rate, left=left)
-            display.show(at, line)
-
-        def begin(step: int, steps: int) -> None:
-            state.begin(step, steps)
-            state.tell("running", step=step, steps=steps)
-
+        teller = Teller(state, display, recipe.run.batch, own, grace)
         try:
-            train(recipe, installed, flow, out, world, Watch(display.say, begin, show, stop))
+            train(recipe, installed, flow, out, world, teller.watch(stop))
         except Stopped:
-            state.tell("stopped", step=max(checkpoint.steps(Folder(out).checkpoints)))
+            teller.tell("stopped", step=max(checkpoint.steps(Folder(out).checkpoints)))
             raise
         if evaluate and recipe.evaluate is not None:
             stop.patient = False  # nothing is lost when probing is cut short
             if stop.asked:
                 raise Stopped(f"stopped by {stop.asked}")
-            state.tell("probing")
+            teller.tell("probing")
             _probe(recipe, installed, out, world, display)
-    state.tell("done", left=0)
+        teller.tell("done", left=0)
+
+
+@dataclass
+class Teller:
+    """Tells how a run goes on: a person by the display, others by the state file."""
+
+    state: State
+    display: Display
+    batch: int
+    own: Own
+    grace: Grace | None = None
+    pace: float = 0.0  # seconds of a step
+    warned: bool = False  # of too little grace
+    dumb: bool = False  # the state file cannot be written
+
+    def watch(self, stop: Stop) -> Watch:
+        """What the training loop talks to."""
+        return Watch(self.display.say, self.begin, self.show, self.saved, stop)
+
+    def tell(self, word: str, **more: Any) -> None:
+        """Where the run stands; what cannot be written is not worth a run, and is told once."""
+        try:
+            self.state.tell(word, **more)
+            self.dumb = False
+        except RunError as error:
+            if not self.dumb:
+                self.display.say(f"warning: {error}; `sslzoo status` is behind")
+            self.dumb = True
+
+    def begin(self, step: int, steps: int) -> None:
+        """The run begins, here or again; raises RunError where it must not."""
+        faults, remembered, before = self.state.faults, self.state.saved, self.state.now
+        self.state.begin(step, steps)
+        self.own.begin(step, steps)
+        for fault in faults:
+            self.display.say(f"warning: {fault}")
+        if remembered > step:
+            self.display.say(f"warning: this run was saved at step {remembered}; that checkpoint is not there any more")
+        self.warn(before.get("saving") or 0.0)
+        self.tell("running", step=step, steps=steps, saved=step)
+
+    def show(self, at: Progress, line: dict[str, float]) -> None:
+        """A line of metrics."""
+        rate = line["images_per_second"]
+        self.pace = self.batch / rate
+        left = time_left(at, self.batch, rate)
+        self.tell("running", step=at.step + 1, steps=at.steps, loss=line["loss"], rate=rate, left=left)
+        self.display.show(at, line, left)
+
+    def saved(self, step: int, seconds: float) -> None:
+        """A checkpoint is on disk."""
+        self.tell("running", saved=step, saving=seconds)
+        self.warn(seconds)
+
+    def warn(self, saving: float) -> None:
+        """Tells once where a save takes longer than the cluster leaves for it."""
+        told = self.grace.warning(saving + self.pace) if self.grace is not None else ""
+        if told and not self.warned:
+            self.display.say(f"warning: {told}")
+            self.warned = True
 
 
 def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, display: Display) -> None:
@@ -127,12 +210,35 @@ def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, displa
     display.say(f"plots: {write(recipe, installed, method, build(recipe, installed)[1], out, figures)}")
 
 
-def _is_silence(error: BaseException) -> bool:
-    """Whether an error is that of a collective whose other end is gone."""
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process", "NCCL")
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(w in str(error) for w in words)
-    )
+def _judged(error: BaseException, world: World | None, state: State) -> BaseException:
+    """The error itself; or, where it only says that other processes are gone, what became of them."""
+    if world is None or not parallel.lost_contact(error, world, lambda: bool(state.failure)):
+        return error
+    first = _told_within(state, 15.0)
+    if first:
+        return RunError(f"another process failed first: {first}")
+    return LostContact(f"other processes fell silent and none told why: {error}")
+
+
+def _note(error: BaseException, recipe: Recipe, installed: Catalogue, state: State) -> None:
+    """Writes an error into the run folder, and whose it is."""
+    told = blame(error, recipe, installed)
+    if state.folder.is_dir():
+        state.fail(str(error) if isinstance(error, UserError) else explain(error, told))
+    if told:
+        error.add_note(told)
+
+
+def _leave_at_once(error: BaseException) -> NoReturn:
+    """Says why and ends this process, without the clean-up of collectives, which waits for others."""
+    with suppress(OSError, ValueError):
+        if isinstance(error, UserError):
+            print(error, file=sys.stderr)  # noqa: T201 - as the command line does
+        else:
+            traceback.print_exception(error)
+        sys.stderr.flush()
+        sys.stdout.flush()
+    os._exit(error.exit_code if isinstance(error, UserError) else 1)
 
 
 def _told_within(state: State, seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sslzoo.errors import shown
@@ -13,13 +13,23 @@ from sslzoo.run.folder import Folder
 _ABSENT = object()
 
 
-def claim(folder: Folder, recipe: Recipe, installed: Catalogue) -> None:
-    """Makes a run folder for a recipe, or sees that it already holds the same one.
+def refuse(folder: Folder, recipe: Recipe, installed: Catalogue) -> None:
+    """Sees that a run folder holds no run of another recipe; changes nothing.
+
+    Raises:
+        RunError: it does; says where they differ.
+    """
+    folder.refuse(resolve(recipe, installed), lambda had: differences(had, recipe, installed))
+
+
+def claim(folder: Folder, recipe: Recipe, installed: Catalogue, warn: Callable[[str], None]) -> None:
+    """Makes a run folder for a recipe, or sees that it already holds the same one; `warn` hears of damaged files.
 
     Raises:
         RunError: it cannot be written, or holds another recipe; says where they differ.
     """
-    folder.prepare(resolve(recipe, installed), lambda had: differences(had, recipe, installed))
+    refuse(folder, recipe, installed)
+    folder.prepare(resolve(recipe, installed), warn)
 
 
 def differences(had: Mapping[str, Any], recipe: Recipe, installed: Catalogue) -> list[str]:

@@ -145,6 +145,11 @@ class Recipe:
     evaluate: Annotated[Evaluate | None, Free()]
     text: Text = field(repr=False, compare=False)
 
+    @property
+    def folder(self) -> Path:
+        """Where a run of this recipe lies, unless told otherwise."""
+        return Path("runs") / self.name
+
     def specs(self) -> Iterator[tuple[str, str, Spec]]:
         """Place, family and spec of every part."""
         return _specs({name: getattr(self, name) for name in (*ONE, *MANY)}, self.evaluate)

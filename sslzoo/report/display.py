@@ -1,7 +1,13 @@
-"""How does a person see a run go on? A bar on a terminal, plain lines elsewhere and in the run folder's log.txt."""
+"""How does a person see a run go on? A bar on a terminal, plain lines elsewhere and in the run folder's log.txt.
+
+A line that cannot be written is not worth a run: a terminal that was closed and a disk that is full are given up.
+"""
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,32 +15,71 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sslzoo.progress import Progress as At
+from sslzoo.run.clock import hours
 
 EVERY = 10.0  # seconds between plain lines, at least
+
+
+class _Lossy:
+    """A text stream that is given up, its words lost, when it cannot be written any more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.given_up = False
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def close(self) -> None:
+        self.flush()
+        self._stream.close()
+
+    def _give_up(self) -> None:
+        """Leads the stream to nowhere: what it holds back must not fail again when the process ends."""
+        self.given_up = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, self._stream.fileno())
+        except (OSError, ValueError):  # closed, or no file
+            self._stream = io.StringIO()
+        finally:
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Display:
     """Shows lines of metrics; use as a context manager."""
 
     def __init__(self, log: Path | None = None) -> None:
-        self.console = Console()
-        self._log = None if log is None else Console(file=log.open("a"), width=120)
+        self.console = Console(file=None if sys.stdout is None else _Lossy(sys.stdout))  # type: ignore[arg-type]
+        self._lines = None if log is None else _Lossy(log.open("a"))
+        self._log = None if self._lines is None else Console(file=self._lines, width=120)  # type: ignore[arg-type]
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("left {task.fields[left]}"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("training", total=None, numbers="", visible=False)
-        self._started: tuple[float, int] | None = None
+        self._task = self._bar.add_task("training", total=None, numbers="", left="?", visible=False)
         self._spoke = 0.0
 
     def __enter__(self) -> Display:
@@ -45,8 +90,8 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        if self._log is not None:
-            self._log.file.close()
+        if self._lines is not None:
+            self._lines.close()
 
     def say(self, text: str) -> None:
         """A line for a person."""
@@ -58,27 +103,23 @@ class Display:
         self._note(what, **how)
 
     def _note(self, what: Any, **how: Any) -> None:
-        if self._log is not None:
-            self._log.print(what, **how)
-            self._log.file.flush()
+        if self._log is None or self._lines is None or self._lines.given_up:
+            return
+        self._log.print(what, **how)
+        self._lines.flush()
+        if self._lines.given_up:
+            self.console.print("warning: the log could not be written, and is given up", markup=False)
 
-    def show(self, at: At, line: Mapping[str, float]) -> None:
-        """A line of metrics."""
+    def show(self, at: At, line: Mapping[str, float], left: float) -> None:
+        """A line of metrics; `left` are the seconds to the end of the run."""
         numbers = f"loss {line['loss']:.4f}  {line['images_per_second']:,.0f} images/s"
         done = at.step + 1
         if self.console.is_terminal:
-            self._bar.update(self._task, completed=done, total=at.steps, numbers=numbers, visible=True)
+            self._bar.update(
+                self._task, completed=done, total=at.steps, numbers=numbers, left=hours(left), visible=True
+            )
         now = time.monotonic()
-        self._started = self._started or (now, done)
         if at.last or now - self._spoke >= EVERY:
             self._spoke = now
-            text = f"step {done}/{at.steps}  {numbers}  data {line['data_wait']:.0%}  {self._left(at, now)}"
+            text = f"step {done}/{at.steps}  {numbers}  data {line['data_wait']:.0%}  left {hours(left)}"
             (self._note if self.console.is_terminal else self.say)(text)
-
-    def _left(self, at: At, now: float) -> str:
-        since, first = self._started or (now, at.step + 1)
-        done = at.step + 1 - first
-        if not done:
-            return "left ?"
-        seconds = int((now - since) / done * (at.steps - at.step - 1))
-        return f"left {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

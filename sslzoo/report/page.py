@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from string import Template
 
@@ -37,7 +38,7 @@ def write(
     figure = _page(recipe, installed, method, sources, Folder(folder).metrics.read(), figures)
     figure.savefig(place / "page.png", dpi=110)
     picture = base64.b64encode((place / "page.png").read_bytes()).decode()
-    html = _HTML.substitute(name=recipe.name, picture=picture, table=_table(figures))
+    html = _HTML.substitute(name=escape(recipe.name), picture=picture, table=_table(figures))
     (place / "index.html").write_text(html)
     return place / "index.html"
 
@@ -188,9 +189,9 @@ def _table(figures: Mapping[str, Figures]) -> str:
     if not figures:
         return ""
     cell = lambda value: "" if math.isnan(value) else f"{value:.1f}"  # noqa: E731 - one word for one use
-    head = "".join(f"<th>{name}</th>" for name in ("top-1, percent", *figures))
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("top-1, percent", *figures))
     body = "".join(
-        f"<tr><td>{name}</td>{''.join(f'<td>{cell(value)}</td>' for value in values)}</tr>"
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell(value)}</td>' for value in values)}</tr>"
         for name, values in main_figures(figures)
     )
     return f"<table><tr>{head}</tr>{body}</table>"

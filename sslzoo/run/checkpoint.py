@@ -38,6 +38,7 @@ class Saved:
     step: int
     path: Path
     tensors: Mapping[str, Tensor]
+    checksum: int
 
 
 def save(folder: Path, step: int, method: Method, optimizer: torch.optim.Optimizer, *, write: bool = True) -> Path:
@@ -89,7 +90,7 @@ def read(path: Path) -> Saved:
         raise RunError(f"checkpoint {path} is damaged: {error}") from error
     if _checksum(step, tensors) != checksum:
         raise RunError(f"checkpoint {path} is damaged: its checksum is wrong")
-    return Saved(step, path, tensors)
+    return Saved(step, path, tensors, checksum)
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Saved | None:

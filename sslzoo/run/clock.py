@@ -7,8 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sslzoo.contracts import Batch
+from sslzoo.progress import Progress
 from sslzoo.run.metrics import peak_flops
 from sslzoo.run.parallel import World
+
+
+def time_left(at: Progress, batch: int, rate: float) -> float:
+    """Seconds from the end of this step to the end of the run, at `rate` images a second."""
+    return (at.steps - at.step - 1) * batch / rate
+
+
+def hours(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 @dataclass

@@ -9,7 +9,6 @@ eval/            figures                              report/      plots
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,9 +18,11 @@ from typing import Any
 import yaml
 
 from sslzoo.errors import RunError
+from sslzoo.run import files
 from sslzoo.run.metrics import Lines
 
 _PLUGIN = re.compile(r"^# plugin (\S+) (\S+)$", re.MULTILINE)
+BRACKETS = 10_000  # more are no recipe, and take YAML minutes
 
 Differences = Callable[[Mapping[str, Any]], list[str]]
 
@@ -47,38 +48,71 @@ class Folder:
         """The run's lines of metrics."""
         return Lines(self.path / "metrics.jsonl")
 
-    def prepare(self, resolved: str, differences: Differences) -> None:
-        """Makes the folder for this recipe, or sees that it already holds the same one.
+    def refuse(self, resolved: str, differences: Differences) -> None:
+        """Sees that the folder holds no run of another recipe; changes nothing.
 
-        `differences` are told from what its recipe.yaml says: `recipe.compare.claim` gives them.
+        `differences` are told from what its recipe.yaml says: `recipe.compare.refuse` gives them.
 
         Raises:
-            RunError: it cannot be written, or holds another recipe; says where they differ.
+            RunError: it does; says where they differ.
+        """
+        had = self._tree()[0]
+        rows = differences(had) if had is not None else []
+        if rows and not _is_torn(files.read_text(self.recipe)[0] or "", resolved):
+            told = "".join(f"    {row}\n" for row in rows)
+            raise RunError(f"{self.path} holds a run of another recipe:\n{told}choose another folder with --out")
+
+    def prepare(self, resolved: str, warn: Callable[[str], None]) -> None:
+        """Makes the folder and writes its recipe; `warn` hears of damaged files.
+
+        Raises:
+            RunError: it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for left in self.checkpoints.glob("*.writing"):
-                left.unlink()  # a save that a kill cut short
-            if self.recipe.exists():
-                self._compare(differences)
-            self.recipe.write_text(resolved)
+            for left in (*self.checkpoints.glob("*.writing"), *self.path.glob("*.json*.writing")):
+                left.unlink(missing_ok=True)  # what a kill cut short
+            if self.fault:
+                warn(f"warning: {self.fault}; it is written anew, and the damaged one kept as recipe.damaged.yaml")
+                self.recipe.replace(self.recipe.with_suffix(".damaged.yaml"))
         except OSError as error:
             raise RunError(f"the run folder {self.path} cannot be written: {error}") from error
+        torn = self.metrics.found()[1]
+        if torn:
+            warn(f"warning: {torn}")
+        files.write_whole(self.recipe, resolved)
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with recipe.yaml, or nothing."""
+        return self._tree()[1]
 
     def upgraded(self, resolved: str) -> list[str]:
         """A line for each plugin whose version (of a file: its content) is not what it was when this run began."""
-        had = dict(_PLUGIN.findall(self.recipe.read_text())) if self.recipe.exists() else {}
+        had = dict(_PLUGIN.findall(files.read_text(self.recipe)[0] or ""))
         now = dict(_PLUGIN.findall(resolved))
         changed = [name for name in had if now.get(name, had[name]) != had[name]]
         return [f"plugin {name} was {had[name]} and is {now[name]}" for name in changed]
 
     def note(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Appends lines to a .jsonl file of the folder."""
-        with (self.path / name).open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        """Appends lines to a .jsonl file of the folder; raises RunError if it cannot."""
+        files.append(self.path / name, lines)
 
-    def _compare(self, differences: Differences) -> None:
-        rows = differences(yaml.safe_load(self.recipe.read_text()) or {})
-        if rows:
-            told = "".join(f"    {row}\n" for row in rows)
-            raise RunError(f"{self.path} holds a run of another recipe:\n{told}choose another folder with --out")
+    def _tree(self) -> tuple[dict[str, Any] | None, str]:
+        """What recipe.yaml says, or None where that is not known; and what is wrong with it."""
+        text, fault = files.read_text(self.recipe)
+        if text is None:
+            return None, fault
+        try:
+            tree = yaml.safe_load(text) if text.count("[") + text.count("{") < BRACKETS else None
+        except (yaml.YAMLError, ValueError, RecursionError):
+            tree = None
+        if not isinstance(tree, dict) or not {"name", "run"} <= tree.keys():
+            return None, f"{self.recipe} is damaged: it does not hold a whole recipe"
+        return tree, ""
+
+
+def _is_torn(text: str, whole: str) -> bool:
+    """Whether a text is the beginning of another, headers aside."""
+    bodies = ["".join(x for x in one.splitlines(keepends=True) if not x.startswith("#")) for one in (text, whole)]
+    return bodies[1].startswith(bodies[0])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,18 +14,57 @@ from torch import Tensor
 from sslzoo.contracts import Batch
 from sslzoo.errors import RunError
 from sslzoo.progress import Progress
+from sslzoo.run import files
 from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import World, all_sum
 from sslzoo.run.stop import Stop
 
 
+@dataclass(frozen=True)
+class Vote:
+    """What all ranks found of a step: whether its numbers were bad, and whether anybody asked to stop."""
+
+    at: Progress
+    samples: tuple[int, ...]  # images of this rank
+    bad: bool
+    stop: bool
+
+
+@dataclass
+class Votes:
+    """Sums the votes of all ranks, one sum a step, without waiting for the device.
+
+    On a GPU a sum is read a fixed number of steps later, when it has long arrived: so no step waits, and all ranks
+    learn of it at the same step.
+    """
+
+    pending: deque[tuple[Progress, tuple[int, ...], Tensor, Any]] = field(default_factory=deque)
+
+    def cast(self, at: Progress, samples: tuple[int, ...], bad: Tensor, stop: bool) -> Tensor:
+        """Adds this rank's vote to the others'; returns how many ranks found numbers bad, on the device."""
+        votes = all_sum(torch.stack([bad, torch.full_like(bad, stop)]))
+        copied, done = votes.to("cpu", non_blocking=True), None
+        if votes.device.type == "cuda":
+            done = torch.cuda.Event()
+            done.record()
+        self.pending.append((at, samples, copied, done))
+        return votes[0]
+
+    def counted(self, later: int) -> Iterator[Vote]:
+        """The votes of all steps but the last few, each once."""
+        while len(self.pending) > later:
+            at, samples, copied, done = self.pending.popleft()
+            if done is not None:
+                done.synchronize()
+            bad, stop = copied.tolist()
+            yield Vote(at, samples, bool(bad), bool(stop))
+
+
 @dataclass
 class Guard:
-    """Sees that numbers stay finite and whether anybody asked to stop, without waiting for the device.
+    """Sees that numbers stay finite, and whether anybody asked to stop.
 
     A step that is not finite changes no weights; its images are written to nonfinite/; three in a row end the run.
-    All ranks vote in one sum a step. On a GPU its result is read a fixed number of steps later, when it has long
-    arrived: so no step waits, and all ranks learn of it at the same step.
     """
 
     folder: Folder
@@ -32,45 +73,49 @@ class Guard:
     limit: int = 3
     row: int = 0
     stopping: str = ""
-    pending: deque[tuple[Progress, Tensor, Any, tuple[int, ...]]] = field(default_factory=deque)
+    votes: Votes = field(default_factory=Votes)
 
     def check(self, at: Progress, loss: Tensor, norm: Tensor, batches: list[Batch]) -> Tensor:
         """Whether loss and gradients of all ranks are finite, 0-d bool on the device."""
         bad = (~(loss.isfinite() & norm.isfinite())).float()
-        votes = all_sum(torch.stack([bad, torch.full_like(bad, bool(self.stop.asked))]))
         samples = tuple(index for batch in batches for index in batch.samples)
-        copied, done = votes.to("cpu", non_blocking=True), None
-        if votes.device.type == "cuda":
-            done = torch.cuda.Event()
-            done.record()
-        self.pending.append((at, copied, done, samples))
-        self.settle(later=0 if done is None else 8)
-        return votes[0] == 0
+        found = self.votes.cast(at, samples, bad, bool(self.stop.asked))
+        self.settle(later=8 if found.device.type == "cuda" else 0)
+        return found == 0
 
     def settle(self, later: int = 0) -> None:
-        """Deals with the votes of all steps but the last few."""
-        while len(self.pending) > later:
-            at, votes, done, samples = self.pending.popleft()
-            if done is not None:
-                done.synchronize()
-            bad, asked = votes.tolist()
-            self.row = self.row + 1 if bad else 0
-            if bad:
-                self._report(at, samples)
-            if asked:
+        """Deals with the votes of all steps but the last few.
+
+        Raises:
+            RunError: too many steps in a row were not finite.
+        """
+        for vote in self.votes.counted(later):
+            self.row = self.row + 1 if vote.bad else 0
+            if vote.bad:
+                place = list_images(self.folder, vote, self.world.rank)
+                self._limit(vote.at, place)
+            if vote.stop:
                 self.stopping = f"stopped by {self.stop.asked or 'a signal to another process'}"
 
-    def _report(self, at: Progress, samples: tuple[int, ...]) -> None:
-        place = self.folder.path / "nonfinite"
-        place.mkdir(exist_ok=True)
-        name = f"step-{at.step + 1:09d}-rank-{self.world.rank}.txt"
-        (place / name).write_text("\n".join(map(str, samples)) + "\n")
+    def _limit(self, at: Progress, place: Path) -> None:
         if self.row >= self.limit:
             raise RunError(
                 f"{self.row} steps in a row, the last of them step {at.step + 1}, had a loss or gradient that is not "
                 f"finite; the images of their batches are listed in {place}; lower the learning rate, clip gradients "
                 "(optim.clip), or try run.precision: fp32"
             )
+
+
+def list_images(folder: Folder, vote: Vote, rank: int) -> Path:
+    """Writes down the images of a step that was not finite; returns the folder of such lists."""
+    place = folder.path / "nonfinite"
+    text = "\n".join(map(str, vote.samples)) + "\n"
+    try:
+        place.mkdir(exist_ok=True)
+    except OSError as error:
+        raise files.unwritten(place, error) from error
+    files.write_whole(place / f"step-{vote.at.step + 1:09d}-rank-{rank}.txt", text, lasting=False)
+    return place
 
 
 @dataclass

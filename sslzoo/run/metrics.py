@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.contracts import Batch, Grid
+from sslzoo.run import files
 from sslzoo.run.parallel import all_mean
 
 # Dense peak of the tensor cores in bfloat16, in FLOP/s, from the makers' data sheets.
@@ -71,28 +71,26 @@ class Lines:
         self.path = path
 
     def rewind(self, step: int) -> None:
-        """Drops lines after `step` steps, and a last line that a kill tore."""
+        """Drops lines after `step` steps, and lines that cannot be read; touches no file that needs none of it."""
         kept = [json.dumps(line) + "\n" for line in self.read() if line["step"] <= step]
-        beside = self.path.with_suffix(".writing")
-        with beside.open("w") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.path)
+        if kept or self.path.exists():
+            files.write_whole(self.path, "".join(kept))
 
     def write(self, line: Mapping[str, float]) -> None:
-        """Appends a line; numbers that JSON lacks (nan, inf) become null."""
+        """Appends a line; numbers that JSON lacks (nan, inf) become null. Raises RunError if it cannot."""
         clean = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in line.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
+        files.append(self.path, [clean])
 
     def read(self) -> list[dict[str, float]]:
         """Every whole line."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        found = []
-        for text in lines:
-            try:
-                found.append(json.loads(text))
-            except json.JSONDecodeError:
-                break  # torn by a kill: what follows a torn line was never written
-        return found
+        return self.found()[0]
+
+    def found(self) -> tuple[list[dict[str, float]], str]:
+        """Every whole line, and what is wrong with the file, or nothing."""
+        return files.read_rows(self.path, _is_line)
+
+
+def _is_line(row: Mapping[str, object]) -> bool:
+    """A step, and nothing but numbers; null where one was not finite."""
+    numbers = all(value is None or isinstance(value, (int, float)) for value in row.values())
+    return numbers and isinstance(row.get("step"), int)

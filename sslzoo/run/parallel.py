@@ -11,20 +11,25 @@ import inspect
 import os
 import re
 import socket
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sslzoo.errors import RunError
+from sslzoo.errors import RunError, UserError
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class World:
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     launcher: str = "alone"  # alone, torchrun or srun
+    store: Store | None = field(default=None, repr=False, compare=False)  # where the processes met
 
     def __str__(self) -> str:
         if self.size == 1:
@@ -53,26 +59,42 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def join(device: str | None = None, processes: int | None = None) -> World:
+def join(device: str | None = None, processes: int | None = None, *, gpus: bool = False) -> World:
     """Joins the processes that a launcher started: torchrun, or srun on SLURM; or finds itself alone.
 
-    `processes` is how many there should be, if that is known.
+    `processes` is how many there should be, if that is known. With `gpus`, or where SLURM gave some, each must have
+    one.
 
     Raises:
-        RunError: the launcher's environment is incomplete or says another number of processes, two processes have one
-            GPU, or the group could not be formed. There is no going on alone.
+        RunError: the launcher's environment is incomplete or says another number of processes, a GPU is missing, two
+            processes have one, or the group could not be formed. There is no going on alone, or without a GPU.
     """
     launcher, rank, size, local = launched()
     if processes is not None and size != processes:
         raise RunError(f"{processes} processes were asked for, but {launcher} started {size}")
-    chosen = _device(device, local)
-    if size > 1:
-        try:
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", device_id=_id(chosen))
-        except Exception as error:
-            raise RunError(f"rank {rank} of {size} could not join the others: {error}") from error
-        _see_distinct_devices(chosen)
-    return World(rank, size, local, chosen, launcher)
+    chosen = _device(device, local, gpus or _given_gpus())
+    if size == 1:
+        return World(rank, size, local, chosen, launcher)
+    try:
+        store = _meet(rank, size, chosen)
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=patience(), device_id=_id(chosen)
+        )
+    except RunError:
+        raise
+    except Exception as error:
+        raise RunError(f"rank {rank} of {size} could not join the others: {error}") from error
+    return World(rank, size, local, chosen, launcher, store)
+
+
+def patience() -> timedelta:
+    """How long processes wait for each other, at the start and in every collective, before they are taken for lost.
+
+    Raises:
+        RunError: SSLZOO_PATIENCE is no number of seconds.
+    """
+    return timedelta(seconds=_number(os.environ, "SSLZOO_PATIENCE", "600", least=1))
 
 
 def launched() -> tuple[str, int, int, int]:
@@ -81,25 +103,45 @@ def launched() -> tuple[str, int, int, int]:
     Under srun, sets the address where the processes meet: the job's first node, and a port from the job's number.
 
     Raises:
-        RunError: the environment is incomplete.
+        RunError: the environment is incomplete, or says what is no number.
     """
     env = os.environ
-    if int(env.get("WORLD_SIZE", "1")) > 1:
-        if not {"RANK", "LOCAL_RANK"} <= set(env):
-            raise RunError("WORLD_SIZE is set but RANK or LOCAL_RANK is not: start with torchrun, or unset WORLD_SIZE")
-        return "torchrun", int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"])
+    if _number(env, "WORLD_SIZE", "1", least=1) > 1:
+        return _by_torchrun(env)
     # A batch script has no step, and an interactive shell a step with a number near 2 ** 32.
-    in_step = "SLURM_STEP_ID" in env and int(env["SLURM_STEP_ID"]) < 2**31
-    if in_step and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        meeting = {
-            "MASTER_ADDR": _first_host(env["SLURM_STEP_NODELIST"]),
-            "MASTER_PORT": _port(int(env["SLURM_JOB_ID"])),
-        }
-        meeting |= {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"]}
-        for name, value in meeting.items():
-            env.setdefault(name, str(value))
-        return "srun", int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"])
+    in_step = "SLURM_STEP_ID" in env and _number(env, "SLURM_STEP_ID") < 2**31
+    if in_step and _number(env, "SLURM_STEP_NUM_TASKS", "1", least=1) > 1:
+        return _by_srun(env)
     return "alone", 0, 1, 0
+
+
+def _by_torchrun(env: MutableMapping[str, str]) -> tuple[str, int, int, int]:
+    if not {"RANK", "LOCAL_RANK"} <= set(env):
+        raise RunError("WORLD_SIZE is set but RANK or LOCAL_RANK is not: start with torchrun, or unset WORLD_SIZE")
+    size = _number(env, "WORLD_SIZE")
+    return "torchrun", _number(env, "RANK", most=size - 1), size, _number(env, "LOCAL_RANK")
+
+
+def _by_srun(env: MutableMapping[str, str]) -> tuple[str, int, int, int]:
+    size = _number(env, "SLURM_STEP_NUM_TASKS")
+    rank, local, job = (_number(env, f"SLURM_{name}") for name in ("PROCID", "LOCALID", "JOB_ID"))
+    if rank >= size or not env.get("SLURM_STEP_NODELIST"):
+        raise RunError(f"SLURM_PROCID is {rank} of {size} and SLURM_STEP_NODELIST {env.get('SLURM_STEP_NODELIST')!r}")
+    meeting = {"MASTER_ADDR": _first_host(env["SLURM_STEP_NODELIST"]), "MASTER_PORT": _port(job)}
+    meeting |= {"RANK": rank, "WORLD_SIZE": size}
+    for name, value in meeting.items():
+        env.setdefault(name, str(value))
+    return "srun", rank, size, local
+
+
+def _number(env: Mapping[str, str], name: str, default: str | None = None, *, least: int = 0, most: int = 2**32) -> int:
+    """A whole number of the environment."""
+    text = env.get(name, default)
+    if text is None:
+        raise RunError(f"the environment variable {name} is missing: start with torchrun or srun")
+    if not (text.isascii() and text.isdecimal() and len(text) < 12 and least <= int(text) <= most):
+        raise RunError(f"the environment variable {name} is {text[:80]!r}; a whole number from {least} is wanted")
+    return int(text)
 
 
 def _first_host(nodes: str) -> str:
@@ -113,15 +155,92 @@ def _port(job: int) -> int:
     return 12000 + job % 20000
 
 
-def _see_distinct_devices(device: torch.device) -> None:
-    if device.type != "cuda":
-        return
-    own = (socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, own)
-    shared = sorted({f"{host} {uuid}" for host, uuid in found if found.count((host, uuid)) > 1})
+def _meet(rank: int, size: int, device: torch.device) -> Store:
+    """Where all processes meet; each tells what it computes on, before any of them waits in a collective.
+
+    Raises:
+        RunError: some stayed away, or their devices do not go together.
+    """
+    store, *_ = next(rendezvous("env://", rank, size, timeout=patience()))
+    uuid = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    store.set(f"device/{rank}", f"{socket.gethostname()}|{device.type}|{uuid}")
+    _see_all(store, "device", size, patience())
+    found = [tuple(store.get(f"device/{other}").decode().split("|")) for other in range(size)]
+    if len({kind for _, kind, _ in found}) > 1:
+        without = ", ".join(sorted({host for host, kind, _ in found if kind == "cpu"}))
+        raise RunError(
+            f"some processes have a GPU and some have none (on {without}); all must compute on the same kind"
+        )
+    shared = sorted({f"{host} {uuid}" for host, _, uuid in found if uuid and found.count((host, "cuda", uuid)) > 1})
     if shared:
         raise RunError(f"several processes were given one GPU: {', '.join(shared)}; ask for one process a GPU")
+    return store
+
+
+def _see_all(store: Store, what: str, size: int, within: timedelta) -> None:
+    """Waits until every rank has told something; raises RunError with those that have not."""
+    keys = {rank: f"{what}/{rank}" for rank in range(size)}
+    try:
+        store.wait(list(keys.values()), within)
+    except (RuntimeError, ValueError) as error:  # DistStoreError is a RuntimeError
+        away = [str(rank) for rank, key in keys.items() if not _told(store, key)]
+        raise RunError(
+            f"after {within.total_seconds():.0f} seconds, of {size} processes these have not come: rank "
+            f"{', '.join(away) or '?'}"
+        ) from error
+
+
+def _told(store: Store, key: str) -> bool:
+    try:
+        return store.check([key])
+    except RuntimeError:
+        return False
+
+
+def lost_contact(error: BaseException, world: World, explained: Callable[[], bool], wait: float = 15.0) -> bool:
+    """Whether an error only says that other processes are gone: by its type, by where it arose, and by who answers.
+
+    Collectives raise errors of their own type (NCCL), or plain RuntimeErrors in torch.distributed (gloo). One in the
+    backward may be either a collective's or the computation's: then all processes are called, and where every one
+    answers, none is gone. `explained`: another process has told its error, so there is no need to call.
+    """
+    if world.size == 1 or isinstance(error, UserError):
+        return False
+    if isinstance(error, dist.DistError):
+        return True
+    if type(error) is not RuntimeError:  # what computations raise on purpose, and memory that ran out, have other types
+        return False
+    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename).as_posix()
+    if "/torch/distributed/" in file or file.endswith("/torch/nn/parallel/distributed.py"):
+        return True
+    if "/torch/autograd/" not in file or world.store is None:
+        return False
+    return explained() or not _all_answer(world.store, world, wait)
+
+
+def _all_answer(store: Store, world: World, wait: float) -> bool:
+    """Whether every process failed here, and so lives."""
+    try:
+        store.set(f"failed/{world.rank}", "here")
+        _see_all(store, "failed", world.size, timedelta(seconds=wait))
+    except (RunError, RuntimeError):
+        return False
+    return True
+
+
+def agree(what: str, world: World) -> None:
+    """Sees that all ranks say the same, such as the checkpoint they start from.
+
+    Raises:
+        RunError: they do not; tells what each says.
+    """
+    if world.size == 1:
+        return
+    said: list[Any] = [None] * world.size
+    dist.all_gather_object(said, (socket.gethostname(), what))
+    if len({word for _, word in said}) > 1:
+        rows = "".join(f"\n    rank {rank} on {host}: {word}" for rank, (host, word) in enumerate(said))
+        raise RunError(f"the processes do not start from the same checkpoint, so none starts:{rows}")
 
 
 def transformer_blocks(method: nn.Module) -> Iterator[nn.Module]:
@@ -200,14 +319,25 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _device(wanted: str | None, local: int) -> torch.device:
-    if wanted == "cpu" or (wanted is None and not torch.cuda.is_available()):
+def _given_gpus() -> bool:
+    """Whether SLURM gave this job GPUs."""
+    return any(os.environ.get(name) for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"))
+
+
+def _device(wanted: str | None, local: int, gpus: bool = False) -> torch.device:
+    if wanted == "cpu" or (wanted is None and not gpus and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise RunError(f"device {wanted}: no GPU is visible here")
-    if local >= torch.cuda.device_count():
-        raise RunError(f"local rank {local} has no GPU of its own: {torch.cuda.device_count()} visible here")
-    device = torch.device("cuda", local)
+        asked = f"device {wanted}" if wanted else "this job asked for GPUs"
+        built = "" if torch.version.cuda else "; this PyTorch was built without CUDA"
+        raise RunError(
+            f"{asked}: no GPU is visible on {socket.gethostname()}{built}\n"
+            "see what nvidia-smi says there; run.device: cpu trains without"
+        )
+    count = torch.cuda.device_count()
+    if local >= count > 1:
+        raise RunError(f"local rank {local} has no GPU of its own: {count} visible here")
+    device = torch.device("cuda", 0 if count == 1 else local)  # launchers may show each process its own alone
     torch.cuda.set_device(device)
     return device
 

@@ -8,7 +8,7 @@ from types import FrameType
 
 from sslzoo.errors import RunError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stopped(RunError):  # noqa: N818 - no mistake was made
@@ -25,9 +25,13 @@ class Stop:
     patient: bool = True
 
     def listen(self) -> None:
-        """Takes over the signals by which people and SLURM ask: TERM, INT, USR1 and USR2."""
+        """Takes over the signals by which people, terminals and SLURM ask: TERM, HUP, INT, USR1 and USR2.
+
+        One that is ignored when this process starts stays so: that is what `nohup` asks for.
+        """
         for one in SIGNALS:
-            signal.signal(one, self._note)
+            if signal.getsignal(one) is not signal.SIG_IGN:
+                signal.signal(one, self._note)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         again = self.asked

@@ -1,0 +1,110 @@
+"""How are the small files of a run folder written and read? Whole or not at all; and what is torn is told by name.
+
+A reader gets what can be read and a sentence on what cannot, so that no damaged file keeps a run from going on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sslzoo.errors import RunError
+
+Fits = Callable[[dict[str, Any]], bool]
+
+
+def write_whole(path: Path, text: str, *, lasting: bool = True) -> None:
+    """Replaces a file at once; leaves it alone if it already says this. A kill or a full disk leaves what was there.
+
+    What is `lasting` is on disk when this returns.
+
+    Raises:
+        RunError: it could not be written; says why.
+    """
+    content = text.encode()
+    beside = path.with_name(f"{path.name}.{os.getpid()}.writing")
+    try:
+        if path.is_file() and path.read_bytes() == content:
+            return
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                if lasting:
+                    os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds a line of JSON for each row, after ending a line that a kill tore.
+
+    Raises:
+        RunError: it could not be written; says why.
+    """
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    try:
+        with path.open("a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                content = content if file.read(1) == b"\n" else b"\n" + content
+            file.write(content)
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def unwritten(path: Path, error: OSError) -> RunError:
+    """How a file that cannot be written is told."""
+    return RunError(f"{path} could not be written: {error.strerror or error}")
+
+
+def typed(**kinds: type | tuple[type, ...]) -> Fits:
+    """Whether the keys of an object are of these types, where they stand and are not null."""
+    return lambda row: all(row.get(key) is None or isinstance(row[key], kind) for key, kind in kinds.items())
+
+
+def read_object(path: Path, fits: Fits = lambda _row: True) -> tuple[dict[str, Any], str]:
+    """A JSON object, empty where there is none; and what is wrong with the file, or nothing."""
+    text, fault = read_text(path)
+    if fault or text is None:
+        return {}, fault
+    if not text.strip():
+        return {}, f"{path} is damaged: it is empty"
+    row = _object(text, fits)
+    return ({}, f"{path} is damaged: it does not hold what sslzoo writes there") if row is None else (row, "")
+
+
+def read_rows(path: Path, fits: Fits = lambda _row: True) -> tuple[list[dict[str, Any]], str]:
+    """The JSON objects of a file, one a line, without lines that are none; and what is wrong with it, or nothing."""
+    text, fault = read_text(path)
+    lines = (text or "").splitlines()
+    found = [(number, _object(line, fits)) for number, line in enumerate(lines, 1) if line.strip()]
+    bad = [number for number, row in found if row is None]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        fault = f"{path} is damaged: line {bad[0]}{more} cannot be read, and is left out"
+    return [row for _, row in found if row is not None], fault
+
+
+def read_text(path: Path) -> tuple[str | None, str]:
+    """The text of a file, or None where there is none; and what is wrong with it, or nothing."""
+    try:
+        return path.read_bytes().decode(errors="replace"), ""
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:
+        return None, f"{path} cannot be read: {error.strerror or error}"
+
+
+def _object(text: str, fits: Fits) -> dict[str, Any] | None:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and fits(row) else None
