@@ -77,9 +77,7 @@ def train(
     steps = run.steps or int((run.epochs or 0) * order.epoch_steps)
     start = resume(folder, method, optimizer, world, watch.say)
     watch.begin(start, steps)
-    if world.first:  # nothing is changed before all is known to fit
-        claim(folder, recipe, catalogue, watch.say)
-        folder.metrics.rewind(start)
+    ready(folder, recipe, catalogue, start, world, watch.say)
     watch.say(
         f"steps {start} to {steps}, {order.epoch_steps} an epoch; batch {run.batch} = {world.size} process"
         f"{'es' if world.size > 1 else ''} x {shares.accumulate} x {shares.micro}, on {world.device}, {run.precision}"
@@ -152,6 +150,13 @@ def resume(folder: Folder, method: Method, optimizer: torch.optim.Optimizer, wor
         checkpoint.restore(saved, method, optimizer)
         say(f"resumed from {saved.path.name}")
     return 0 if saved is None else saved.step
+
+
+def ready(folder: Folder, recipe: Recipe, catalogue: Catalogue, start: int, world: World, say: Say) -> None:
+    """Writes the recipe and cuts metrics back to `start` steps: nothing is changed before all is known to fit."""
+    if world.first:
+        claim(folder, recipe, catalogue, say)
+        folder.metrics.rewind(start)
 
 
 def prepare(method: Method, run: Run, world: World, unused: bool) -> nn.Module:

@@ -40,10 +40,12 @@ def command(
       sslzoo drill ijepa/vith14_in1k --cluster a100-80gb --nodes 2
     """
     from sslzoo.launch.drill import empty, here, on_cluster, short
-    from sslzoo.launch.submit import Asked, elements
+    from sslzoo.launch.submit import Asked, elements, plan
 
     (element,) = elements(recipe, sets, plugins, out, (), None)
     folder = out or element.folder.with_name(f"drill-{element.recipe.name}")
+    if cluster is not None:
+        plan([element], Asked(cluster, nodes, gpus, time, evaluate=False))  # is anything wrong with what is asked?
     empty(folder)
     element = short(type(element)(folder, element.recipe, element.installed), steps)
     if cluster is None:

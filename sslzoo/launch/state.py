@@ -36,8 +36,10 @@ def _is_launch(row: dict[str, Any]) -> bool:
 
 
 def _is_now(row: dict[str, Any]) -> bool:
-    # A process group or every process of the machine must never be taken for a run's process.
-    return _NOW(row) and _NOW_TOO(row) and isinstance(row.get("state"), str) and (row.get("pid") or 2) > 1
+    if not (_NOW(row) and _NOW_TOO(row) and isinstance(row.get("state"), str)):
+        return False
+    # A process group, or every process of the machine, must never be taken for a run's process.
+    return row.get("pid") is None or row["pid"] > 1
 
 
 def _is_attempt(row: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 import time
 import zlib
@@ -84,9 +85,10 @@ def plan(found: Sequence[Element], asked: Asked) -> slurm.Plan:
         profiles.minutes(text)
     except ValueError as error:
         raise UserError(f"--time: {error}") from error
+    for one in found:
+        _refuse_unsafe(one.folder)
     top, runs = top_of(found), len(found)
-    for folder in (top, *(one.folder for one in found)):
-        _refuse_unsafe(folder)
+    _refuse_unsafe(top)
     name = f"sslzoo-{first.recipe.name}" + (f"-{runs}-runs" if runs > 1 else "")
     made = slurm.Plan(
         name,
@@ -115,6 +117,12 @@ def _refuse_unsafe(path: Path) -> None:
         )
 
 
+def _refuse_unwritable(folder: Path) -> None:
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"the run folder {folder} cannot be written: {there} is no folder that you may write to")
+
+
 def top_of(found: Sequence[Element]) -> Path:
     """Where the code, scripts and logs of one run, or of all runs of a sweep, lie."""
     folder = found[0].folder.resolve()
@@ -133,11 +141,12 @@ def submit(found: Sequence[Element], asked: Asked, words: Sequence[str]) -> list
         UserError: a run folder is in use, cannot be written, or holds another recipe; or SLURM refused.
     """
     top, made = top_of(found), plan(found, asked)
-    slurm.executor(made, top / "slurm")  # is there a SLURM?
     for one in found:
+        _refuse_unwritable(one.folder)
         refuse_if_active(one.folder)
         refuse(Folder(one.folder), replace(one.recipe, plugins=_planned(one, top)), one.installed)
         State(one.folder).refuse_vanished(max(checkpoint.steps(Folder(one.folder).checkpoints), default=0))
+    slurm.executor(made, top / "slurm")  # is there a SLURM?
     return send(made, found, asked, top, words, ready(found, top))
 
 

@@ -124,9 +124,9 @@ def test_a_dry_run_prints_the_script_and_the_plan(cluster, tmp_path):
         "#SBATCH --requeue",
         "#SBATCH --signal=USR2@10",
         f"#SBATCH --comment='sslzoo {tmp_path / 'run'}'",
-        'export GLOO_SOCKET_IFNAME="lo"',
-        f'export PYTHONPATH="{tmp_path / "run" / "code"}"',
-        'export PYTHONSAFEPATH="1"',
+        "export GLOO_SOCKET_IFNAME=lo",
+        f"export PYTHONPATH={tmp_path / 'run' / 'code'}",
+        "export PYTHONSAFEPATH=1",
     ):
         assert line in told
     (srun,) = (line for line in told.splitlines() if line.startswith("srun"))

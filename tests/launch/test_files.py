@@ -1,0 +1,157 @@
+"""Files of run folders: written whole, read whatever befell them; and what is told of a run whose files are damaged."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from sslzoo import RunError
+from sslzoo.cli.status_ import table
+from sslzoo.launch.follow import Row, folders, rows
+from sslzoo.launch.state import State
+from sslzoo.run import files
+from sslzoo.run.folder import Folder
+from sslzoo.run.metrics import Lines
+
+RECIPE = "# sslzoo 0\nname: a\nrun: {steps: 4, batch: 8}\n"
+STATE = {"state": "done", "step": 4, "steps": 4, "saved": 4, "host": "elsewhere", "pid": 77, "time": 1.0, "loss": 0.5}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """What a finished run leaves, checkpoints aside."""
+    folder = tmp_path / "runs" / "good"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "state.json").write_text(json.dumps(STATE))
+    (folder / "attempts.jsonl").write_text('{"from": 0, "repeats": 0}\n')
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "loss": 0.5}}\n' for n in range(1, 5)))
+    return folder
+
+
+def test_a_whole_file_is_replaced_at_once_and_only_if_it_changes(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    files.write_whole(path, "one")
+    before = path.stat().st_ino
+    files.write_whole(path, "one")
+    assert path.stat().st_ino == before
+
+    def full(_handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="file could not be written: No space left on device"):
+        files.write_whole(path, "two")
+    assert path.read_text() == "one"
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_told_by_file():
+    with pytest.raises(RunError, match="/dev/full could not be written: No space left on device"):
+        files.append(Path("/dev/full"), [{"step": 1}])
+
+
+def test_a_line_after_a_torn_one_stands_alone(tmp_path):
+    lines = Lines(tmp_path / "metrics.jsonl")
+    lines.write({"step": 1, "loss": 0.5})
+    with lines.path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    lines.write({"step": 3, "loss": float("nan")})
+    found, fault = lines.found()
+    assert found == [{"step": 1, "loss": 0.5}, {"step": 3, "loss": None}]
+    assert "line 2 cannot be read" in fault
+
+
+def test_metrics_that_need_no_cutting_are_not_written(run):
+    path = run / "metrics.jsonl"
+    before = path.stat().st_ino
+    Lines(path).rewind(4)
+    assert path.stat().st_ino == before
+    Lines(path).rewind(2)
+    assert [line["step"] for line in Lines(path).read()] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["state.json", "launch.json", "attempts.jsonl", "metrics.jsonl", "recipe.yaml"])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_damaged_file_is_told_by_name_and_hides_no_other_run(run, name, seed):
+    other = run.with_name("other")
+    other.mkdir()
+    whole = {"launch.json": json.dumps({"asked": {"cluster": "x"}, "top": "t", "logs": "l"})}.get(name)
+    text = (whole or (run / name).read_text()).encode()
+    rng = random.Random(f"{name} {seed}")
+    bad = [
+        b"",
+        text[: rng.randrange(1, len(text) - 4)],
+        bytes(rng.randrange(256) for _ in range(60)),
+        b"[" * 100_000,
+        b"null",
+        text.replace(b":", b"\0"),
+    ][seed % 6]
+    for file in run.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    (run / name).write_bytes(bad)
+    good, damaged = sorted(rows(folders(run.parent)), key=lambda row: row.run.endswith("good"))
+    assert (good.run, good.state, good.reason) == (str(other), "done", "")
+    told = name in damaged.reason
+    tolerated = name.endswith(".jsonl") and not bad.strip()  # a file without lines
+    assert told or tolerated, damaged
+    State(run).begin(4, 4)  # a run with a checkpoint goes on
+    Folder(run).prepare(RECIPE, lambda _text: None)
+    assert (run / "recipe.yaml").read_text() == RECIPE
+    Folder(run).metrics.rewind(4)
+    assert not Folder(run).metrics.found()[1]
+
+
+def test_values_of_other_types_are_damage_too(run):
+    for bad in ({"step": "four"}, {"pid": -1}, {"pid": 0}, {"loss": []}, {"state": 3}, {"time": {}}):
+        (run / "state.json").write_text(json.dumps(STATE | bad))
+        assert "state.json is damaged" in rows([run])[0].reason
+        assert State(run).now == {}  # a pid of -1 would mean every process of the machine
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(run):
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    with pytest.raises(RunError, match=r"was saved at step 4 of 4 and is done, but its checkpoints are gone"):
+        State(run).begin(0, 4)
+    (run / "state.json").write_text("")
+    with pytest.raises(RunError, match=r"state.json is damaged.*and there is no checkpoint"):
+        State(run).begin(0, 4)
+    (run / "state.json").write_bytes(before["state.json"])
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+    State(run).begin(2, 4)  # an older checkpoint will do
+
+
+def test_a_run_that_never_saved_begins_again(run):
+    (run / "state.json").write_text(json.dumps(STATE | {"state": "running", "saved": 0}))
+    State(run).begin(0, 4)
+
+
+def test_a_torn_recipe_is_kept_and_written_anew_and_another_is_refused(run):
+    whole = RECIPE + "evaluate: {batch: 8}\n"
+    (run / "recipe.yaml").write_text("name: a\nrun: {ste")
+    told = []
+    Folder(run).prepare(whole, told.append)
+    assert "recipe.yaml is damaged" in told[0]
+    assert (run / "recipe.damaged.yaml").read_text() == "name: a\nrun: {ste"
+    (run / "recipe.yaml").write_text("# sslzoo 1\nname: a\nrun: {steps: 4, batch: 8}\n")
+    Folder(run).prepare(whole + "optim: {lr: 1}\n", told.append)  # the beginning of what is asked for
+    with pytest.raises(RunError, match="run.steps: 4 there, 5 asked for"):
+        Folder(run).prepare(whole.replace("steps: 4", "steps: 5"), told.append)
+
+
+def test_status_fits_80_columns_and_tells_runs_apart_by_their_ends():
+    def row(name):
+        told = [f"runs/a-long-sweep/optim.lr=0.001,optim.weight_decay=0.05,{name}", "running", "", "4242_11"]
+        return Row(*told, "gpu[001-128]", 123456, 300000, 12345.6, 360000.0, 3, 120, 1.2345, 99.9)
+
+    found = [row("run.seed=0"), row("run.seed=1")]
+    for width in (60, 80, 120, 200):
+        lines = table(found, Path("runs"), width).splitlines()
+        assert all(len(line) <= width for line in lines)
+        assert "run.seed=0" in lines[1]
+        assert "run.seed=1" in lines[2]
+        assert "running" in lines[1]
+        assert "123456/300000" in lines[1]
+    assert "repeated" in table(found, Path("runs"), 200)

@@ -1,0 +1,263 @@
+"""Names, paths and values are data: nothing in them reaches a shell, a folder that is not theirs, or a page."""
+
+import json
+import os
+import random
+import shlex
+import subprocess
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sslzoo import RunError, UserError
+from sslzoo.errors import RecipeError
+from sslzoo.launch import profile as profiles
+from sslzoo.launch import slurm, snapshot
+from sslzoo.launch.submit import Asked, Element, plan, script, with_folder
+from sslzoo.recipe.recipe import load
+from sslzoo.report import page
+
+HOSTILE = [
+    "$(touch made)",
+    "`touch made`",
+    "; touch made;",
+    "a' ; touch made; '",
+    'a" ; touch made; "',
+    "a && touch made",
+    "| touch made",
+    "${HOME:-$(touch made)}",
+    "a b  c",
+    "-rf",
+    "*",
+    "#",
+    "é",
+    "a\\",
+    "a\n#SBATCH --wrap='touch made'\ntouch made",
+    "a\0b",
+    "%x",
+]
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """A PATH on which SLURM and Python are scripts that only write down how they were called."""
+    place = tmp_path / "tools"
+    place.mkdir()
+    for name in ("sbatch", "srun", "squeue", "scontrol", "python", "sslzoo"):
+        (place / name).write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@" >> "$CALLED"\nexit "${{EXIT:-0}}"\n')
+        (place / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}:/usr/bin:/bin")
+    monkeypatch.setenv("CALLED", str(tmp_path / "called"))
+    return place
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load("tiny/ijepa")
+
+
+def printed(tmp_path, tiny, keys, name="plain", out=None):
+    """The batch script for a recipe's name, a run folder and keys of a profile, and the folder it would run in."""
+    (tmp_path / "profile.yaml").write_text(json.dumps({"gpus_per_node": 1, **keys}))
+    recipe, installed = tiny
+    recipe = load("tiny/ijepa", [f"name={json.dumps(name)}"])[0]
+    found = [Element(out or tmp_path / "runs" / recipe.name, recipe, installed)]
+    return script(found, plan(found, Asked(str(tmp_path / "profile.yaml"), evaluate=False))), found[0].folder
+
+
+@pytest.mark.parametrize("bad", HOSTILE)
+def test_hostile_words_reach_no_shell(tmp_path, tiny, tools, bad):
+    """The script is run by bash; whatever stands in a name, a path or a value, it makes nothing and calls srun alone."""
+    keys = [{key: bad} for key in ("partition", "account", "qos", "constraint", "memory")]
+    keys += [{"environment": {"X": bad}}, {"sbatch": {"reservation": bad}}, {"sbatch": {bad: 1}}]
+    keys += [{"environment": {bad: "1"}}, {"container": {"image": bad, "mounts": [bad], "python": bad}}]
+    accepted = {}
+    for one in keys:
+        with suppress(RecipeError):
+            (tmp_path / "one.yaml").write_text(json.dumps(one))
+            profiles.load(str(tmp_path / "one.yaml"), tiny[1])
+            accepted |= one
+    for how in ({"name": bad}, {"out": tmp_path / "runs" / bad}):
+        with suppress(RecipeError, UserError):
+            text, folder = printed(tmp_path, tiny, accepted, **how)
+            run_by_bash(text, folder, tmp_path / "here")
+    assert accepted or not bad.isprintable()
+
+
+def run_by_bash(text, folder, here):
+    here.mkdir(exist_ok=True)
+    env = os.environ | {"SLURM_JOB_ID": "1"}
+    done = subprocess.run(["/bin/bash"], input=text, cwd=here, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), text
+    assert not list(here.iterdir()), text
+    called = Path(env["CALLED"]).read_text().split("\n")
+    assert called[0] == "srun"
+    assert any(str(folder.resolve() / "slurm") in word for word in called)
+    for line in (line for line in text.splitlines() if line.startswith("#SBATCH")):
+        assert len(shlex.split(line.removeprefix("#SBATCH"))) == 1, line
+
+
+def test_values_of_the_environment_are_as_written_but_for_variables():
+    def said(value):
+        shell = f'export A={slurm._quoted(value)}; printf %s "$A"'
+        return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env={"HOME": "/h"}).stdout
+
+    assert said("$HOME/x") == "/h/x"
+    assert said("${HOME}/`x`$(y)'\"\\") == "/h/`x`$(y)'\"\\"
+    assert said("") == ""
+    rng = random.Random(0)
+    for _ in range(20):
+        text = "".join(rng.choice("ab '\"\\$`(){};&|<>*?!#~=\t") for _ in range(12))
+        if "$a" not in text and "$b" not in text:
+            assert said(text) == text
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "..", ".", "a/b", "a\\b", "/etc/x", "", " ", "x" * 300, "a\0b", "a\nb", "-rf", "\u202ea"]
+)
+def test_a_name_that_is_no_folders_name_is_refused(name):
+    with pytest.raises(RecipeError, match="a folder's name is wanted"):
+        load("tiny/ijepa", [f"name={json.dumps(name)}"])
+
+
+def test_a_page_shows_names_as_text():
+    html = page._HTML.substitute(
+        name=page.escape("<script>alert(1)</script>"), picture="", table=page._table({"<b>": {"knn/<i>": 1.0}})
+    )
+    assert "<script>" not in html
+    assert "<b>" not in html
+    assert "<i>" not in html
+
+
+def test_a_profile_tells_all_its_problems_at_once(tmp_path, tiny):
+    (tmp_path / "bad.yaml").write_text(
+        "partitoin: low\ngpus_per_node: some\ntime: soon\nsbatch: {'a b': 1}\nenvironment: {1X: a, Y: \"a\\nb\"}\n"
+    )
+    with pytest.raises(RecipeError) as told:
+        profiles.load(str(tmp_path / "bad.yaml"), tiny[1])
+    for word in ("did you mean partition", "gpus_per_node", "a time is wanted", "sbatch.a b", "environment.1X", "Y"):
+        assert word in str(told.value)
+
+
+def test_a_folder_that_sslzoo_did_not_make_is_not_replaced(tmp_path, tiny):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "thesis.tex").write_text("mine")
+    with pytest.raises(RunError, match="was not made by sslzoo"):
+        snapshot.refuse_foreign(code)
+    for other in ("code.writing", "code.before"):
+        (tmp_path / other).mkdir()
+        (tmp_path / other / "mine").write_text("")
+        with pytest.raises(RunError, match=f"{other} was not made by sslzoo"):
+            snapshot.refuse_foreign(tmp_path / other)
+    assert (code / "thesis.tex").read_text() == "mine"
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_submission_that_slurm_refuses_leaves_the_run_as_it_was(tmp_path, tiny, tools, monkeypatch):
+    from sslzoo.launch import submit as module
+
+    recipe, installed = tiny
+    element = Element(tmp_path / "run", recipe, installed)
+    asked = Asked("a100-80gb", gpus=1)
+    monkeypatch.setattr(slurm, "submit", lambda *_words: ["7"])
+    monkeypatch.setattr(slurm, "ask", lambda _jobs: {})
+    assert module.submit([element], asked, []) == ["7"]
+    (tmp_path / "run" / "code" / "old").write_text("the code of the first submission")
+    before = tree(tmp_path / "run")
+
+    def refused(*_words):
+        raise UserError("SLURM refused the job: no")
+
+    monkeypatch.setattr(slurm, "submit", refused)
+    with pytest.raises(UserError, match="SLURM refused"):
+        module.submit([element], replace(asked, nodes=2), [])
+    assert tree(tmp_path / "run") == before
+    for wrong in (asked.__class__("a100-80gb", gpus=7), asked.__class__("a100-80gb", gpus=1, time="soon")):
+        with pytest.raises(UserError):
+            module.submit([element], wrong, [])
+        assert tree(tmp_path / "run") == before
+    with pytest.raises(RunError, match="holds a run of another recipe"):
+        module.submit([replace(element, recipe=load("tiny/ijepa", ["run.seed=9"])[0])], asked, [])
+    assert tree(tmp_path / "run") == before
+    monkeypatch.setattr(slurm, "submit", lambda *_words: ["8"])
+    assert module.submit([element], asked, []) == ["8"]
+    assert not (tmp_path / "run" / "code" / "old").exists()
+    assert not list((tmp_path / "run").glob("code.*"))
+
+
+def test_what_comes_after_is_a_command_with_its_folder():
+    assert with_folder("eval --untrained", Path("r")) == ("eval", "r", "--untrained")
+    assert with_folder("sslzoo eval {} --probe knn", Path("r")) == ("eval", "r", "--probe", "knn")
+    for bad in ("", "eval 'x", "   "):
+        with pytest.raises(UserError, match="--then"):
+            with_folder(bad, Path("r"))
+
+
+@pytest.mark.parametrize("then", ["evla", "eval --no-such", "eval 'x", "eval --step many", "eval --help"])
+def test_what_comes_after_is_checked_before_anything_is_submitted(tmp_path, tools, then, monkeypatch):
+    from click.testing import CliRunner
+
+    from sslzoo.cli import cli
+
+    monkeypatch.setattr(slurm, "submit", lambda *_words: pytest.fail("submitted"))
+    words = ["submit", "tiny/ijepa", "--cluster", "a100-80gb", "--gpus", "1", "--out", str(tmp_path / "run")]
+    left = CliRunner().invoke(cli, [*words, "--then", then])
+    assert isinstance(left.exception, UserError)
+    assert "--then" in str(left.exception)
+    assert not (tmp_path / "run").exists()
+
+
+REQUEUE = """
+case $1 in --noheader) echo "${NOW:-RUNNING}" ;; requeue) echo asked >> "$CALLED" ;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "code", "steps", "asked"),
+    [
+        ("done", 0, (5, 0), 0),
+        ("stopped", 143, (5, 0), 1),
+        ("killed", 137, (5, 0), 1),
+        ("its own error", 1, (5, 0), 0),
+        ("cancelled", 143, (5, 0), 0),
+        ("no step, the first time", 137, (0, 0), 1),
+        ("no step, the second time", 137, (0, 0), 0),
+        ("dead before it began", 137, None, 1),
+    ],
+)
+def test_the_batch_script_decides_whether_a_job_is_queued_again(
+    tmp_path, tiny, tools, monkeypatch, case, code, steps, asked
+):
+    text, run = printed(tmp_path, tiny, {})
+    run.mkdir(parents=True)
+    for name in ("squeue", "scontrol"):
+        (tools / name).write_text("#!/bin/bash\n" + REQUEUE)
+    job = "#!/bin/bash\n"
+    if steps is not None:
+        step, begun = steps
+        job += f'echo \'{{"from": {begun}, "repeats": 0}}\' >> {run}/attempts.jsonl\n'
+        job += f'printf \'{{\\n "state": "running",\\n "step": {step},\\n "steps": 9\\n}}\' > {run}/state.json\n'
+    if case == "its own error":
+        job += f"echo 'ValueError: mine' > {run}/failure.txt\n"
+    (tools / "srun").write_text(job + f"exit {code}\n")
+    (run / "failure.txt").write_text("of an attempt before")
+    if "second" in case:
+        (run / "barren.txt").write_text("exit code 137\n")
+    monkeypatch.setenv("NOW", "CANCELLED" if case == "cancelled" else "RUNNING")
+    env = os.environ | {"SLURM_JOB_ID": "1"}
+    done = subprocess.run(["/bin/bash"], input=text, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, ""), done.stdout
+    called = tmp_path / "called"
+    assert (called.read_text().count("asked") if called.exists() else 0) == asked
+    told = (run / "failure.txt").read_text() if (run / "failure.txt").exists() else ""
+    expected = {"its own error": "ValueError: mine\n"}.get(
+        case, "the last two attempts did no step" * ("second" in case)
+    )
+    assert told.startswith(expected)
+    assert bool(told) == bool(expected)
