@@ -278,7 +278,11 @@ class View(Protocol):
 
 @runtime_checkable
 class MaskSampler(Protocol):
-    """What may be seen, what must be guessed. Made with `(*, ...)`. Runs in loader workers, on the CPU."""
+    """What may be seen, what must be guessed. Made with `(*, ...)`. Runs in loader workers, on the CPU.
+
+    One whose rows depend on the batch they are drawn with also sets `batchwise = True`: a run with it cannot be resumed
+    with other micro-batches.
+    """
 
     ragged: bool  # true if context lengths may differ from row to row
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslzoo.errors import Problem
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import Flow, build, make
 from sslzoo.recipe.compare import claim, refuse
-from sslzoo.recipe.recipe import Recipe, Run
+from sslzoo.recipe.recipe import Recipe, Run, warmups
 from sslzoo.rng import derive_seed
 from sslzoo.run import checkpoint, data, optim
 from sslzoo.run.clock import Clock
@@ -74,7 +75,7 @@ def train(
 
     shares = data.split(run.batch, world.size, run.micro)
     order = data.Order(len(sources.data), run.batch, run.seed)
-    steps = run.steps or int((run.epochs or 0) * order.epoch_steps)
+    steps = length(recipe, catalogue, order, watch.say)
     start = resume(folder, method, optimizer, world, watch.say)
     watch.begin(start, steps)
     ready(folder, recipe, catalogue, start, world, watch.say)
@@ -140,6 +141,22 @@ def train(
             barrier()  # nobody leaves before the checkpoint is on disk
             raise Stopped(f"{guard.stopping} after step {step + 1} of {steps}: saved; the same command goes on")
     return method
+
+
+def length(recipe: Recipe, catalogue: Catalogue, order: data.Order, say: Say) -> int:
+    """Steps of the run. Says which warm-ups it does not reach the end of, as a run made short on purpose does not.
+
+    Raises:
+        RecipeError: the epochs give no step.
+    """
+    steps = recipe.run.steps or int((recipe.run.epochs or 0) * order.epoch_steps)
+    if not steps:
+        told = f"found {recipe.run.epochs:g}; epochs of {order.epoch_steps} steps are wanted, so that there is a step"
+        raise recipe.text.error([Problem("run.epochs", told)])
+    for place, warm in warmups(recipe, catalogue):
+        if warm.steps(order.epoch_steps) > steps:
+            say(f"warning: {place}: a warm-up of {warm} is longer than the run of {steps} steps")
+    return steps
 
 
 def resume(folder: Folder, method: Method, optimizer: torch.optim.Optimizer, world: World, say: Say) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -38,7 +40,7 @@ class Clusters(nn.Module):
         student: Student,
         *,
         clusters: int = 16384,
-        momentum: Schedule = RISING,
+        momentum: Annotated[Schedule, Field(ge=0, le=1)] = RISING,
         temperature: float = 0.06,
         own_temperature: float = 0.12,
         iterations: int = 3,

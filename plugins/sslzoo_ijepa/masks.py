@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng
@@ -41,7 +42,7 @@ class Multiblock:
     def __init__(
         self,
         *,
-        targets: int = 4,
+        targets: Annotated[int, Field(ge=1, le=256)] = 4,
         target_scale: Range = (0.15, 0.2),
         target_aspect: Range = (0.75, 1.5),
         context_scale: Range = (0.85, 1.0),
@@ -152,12 +153,13 @@ class MultiblockLegacy:
     """
 
     ragged = False
+    batchwise = True  # the shortest context of a batch cuts all others
     tries = 20  # placements of the context block before one target is let go
 
     def __init__(
         self,
         *,
-        targets: int = 4,
+        targets: Annotated[int, Field(ge=1, le=256)] = 4,
         target_scale: Range = (0.15, 0.2),
         target_aspect: Range = (0.75, 1.5),
         context_scale: Range = (0.85, 1.0),

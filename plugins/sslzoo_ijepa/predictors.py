@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -16,6 +17,9 @@ from sslzoo.nn import Block, LayerNorm, Positions, joint_mask, key_mask, pixels_
 # Depth and heads for each encoder width (Assran et al. 2023, appendix A.1, and the released settings); the heads are
 # the encoder's. The two smallest were never published with a depth: they take that of the next.
 PUBLISHED = {192: (6, 3), 384: (6, 6), 768: (6, 12), 1024: (12, 16), 1280: (12, 16), 1408: (16, 16)}
+
+Width = Annotated[int, Field(ge=1, le=65536)]
+Depth = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Joint(nn.Module):
@@ -37,11 +41,11 @@ class Joint(nn.Module):
         self,
         encoder: Encoder,
         *,
-        width: int = 384,
-        depth: int | None = None,
-        heads: int | None = None,
+        width: Width = 384,
+        depth: Depth | None = None,
+        heads: Depth | None = None,
         to: Literal["tokens", "pixels"] = "tokens",
-        init: float = 0.02,
+        init: Annotated[float, Field(ge=0)] = 0.02,
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)
@@ -92,11 +96,11 @@ class Cross(nn.Module):
         self,
         encoder: Encoder,
         *,
-        width: int = 384,
-        depth: int | None = None,
-        heads: int | None = None,
+        width: Width = 384,
+        depth: Depth | None = None,
+        heads: Depth | None = None,
         to: Literal["tokens", "pixels"] = "tokens",
-        init: float = 0.02,
+        init: Annotated[float, Field(ge=0)] = 0.02,
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -41,7 +42,7 @@ class Ema(nn.Module):
         self,
         student: Student,
         *,
-        momentum: Schedule = RISING,
+        momentum: Annotated[Schedule, Field(ge=0, le=1)] = RISING,
         norm: Literal["layer", "none"] = "layer",
         layers: int = 0,
         renorm: bool = False,

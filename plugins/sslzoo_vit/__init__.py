@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -22,6 +23,10 @@ SIZES = {
     "huge": (1280, 32, 16, 4.0),
     "giant": (1408, 40, 16, 48 / 11),
 }
+
+
+Width = Annotated[int, Field(ge=1, le=65536)]
+Depth = Annotated[int, Field(ge=1, le=1024)]  # and other small counts
 
 
 class ViT(nn.Module):
@@ -56,13 +61,13 @@ class ViT(nn.Module):
         self,
         *,
         size: Literal["tiny", "small", "base", "large", "huge", "giant"] | None = None,
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        mlp_ratio: float | None = None,
-        patch: int | tuple[int, int] = 16,
+        width: Width | None = None,
+        depth: Depth | None = None,
+        heads: Depth | None = None,
+        mlp_ratio: Annotated[float, Field(gt=0, le=64)] | None = None,
+        patch: Depth | tuple[Depth, Depth] = 16,
         class_token: bool = False,
-        registers: int = 0,
+        registers: Annotated[int, Field(ge=0, le=1024)] = 0,
         positions: Literal["sincos", "sincos-rows", "learned", "relative"] = "sincos",
         image: int | tuple[int, int] | None = None,
         resample: Literal["antialias", "plain", "offset"] = "antialias",
@@ -70,7 +75,7 @@ class ViT(nn.Module):
         drop_path: float = 0.0,
         attention_drop: float = 0.0,
         layer_scale: float | None = None,
-        init: float | Literal["xavier"] = 0.02,
+        init: Annotated[float, Field(ge=0)] | Literal["xavier"] = 0.02,
         rescale: bool = False,
     ) -> None:
         super().__init__()

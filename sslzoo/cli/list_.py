@@ -24,6 +24,7 @@ def command(what: str | None, as_json: bool) -> None:
       sslzoo list predictors --json
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from sslzoo.cli import echo_json
@@ -46,11 +47,15 @@ def command(what: str | None, as_json: bool) -> None:
         echo_json(found)
         return
     for family, parts in found.items():
-        table = Table(family, "", box=None, header_style="bold", pad_edge=False)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column(family, no_wrap=True)
+        table.add_column("", overflow="fold")
         for name, summary in sorted(parts.items()):
-            table.add_row(name, summary)
+            table.add_row(escape(name), escape(summary))  # brackets are the author's own, not markup
         Console().print(table, "")
 
 
 def _first_line(path: Path) -> str:
-    return path.read_text().split("\n", 1)[0].removeprefix("#").strip()
+    """What a recipe is; the source of the method, which many share, is left to the file itself."""
+    line = path.read_text(errors="replace").split("\n", 1)[0].removeprefix("#").strip()
+    return line.split("   ", 1)[0]

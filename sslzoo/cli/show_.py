@@ -37,6 +37,8 @@ def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, 
         raise UserError(
             f"found {' '.join(words)!r}{close}\nwanted: a recipe, or FAMILY NAME; families: {', '.join(FAMILIES)}"
         )
+    if sets:
+        raise UserError(f"--set changes recipes; {' '.join(words)} is a part, shown with the defaults of its keys")
     part = catalogue(plugins).find(*words)
     keys = _keys(part.make)
     if as_json:
@@ -65,12 +67,12 @@ def _recipe(name: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_json
 
 
 def _keys(make: Any) -> dict[str, dict[str, Any]]:
-    from sslzoo.recipe.signature import describe, keys_of, plain
+    from sslzoo.recipe.signature import expected, keys_of, plain
 
     fields = keys_of(make).model_fields
     return {
         name: {
-            "type": describe(field.annotation),
+            "type": expected(field),
             "needed": field.is_required(),
             "default": None if field.is_required() else plain(field.default),
         }

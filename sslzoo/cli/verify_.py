@@ -31,7 +31,7 @@ def command(words: Sequence[str], plugins: tuple[Path, ...], sets: tuple[str, ..
     """
     from sslzoo import testing
     from sslzoo.cli import echo_json
-    from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
+    from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean, shown
     from sslzoo.plugins import catalogue
     from sslzoo.recipe import signature, yamltext
 
@@ -45,16 +45,13 @@ def command(words: Sequence[str], plugins: tuple[Path, ...], sets: tuple[str, ..
     found = [installed.parts[family][words[-1]] for family in families if words[-1] in installed.parts[family]]
     if not found:
         known = sorted({name for family in families for name in installed.parts[family]})
-        raise UserError(f"no part is called {words[-1]!r}{did_you_mean(words[-1], known)}")
+        close = did_you_mean(words[-1], known)
+        hint = "" if plugins else "\na part of your own plugin file is found with --plugin FILE.py"
+        raise UserError(f"no part is called {shown(words[-1])}{close}{hint}")
     if len(found) > 1:
         raise UserError(f"several parts are called {words[-1]!r}: say which of {', '.join(p.family for p in found)}")
     part = found[0]
-    given = {}
-    for one in sets:
-        key, equals, written = one.partition("=")
-        if not equals:
-            raise UserError(f"--set: found {one!r}; KEY=VALUE is wanted")
-        given[key] = yamltext.value(written)
+    given = {key: value for _, key, value in yamltext.assigned(sets)}
     keys, problems = signature.validate(signature.keys_of(part.make), given, part.name, repr(part.name))
     if problems:
         raise RecipeError("sslzoo verify", [Problem(one.place, one.message) for one in problems])

@@ -6,9 +6,11 @@ backward on the meta device, where tensors have shapes and no numbers. It opens 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -16,17 +18,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sslzoo.contracts import Batch, Dataset, Signal, Student
-from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
+from sslzoo.errors import Problem, RecipeError, RunError, UserError, did_you_mean
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe import shapes, signature
 from sslzoo.recipe.recipe import GroupKeys, Recipe, Spec, TermKeys, split_keys
 from sslzoo.rng import derive_seed
-from sslzoo.run.data import Sources, Views, fake_batch
+from sslzoo.run.data import Sources, Views, draw_mask, fake_batch
 from sslzoo.run.optim import trainable
 from sslzoo.step import CONTEXT, Method, Term, compute_loss
 
 DRY_IMAGES = 2  # images of the rehearsal
+DRAWN_STEPS, DRAWN_ROWS = 32, 512  # masks are drawn for so many steps, and so many images at the most
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def make(installed: Catalogue, family: str, spec: Spec, *given: Any, place: str 
     model = signature.keys_of(part.make)
     place = place or family
     keys, problems = signature.validate(model, own, place, repr(part.name))
-    who = f"{part.name!r} (plugin {part.plugin} {part.version})"
+    who = part.told
     if not problems:
         try:
             return part.make(*given, **{name: signature.expand(value) for name, value in keys.items()})
@@ -66,7 +69,7 @@ def make(installed: Catalogue, family: str, spec: Spec, *given: Any, place: str 
         except UserError:
             raise
         except Exception as error:  # a plugin's own mistake, told as one
-            problems = [Problem(place, f"{who} failed when it was made: {type(error).__name__}: {error}")]
+            problems = [Problem(place, f"{who} failed when it was made: {_told(error)}")]
     raise RecipeError("recipe", problems)
 
 
@@ -84,7 +87,7 @@ def build(recipe: Recipe, installed: Catalogue) -> tuple[Method, Sources]:
     if recipe.data:
         data = _attempt(problems, installed, "datasets", recipe.data, "data")
     if problems:
-        raise _error(recipe, problems)
+        raise recipe.text.error(problems)
     return method, replace(sources, data=data)
 
 
@@ -100,7 +103,7 @@ def check(recipe: Recipe, installed: Catalogue) -> Flow:
     if not problems:
         problems += list(_wiring(recipe, method, sources))
     if problems:
-        raise _error(recipe, problems)
+        raise recipe.text.error(problems)
     return _rehearse(recipe, method, sources)
 
 
@@ -117,13 +120,13 @@ def _build(recipe: Recipe, installed: Catalogue, problems: list[Problem]) -> tup
         masks = {name: one("masks", spec, f"masks.{name}") for name, spec in recipe.masks.items()}
     sources = Sources(_NoData(), views, masks)
     if not isinstance(encoder := one("encoders", recipe.encoder, "encoder"), nn.Module):
-        raise _error(recipe, problems)
+        raise recipe.text.error(problems)
     if not isinstance(predictor := one("predictors", recipe.predictor, "predictor", encoder), nn.Module):
-        raise _error(recipe, problems)
+        raise recipe.text.error(problems)
     student = Student(encoder, predictor)  # type: ignore[arg-type]
     targets = {name: one("targets", spec, f"targets.{name}", student) for name, spec in recipe.targets.items()}
     if problems:
-        raise _error(recipe, problems)
+        raise recipe.text.error(problems)
     signals = _signals(student, targets)
     terms = {name: Term(**TermKeys(**split_keys(spec, "losses")[1]).__dict__) for name, spec in recipe.losses.items()}
     losses = {}
@@ -133,7 +136,7 @@ def _build(recipe: Recipe, installed: Catalogue, problems: list[Problem]) -> tup
         else:
             losses[name] = one("losses", spec, f"losses.{name}", signals[terms[name].predict])
     if problems:
-        raise _error(recipe, problems)
+        raise recipe.text.error(problems)
     return Method(student, targets, losses, terms), sources
 
 
@@ -167,17 +170,13 @@ def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Proble
             yield Problem(
                 f"masks.{name}", f"no group of views is called {name!r}{close}\nviews: {', '.join(sources.views)}"
             )
-    for name, views in sources.views.items():
-        place = f"views.{name}"
-        try:
-            grid = method.student.encoder.grid(views.view.size)
-            place = f"masks.{name}"
-            if name in masked:
-                shapes.mask(sources.masks[name](2, grid, _rng()), 2, grid)
-        except (ValueError, shapes.WrongShape) as error:
-            yield Problem(place, str(error))
-        except Exception as error:  # a plugin's own mistake, told as one
-            yield Problem(place, f"failed on images of {views.view.size}: {type(error).__name__}: {error}")
+    for name in sources.views:
+        yield from _grid_and_masks(name, recipe, method, sources)
+    names = [name for name, _ in trainable(method)]
+    for pattern in recipe.optim.groups:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            some = ", ".join(names[:: max(1, len(names) // 4)])
+            yield Problem(f"optim.groups.{pattern}", f"matches no parameter that learns; they are called {some}, ...")
     ragged = [name for name in masked if sources.masks[name].ragged]
     if ragged and not method.student.encoder.ragged:
         yield Problem(f"masks.{ragged[0]}", "contexts differ in length, which this encoder does not accept")
@@ -192,6 +191,21 @@ def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Proble
         )
     for name, term in method.terms.items():
         yield from _term(name, term, signals, method, masked)
+
+
+def _grid_and_masks(name: str, recipe: Recipe, method: Method, sources: Sources) -> Iterator[Problem]:
+    """Whether images of a group make a grid, and masks can be drawn for it: those of the first steps of the run."""
+    views, place, run = sources.views[name], f"views.{name}", recipe.run
+    rows = range(min(run.micro or run.batch, run.batch, DRAWN_ROWS))
+    try:
+        grid = method.student.encoder.grid(views.view.size)
+        place = f"masks.{name}"
+        for step in range(DRAWN_STEPS) if name in sources.masks else ():
+            draw_mask(sources.masks[name], grid, derive_seed(run.seed, name), step, rows, views.count)
+    except (ValueError, RunError) as error:
+        yield Problem(place, str(error))
+    except Exception as error:  # a plugin's own mistake, told as one
+        yield Problem(place, f"failed on images of {views.view.size}: {_told(error)}")
 
 
 def _relating(method: Method) -> str:
@@ -234,12 +248,6 @@ def _term(
                 )
 
 
-def _rng() -> Any:
-    from sslzoo.rng import Rng
-
-    return Rng(0, 0, range(2))
-
-
 def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
     batch = fake_batch(sources, method.student.encoder, DRY_IMAGES, "meta")
     at = Progress(0, 1)
@@ -249,12 +257,10 @@ def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
             loss, _ = compute_loss(method, batch, at)
             loss.backward()
         except shapes.WrongShape as wrong:
-            raise _error(recipe, [Problem(seen["last"], str(wrong))]) from wrong
+            raise recipe.text.error([Problem(seen["last"], str(wrong))]) from wrong
         except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             where = seen.get("last", "the step")
-            raise _error(
-                recipe, [Problem(where, f"failed in a rehearsed step: {type(error).__name__}: {error}")]
-            ) from error
+            raise recipe.text.error([Problem(where, f"failed in a rehearsed step: {_told(error)}")]) from error
     unused = tuple(name for name, parameter in trainable(method) if parameter.grad is None)
     counts = {name: _count(part) for name, part in _named(method).items()}
     return Flow(
@@ -352,6 +358,7 @@ class _NoData:
 _: Dataset = _NoData()
 
 
-def _error(recipe: Recipe, problems: list[Problem]) -> RecipeError:
-    text = recipe.text
-    return RecipeError(text.source, [Problem(p.place, p.message, p.line or text.line(p.place)) for p in problems])
+def _told(error: Exception) -> str:
+    """An error with the file and line it arose in."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {error}\nin {last.filename}, line {last.lineno}, {last.name}()"

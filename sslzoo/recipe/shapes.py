@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslzoo.contracts import Grid, Mask, Signal, Tokens
+from sslzoo.contracts import Signal, Tokens
 
 
 class WrongShape(Exception):  # noqa: N818 - becomes a problem of the recipe
@@ -38,21 +38,6 @@ def check(family: str, part: Any, given: tuple[Any, ...], out: Any) -> None:
         _signals(outputs, out, len(batch.pairing.sequence), lead, "[u b e]")
     elif family == "losses":
         _loss(out)
-
-
-def mask(found: Any, rows: int, grid: Grid) -> None:
-    """Compares what a mask sampler returned with its contract; raises WrongShape."""
-    if not isinstance(found, Mask):
-        raise WrongShape(f"returned {_said(found)}; the contract says a Mask of context [s k] and target [s m q]")
-    context, target = found.context.index, found.target.index
-    if context.ndim != 2 or target.ndim != 3 or len(context) != len(target) or len(context) % rows:
-        raise WrongShape(
-            f"returned context {_letters(context)} and target {_letters(target)} for a batch of {rows}; the contract "
-            "says context [s k] and target [s m q], s a multiple of the batch"
-        )
-    highest = max(int(context.max()), int(target.max()))
-    if highest >= grid[0] * grid[1] or min(int(context.min()), int(target.min())) < 0:
-        raise WrongShape(f"named patch {highest}; a grid of {grid[0]} x {grid[1]} has 0 to {grid[0] * grid[1] - 1}")
 
 
 def _tokens(part: Any, given: Sequence[Any], out: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from sslzoo.contracts import Batch, Dataset, Encoder, Grid, Group, Mask, MaskSampler, Pairing, Role, View
+from sslzoo.contracts import Batch, Dataset, Encoder, Grid, Group, Mask, MaskSampler, Pairing, Patches, Role, View
 from sslzoo.errors import RunError
 from sslzoo.rng import Rng, derive_seed, generator
 from sslzoo.run.parallel import World, all_sum
@@ -164,9 +164,60 @@ def make_group(
 
 
 def draw_mask(sampler: MaskSampler, grid: Grid, seed: int, step: int, places: Sequence[int], views: int = 1) -> Mask:
-    """Masks of these places of a step, for each of the views; groups pass seeds of their own."""
+    """Masks of these places of a step, for each of the views; groups pass seeds of their own.
+
+    Raises:
+        RunError: the sampler returned no mask, or one that does not fit the grid.
+    """
     rows = [view << 32 | place for view in range(views) for place in places]
-    return sampler(len(rows), grid, Rng(seed, step, rows))
+    found = sampler(len(rows), grid, Rng(seed, step, rows))
+    fault = _mask_fault(found, len(rows), grid)
+    if fault:
+        raise RunError(f"the mask sampler {type(sampler).__name__} {fault}")
+    return found
+
+
+def _mask_fault(found: Any, rows: int, grid: Grid) -> str:
+    """What is wrong with what a mask sampler returned, or nothing.
+
+    Asked of every batch: an index beyond the grid would crash an encoder, or be silent in one.
+    """
+    if not isinstance(found, Mask):
+        return f"returned a {type(found).__name__}; the contract says a Mask of context [s k] and target [s m q]"
+    context, target = found.context.index, found.target.index
+    if context.ndim != 2 or target.ndim != 3 or len(context) != len(target) or len(context) % rows:
+        return (
+            f"returned context {_letters(context)} and target {_letters(target)} for a batch of {rows}; the contract "
+            "says context [s k] and target [s m q], s a multiple of the batch"
+        )
+    for name, patches in (("context", found.context), ("target", found.target)):
+        fault = _index_fault(patches.index, grid[0] * grid[1]) or _length_fault(patches)
+        if fault:
+            return (
+                f"returned a {name} {fault}; a grid of {grid[0]} x {grid[1]} has patches 0 to {grid[0] * grid[1] - 1}"
+            )
+    fault = "" if found.source is None else _index_fault(found.source, rows)
+    return fault and f"returned a source {fault}; the batch has view rows 0 to {rows - 1}"
+
+
+def _index_fault(index: Tensor, patches: int) -> str:
+    if index.dtype != torch.int64:
+        return f"of {str(index.dtype).removeprefix('torch.')}, where int64 is wanted"
+    if not index.numel():
+        return f"of no patches, {_letters(index)}"
+    low, high = (int(one) for one in index.aminmax())
+    return "" if 0 <= low <= high < patches else f"that names {low if low < 0 else high}"
+
+
+def _length_fault(patches: Patches) -> str:
+    if patches.length is None:
+        return ""
+    low, high = (int(one) for one in patches.length.aminmax())
+    return "" if 0 <= low <= high <= patches.index.shape[-1] else f"whose lengths run from {low} to {high}"
+
+
+def _letters(x: Tensor) -> str:
+    return f"[{' '.join(map(str, x.shape))}]"
 
 
 def seed_views(seed: int) -> None:

@@ -6,8 +6,11 @@ from recipe_text import GOOD
 
 from sslzoo import PluginError, RecipeError, Schedule, UserError, catalogue
 from sslzoo.recipe.build import build, check
-from sslzoo.recipe.recipe import load, resolve
+from sslzoo.recipe.compare import differences
+from sslzoo.recipe.recipe import change, load, resolve
 from sslzoo.recipe.schedule import Duration
+from sslzoo.run.data import Order
+from sslzoo.train import length
 
 FIRST_TWO_PASSES = """\
 {path}: 3 problems
@@ -234,3 +237,131 @@ def test_every_part_starts_from_a_seed_of_its_own(recipe):
     third, _ = build(*load(recipe(), ["run.seed=1"]))
     first, other = (parts.student.encoder.blocks[0].mlp.fc1.weight for parts in (one, third))
     assert not first.equal(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "says"),
+    [
+        (("lr: 1e-3", "lr: -1e-3"), "optim.lr", "found -0.001; expected a number or a schedule, 0 or more"),
+        (("lr: 1e-3", "lr: true"), "optim.lr", "found True"),
+        (("lr: 1e-3", "lr: .nan"), "optim.lr", "found nan"),
+        (("lr: 1e-3", "lr: 1e-3, betas: [0.9, 1.0]"), "optim.betas", "each a number, from 0 to below 1"),
+        (("lr: 1e-3", "lr: 1e-3, clip: 0"), "optim.clip", "above 0"),
+        (("lr: 1e-3", "lr: 1e-3, clipp: 1"), "optim.clipp", "did you mean clip?"),
+        (
+            ("lr: 1e-3", 'lr: 1e-3, groups: {"*.bias": {weigth_decay: 0}}'),
+            "optim.groups.*.bias.weigth_decay",
+            "did you mean weight_decay?\nit takes: lr, weight_decay",
+        ),
+        (("lr: 1e-3", 'lr: 1e-3, groups: {"*.bais": {lr: 0}}'), "optim.groups.*.bais", "matches no parameter"),
+        (("lr: 1e-3", "lr: {cosine: [1, 0], countng: one}"), "optim.lr", "did you mean counting?"),
+        (("lr: 1e-3", "lr: {warmup: {epoch: 3, from: 0, to: 1}}"), "optim.lr", "did you mean epochs?"),
+        (("lr: 1e-3", "lr: {warmup: {steps: 11, from: 0, to: 1}}"), "optim.lr", "longer than the run of 10 steps"),
+        (("steps: 10", "steps: true"), "run.steps", "found True; expected a whole number or null, from 1 to"),
+        (("workers: 0", "workers: 1000000"), "run.workers", "from 0 to 512"),
+        (("workers: 0", "workers: 0, save_every: -1 epochs"), "run.save_every", "a duration is a number of steps"),
+        (("workers: 0", "workers: 0, held: 3"), "run.held", "it is called monitor now"),
+        (("steps: 10", "steps: " + "1" * 5000), "run.steps", "cannot be read as a value"),
+        (("predict: pred", "predct: pred"), "losses.guess.predct", "did you mean predict?"),
+        (("target: teacher.patch", "target: predictor.patch"), "losses.guess.target", "is what is predicted"),
+        (("use: multiblock", "use: [a]"), "masks.image", "a mask sampler is wanted: {use: NAME, ...}"),
+        (("size: 32}\nmasks", "size: 32, count: 0}\nmasks"), "views.image.count", "from 1 to 1024"),
+        (("{use: ema}", "{use: ema, momentum: 1.5}"), "targets.teacher.momentum", "from 0 to 1"),
+        (("name: good", "name: ../x"), "name", "a plain name is wanted"),
+        (("name: good", "name: " + "x" * 300), "name", "a plain name is wanted"),
+        (("name: good", 'name: "a\\0b"'), "name", "holds no NUL"),
+        (("teacher:", "a.b:"), "targets.a.b", "a plain name is wanted"),
+        (("optim: {lr: 1e-3}", "optim:"), "optim", "a mapping is wanted"),
+        (("optim: {lr: 1e-3}", "optim: {}"), "optim", "this section is empty"),
+        (("name: good", "name: good\nevaluate: 3"), "evaluate", "a mapping is wanted"),
+        (("name: good", "name: !mine x"), "name", "the tag !mine is not read here"),
+        (("name: good", "name: good\nplugins: &a [*a]"), "plugins" + ".0" * 32, "nested more than 32 deep"),
+        (("name: good", "name: good\nplugins: " + "[" * 3000), "(text)", "nested more than 32 deep"),
+        (("use: multiblock, min_keep: 1", "use: multiblock-legacy"), "masks.image", "search for ever"),
+    ],
+)
+def test_what_has_no_sense_is_refused_where_it_stands(recipe, change, place, says):
+    found = problems(recipe(change))
+    assert place in found
+    assert says in found[place][1]
+
+
+def test_bytes_that_are_no_utf8_and_alias_bombs_are_told(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"name: good\nviews: \xff\n")
+    line, message = problems(str(path))["(text)"]
+    assert line == 2
+    assert "0xff is no UTF-8" in message
+    bomb = "".join(f"b{n + 1}: &b{n + 1} [{', '.join([f'*b{n}'] * 9)}]\n" for n in range(9))
+    path.write_text("b0: &b0 [x]\n" + bomb)
+    assert any("more than 20,000 values" in message for _, message in problems(str(path)).values())
+
+
+def test_dates_and_words_are_text_and_a_long_message_is_cut(recipe):
+    assert load(recipe(("name: good", "name: 2020-01-01")))[0].name == "2020-01-01"
+    assert len(problems(recipe(("size: tiny", f"size: {'x' * 9000}")))["encoder.size"][1]) < 400
+
+
+@pytest.mark.parametrize("sets", [["run.steps=100", "run.epochs=null"], ["run.epochs=null", "run.steps=100"]])
+def test_steps_and_no_epochs_mean_the_same_in_either_order(recipe, sets):
+    read, _ = load(recipe(("steps: 10", "epochs: 3")), sets)
+    assert (read.run.steps, read.run.epochs) == (100, None)
+
+
+def test_a_resumed_run_may_lack_keys_that_came_later_and_change_free_ones(recipe):
+    read, installed = load(recipe())
+    had = yaml.safe_load(resolve(read, installed))
+    assert differences(had, read, installed) == []
+    del had["masks"]["image"]["keep"], had["optim"]["clip"], had["views"]["image"]["role"]  # as of an earlier version
+    had["run"] |= {"workers": 3, "micro": 2, "monitor": 7}
+    assert differences(had, read, installed) == []
+    had["encoder"]["size"] = "small"
+    had["losses"]["other"] = {"use": "mse"}
+    assert differences(had, read, installed) == [
+        "encoder.size: 'small' there, 'tiny' asked for",
+        "losses.other.use: 'mse' there, (absent) asked for",
+    ]
+    changed = load(recipe(), ["optim.clip=1.0"])
+    assert differences(yaml.safe_load(resolve(read, installed)), *changed) == ["optim.clip: None there, 1.0 asked for"]
+
+
+def test_micro_batches_are_not_free_where_masks_depend_on_them(recipe):
+    read, installed = load(recipe(("use: multiblock", "use: multiblock-legacy")))
+    had = yaml.safe_load(resolve(read, installed))
+    had["run"]["micro"] = 2
+    assert differences(had, read, installed) == ["run.micro: 2 there, None asked for"]
+
+
+def test_a_short_run_of_a_recipe_keeps_its_warmups_within(recipe):
+    read, installed = load(recipe(("lr: 1e-3", "lr: {warmup: {steps: 9, from: 0, to: 1}}")))
+    with pytest.raises(RecipeError, match="longer than the run"):
+        change(read, installed, ["run.steps=5"])
+    assert change(read, installed, ["run.steps=5", "optim.lr.warmup.steps=5"]).run.steps == 5
+
+
+def test_epochs_without_a_step_and_long_warmups_are_told_with_the_data(recipe):
+    read, installed = load(recipe(("steps: 10", "epochs: 0.1"), ("batch: 4", "batch: 8")))
+    with pytest.raises(RecipeError, match="run.epochs\n    found 0.1; epochs of 4 steps"):
+        length(read, installed, Order(32, 8, 0), print)
+    told = []
+    read, installed = load(recipe(("lr: 1e-3", "lr: {warmup: {epochs: 2, from: 0, to: 1}}")))
+    assert length(read, installed, Order(32, 4, 0), told.append) == 10
+    assert "optim.lr: a warm-up of 2 epochs is longer than the run of 10 steps" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ("one * 16", "a context that names 16; a grid of 4 x 4 has patches 0 to 15"),
+        ("one - 2", "a context that names -1"),
+        ("one * 1.0", "a context of float32, where int64 is wanted"),
+        ("one[:, :0]", "a context of no patches"),
+    ],
+)
+def test_a_mask_out_of_range_is_the_mask_samplers_fault(recipe, tmp_path, index, says):
+    text = MASK.replace("NAME", "corner").replace("self.where)", "1)").replace("Patches(one)", f"Patches({index})")
+    (tmp_path / "mine.py").write_text(text)
+    used = recipe(("use: multiblock, min_keep: 1", "use: corner"))
+    _, message = problems(used, plugins=[tmp_path / "mine.py"])["masks.image"]
+    assert message.startswith("the mask sampler Corner returned")
+    assert says in message
