@@ -10,6 +10,7 @@ try. The same seed gives the same case. A test tries many and wants no defect:
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import random
 import resource
@@ -64,6 +65,7 @@ class _Hang(BaseException):
 
 def tried(generator: Generator, seeds: range, folder: Path) -> Tried:
     """Makes and tries a case for each seed, each in a folder of its own."""
+    _warm()
     told = Tried()
     for seed in seeds:
         here = folder / f"{generator.__name__}-{seed}"
@@ -78,6 +80,13 @@ def tried(generator: Generator, seeds: range, folder: Path) -> Tried:
             told.valid.append((seed, case))
     print(f"{generator.__name__}: {told}")
     return told
+
+
+@functools.cache
+def _warm() -> None:
+    """Everything is imported before the clock runs: the first import takes long, and breaks when it is cut short."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        cli.main(["check", "tiny/ijepa"], standalone_mode=False)
 
 
 def outcome(case: Case) -> tuple[str, str]:
