@@ -13,7 +13,7 @@ from sslzoo.recipe.build import check
 from sslzoo.recipe.recipe import load, names
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml"))
 
 
