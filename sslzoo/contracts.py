@@ -358,6 +358,21 @@ class Loss(Protocol):
 
 
 @runtime_checkable
+class Optimizer(Protocol):
+    """How weights move. Made with `(groups, *, ...)`, torch's parameter groups; a `torch.optim.Optimizer`.
+
+    The engine writes `lr` and `weight_decay` into the groups before every step, and gives no gradient to parameters
+    that are frozen. State is tensors by parameter, and a count `step` of a group; all of it is saved by name.
+    """
+
+    shards: bool  # true if it may be given pieces of weights (DTensors, run.shard)
+
+    def step(self) -> None:
+        """Moves every parameter that has a gradient."""
+        ...
+
+
+@runtime_checkable
 class Probe(Protocol):
     """An evaluation of frozen features. Made with `(*, ...)`."""
 

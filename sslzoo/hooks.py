@@ -120,6 +120,20 @@ def sslzoo_losses() -> Mapping[str, type]:
 
 
 @hookspec
+def sslzoo_optimizers() -> Mapping[str, type]:
+    """Optimizers by recipe name, for the section `optim`.
+
+    An optimizer is a `torch.optim.Optimizer` made with parameter groups; the engine sets `lr` and `weight_decay` of
+    each group before every step (`sslzoo.contracts.Optimizer`).
+
+        @hookimpl
+        def sslzoo_optimizers():
+            return {"adamw": AdamW}
+    """
+    raise NotImplementedError
+
+
+@hookspec
 def sslzoo_probes() -> Mapping[str, type]:
     """Probes (evaluations of frozen features) by recipe name, for `evaluate.probes` and `sslzoo eval --probe`.
 

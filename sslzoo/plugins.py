@@ -22,7 +22,7 @@ import pluggy
 from sslzoo import hooks
 from sslzoo.errors import PluginError, did_you_mean, nearest, shown
 
-FAMILIES = ("datasets", "views", "masks", "encoders", "predictors", "targets", "losses", "probes")
+FAMILIES = ("datasets", "views", "masks", "encoders", "predictors", "targets", "losses", "optimizers", "probes")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sslzoo.errors import Problem
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
-from sslzoo.recipe.build import Flow, build, make
+from sslzoo.recipe.build import Flow, build, build_optimizer, make
 from sslzoo.recipe.compare import claim, refuse
 from sslzoo.recipe.recipe import Recipe, Run, warmups
 from sslzoo.rng import derive_seed
@@ -71,7 +71,7 @@ def train(
     method, sources = build(recipe, catalogue)
     method.to(world.device).train()
     model = prepare(method, run, world, bool(flow.unused))
-    optimizer = optim.make(method, recipe.optim)
+    optimizer, moves = build_optimizer(recipe, catalogue, method), recipe.optim_keys
 
     shares = data.split(run.batch, world.size, run.micro)
     order = data.Order(len(sources.data), run.batch, run.seed)
@@ -99,7 +99,7 @@ def train(
     for step in range(start, steps):
         at = Progress(step, steps, order.epoch_steps)
         log_due = at.last or (step + 1) % run.log_every == 0
-        numbers = optim.set_schedules(optimizer, recipe.optim, at)
+        numbers = optim.set_schedules(optimizer, moves, at)
         fresh = [clock.waiting(batches) for _ in range(shares.accumulate)]
         buffers = optim.keep(method.buffers())
         loss, metrics = torch.zeros((), device=world.device), {}
@@ -112,7 +112,7 @@ def train(
             loss += value.detach() / shares.accumulate
             if log_due:
                 metrics = {name: x / shares.accumulate + metrics.get(name, 0.0) for name, x in told.items()}
-        norm = optim.clip(method, recipe.optim.clip, recipe.optim.clip_each)
+        norm = optim.clip(method, moves.clip, moves.clip_each)
         # From here on, a step that is not finite leaves all as it was before it.
         finite = guard.check(at, loss, norm, fresh)
         optim.step(optimizer, finite)

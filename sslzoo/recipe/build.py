@@ -24,6 +24,7 @@ from sslzoo.progress import Progress
 from sslzoo.recipe import shapes, signature
 from sslzoo.recipe.recipe import GroupKeys, Recipe, Spec, TermKeys, split_keys
 from sslzoo.rng import derive_seed
+from sslzoo.run import optim
 from sslzoo.run.data import Sources, Views, draw_mask, fake_batch
 from sslzoo.run.optim import trainable
 from sslzoo.step import CONTEXT, Method, Term, compute_loss
@@ -91,6 +92,16 @@ def build(recipe: Recipe, installed: Catalogue) -> tuple[Method, Sources]:
     return method, replace(sources, data=data)
 
 
+def build_optimizer(recipe: Recipe, installed: Catalogue, method: Method) -> torch.optim.Optimizer:
+    """The recipe's optimizer, over the parameters of a method that is on its device.
+
+    Raises:
+        RecipeError: it refused its keys.
+    """
+    groups = optim.groups(method, recipe.optim_keys)
+    return make(installed, "optimizers", recipe.optim, groups, place="optim")
+
+
 def check(recipe: Recipe, installed: Catalogue) -> Flow:
     """Checks the wiring and rehearses a step.
 
@@ -101,7 +112,7 @@ def check(recipe: Recipe, installed: Catalogue) -> Flow:
     with torch.device("meta"):
         method, sources = _build(recipe, installed, problems)
     if not problems:
-        problems += list(_wiring(recipe, method, sources))
+        problems += [*_wiring(recipe, method, sources), *_moving(recipe, installed, method)]
     if problems:
         raise recipe.text.error(problems)
     return _rehearse(recipe, method, sources)
@@ -173,7 +184,7 @@ def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Proble
     for name in sources.views:
         yield from _grid_and_masks(name, recipe, method, sources)
     names = [name for name, _ in trainable(method)]
-    for pattern in recipe.optim.groups:
+    for pattern in recipe.optim_keys.groups:
         if not any(fnmatchcase(name, pattern) for name in names):
             some = ", ".join(names[:: max(1, len(names) // 4)])
             yield Problem(f"optim.groups.{pattern}", f"matches no parameter that learns; they are called {some}, ...")
@@ -206,6 +217,24 @@ def _grid_and_masks(name: str, recipe: Recipe, method: Method, sources: Sources)
         yield Problem(place, str(error))
     except Exception as error:  # a plugin's own mistake, told as one
         yield Problem(place, f"failed on images of {views.view.size}: {_told(error)}")
+
+
+def _moving(recipe: Recipe, installed: Catalogue, method: Method) -> Iterator[Problem]:
+    """Whether the optimizer takes its keys, and weights can be split over ranks where that is asked for."""
+    groups = optim.groups(method, recipe.optim_keys)
+    for group in groups:  # fused kernels refuse meta tensors
+        group["params"] = [torch.zeros([1] * parameter.ndim) for parameter in group["params"]]
+    try:
+        optimizer = make(installed, "optimizers", recipe.optim, groups, place="optim")
+    except RecipeError as error:
+        yield from error.problems
+        return
+    if recipe.run.shard > 1:
+        if not getattr(optimizer, "shards", False):
+            yield Problem("run.shard", f"the optimizer {recipe.optim['use']} needs whole weights: accepted is 1")
+        for name, parameter in trainable(method):
+            if not parameter.ndim:
+                yield Problem("run.shard", f"{name} is a single number (0-d), which cannot be split: give it shape [1]")
 
 
 def _relating(method: Method) -> str:

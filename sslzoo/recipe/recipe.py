@@ -28,7 +28,12 @@ from sslzoo.recipe.yamltext import Text
 
 Spec = Mapping[str, Any]  # {use: NAME, key: value, ...}
 
-ONE = {"data": "datasets", "encoder": "encoders", "predictor": "predictors"}  # sections that are one part
+ONE = {
+    "data": "datasets",
+    "encoder": "encoders",
+    "predictor": "predictors",
+    "optim": "optimizers",
+}  # sections that are one part
 MANY = {"views": "views", "masks": "masks", "targets": "targets", "losses": "losses"}  # sections of named parts
 NEEDED = ("name", "data", "views", "encoder", "predictor", "losses", "optim", "run")
 SECTIONS = ("name", "plugins", "data", "views", "masks", "encoder", "predictor", "targets", "losses", "optim", "run")
@@ -36,8 +41,6 @@ SECTIONS += ("evaluate",)
 _NAME = re.compile(r"[^\W_][\w.+=-]{0,99}")  # of a run: one folder's name, and of no other folder
 _ENTRY = re.compile(r"[^\W_][\w-]{0,63}")  # of a group, target generator or loss: one word of a dotted place
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Factor = Annotated[float, Field(ge=0)]
 Positive = Annotated[Schedule, Field(ge=0)]
 
 
@@ -56,35 +59,26 @@ class TermKeys(Keys):
     weight: Schedule = Schedule.parse(1.0)
 
 
-ENGINE_KEYS: dict[str, type[Keys]] = {"views": GroupKeys, "losses": TermKeys}
-
-
 class Factors(Keys):
-    """What multiplies the schedules of some parameters."""
+    """What multiplies the schedules of some parameters; where `lr` is 0, they are frozen."""
 
-    lr: Factor = 1.0
-    weight_decay: Factor = 1.0
+    lr: Positive = Schedule.parse(1.0)
+    weight_decay: Positive = Schedule.parse(1.0)
 
 
-class Optim(Keys):
-    """The section `optim`."""
+class OptimKeys(Keys):
+    """What the section `optim` takes beside its optimizer's keys."""
 
-    use: Literal["adamw", "sgd"] = "adamw"
     lr: Positive
     weight_decay: Positive = Schedule.parse(0.0)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(1e-8, ge=0)
-    momentum: Beta = 0.9
-    nesterov: bool = False
+    decay_vectors: bool = True
+    layer_decay: float = Field(1.0, gt=0, le=1)
     groups: dict[str, Factors] = Field({})
     clip: float | None = Field(None, gt=0)
     clip_each: bool = False
 
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Optim:
-        if self.use == "sgd" and self.nesterov and not self.momentum:
-            raise ValueError("nesterov looks ahead along the momentum: give momentum above 0")
-        return self
+
+ENGINE_KEYS: dict[str, type[Keys]] = {"views": GroupKeys, "losses": TermKeys, "optim": OptimKeys}
 
 
 class Run(Keys):
@@ -140,7 +134,7 @@ class Recipe:
     predictor: Spec
     targets: Mapping[str, Spec]
     losses: Mapping[str, Spec]
-    optim: Optim
+    optim: Spec
     run: Run
     evaluate: Annotated[Evaluate | None, Free()]
     text: Text = field(repr=False, compare=False)
@@ -149,6 +143,11 @@ class Recipe:
     def folder(self) -> Path:
         """Where a run of this recipe lies, unless told otherwise."""
         return Path("runs") / self.name
+
+    @property
+    def optim_keys(self) -> OptimKeys:
+        """What the engine reads of the section `optim`."""
+        return OptimKeys(**split_keys(self.optim, "optim")[1])
 
     def specs(self) -> Iterator[tuple[str, str, Spec]]:
         """Place, family and spec of every part."""
@@ -270,7 +269,7 @@ def keys(recipe: Recipe, installed: Catalogue) -> Iterator[Key]:
         yield Key(("plugins",), [str(path) for path in recipe.plugins])
     for place, family, spec in recipe.specs():
         yield from _part_keys(installed, family, tuple(place.split(".")), spec)
-    sections = {"optim": recipe.optim, "run": recipe.run, "evaluate": recipe.evaluate}
+    sections = {"run": recipe.run, "evaluate": recipe.evaluate}
     for name, section in sections.items():
         for key, declared in type(section).model_fields.items() if section is not None else ():
             if (name, key) not in (("evaluate", one) for one in ("train", "test", "view", "probes")):
@@ -289,6 +288,8 @@ def _recipe(text: Text, installed: Catalogue, files: tuple[Path, ...]) -> Recipe
     """Checks sections, then their keys and parts, then what parts say of each other; tells everything at once."""
     tree, problems = text.tree, _sections(text.tree)
     sound = {name: tree[name] for name in (*ONE, *MANY) if isinstance(tree.get(name), dict)}
+    if "optim" in sound:
+        sound["optim"] = {"use": "adamw"} | sound["optim"]
     settings, wrong = _settings(tree)
     problems += wrong
     parts = {name: sound.get(name, {}) for name in (*ONE, *MANY)}
@@ -312,7 +313,7 @@ def _sections(tree: Mapping[str, Any]) -> list[Problem]:
     found = [Problem(name, f"no such section{did_you_mean(name, SECTIONS)}\nsections: {known}") for name in unknown]
     absent = [name for name in NEEDED if name not in tree]
     found += [Problem(name, f"this section is missing\nsections: {known}") for name in absent]
-    for name in (*ONE, *MANY, "optim", "run", "evaluate"):
+    for name in (*ONE, *MANY, "run", "evaluate"):
         if name in tree and (tree[name] is not None or name in NEEDED):
             if not isinstance(tree[name], dict):
                 found.append(Problem(name, f"found {shown(tree[name])}; a mapping is wanted"))
@@ -338,9 +339,9 @@ def _names(tree: Mapping[str, Any]) -> list[Problem]:
 
 
 def _settings(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """The sections that are no parts: optim, run and evaluate."""
+    """The sections that are no parts: run and evaluate."""
     found, problems = {}, []
-    for name, model in {"optim": Optim, "run": Run, "evaluate": Evaluate}.items():
+    for name, model in {"run": Run, "evaluate": Evaluate}.items():
         if isinstance(tree.get(name), dict):
             values, wrong = signature.validate(model, tree[name], name, f"the section {name}")
             problems += wrong

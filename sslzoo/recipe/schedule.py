@@ -5,6 +5,7 @@
     {cosine: [0.04, 0.4]}                                       half a cosine, from .. to
     {linear: [0.04, 0.07], over: 30 epochs}                     then constant
     {warmup: {epochs: 40, from: 0, to: 1.0e-3, then: {cosine: 1.0e-6}}}
+    {piecewise: {0: 0, 1 epoch: {linear: [1, 0.5]}}}            each from a moment on, over its own piece
 
 Published codes count steps in three ways (`counting`): `zero` (MAE: the first step has x = 0), `one` (I-JEPA, MSN:
 the counter is increased before use), `inclusive` (DINO, iBOT: the warm-up reaches its end on its last step).
@@ -27,7 +28,7 @@ from sslzoo.progress import Progress
 Counting = Literal["zero", "one", "inclusive"]
 Shape = Literal["constant", "linear", "cosine"]
 Each = Literal["step", "epoch"]
-_SHAPES = ("linear", "cosine", "warmup")
+_SHAPES = ("linear", "cosine", "warmup", "piecewise")
 _WORDS = (*_SHAPES, "over", "counting", "stretch", "truncate", "each")
 _UNITS = ("steps", "epochs")
 _DURATION = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(step|epoch)?s?\s*", re.ASCII)
@@ -91,6 +92,7 @@ class Schedule:
     stretch: float = 1.0
     truncate: float = 1.0
     each: Each = "step"
+    pieces: tuple[tuple[Duration, Schedule], ...] = ()  # each from a moment on, in its own time
     spec: Any = field(default=None, compare=False, repr=False)  # as it stood in the recipe
 
     @classmethod
@@ -111,7 +113,7 @@ class Schedule:
             close = "".join(did_you_mean(name, _WORDS) for name in unknown[:1])
             raise ValueError(
                 f"found keys {_keys(spec)}{close}; a schedule is a number or a mapping with one of "
-                "linear, cosine, warmup, and at will over, counting, stretch, truncate, each"
+                "linear, cosine, warmup, piecewise, and at will over, counting, stretch, truncate, each"
             )
         counting, each = spec.get("counting", "zero"), spec.get("each", "step")
         for key, found, words in (("counting", counting, get_args(Counting)), ("each", each, get_args(Each))):
@@ -127,6 +129,8 @@ class Schedule:
         over = Duration.parse(spec["over"]) if "over" in spec else None
         common = {"over": over, "counting": counting, "stretch": stretch, "each": each, "spec": spec}
         common["truncate"] = truncate
+        if shapes[0] == "piecewise":
+            return _piecewise(cls, spec)
         if shapes[0] == "warmup":
             return cls(**_warmup(spec["warmup"]), **common)
         ends = spec[shapes[0]]
@@ -137,6 +141,8 @@ class Schedule:
 
     def __call__(self, at: Progress) -> float:
         """The value at this step."""
+        if self.pieces:
+            return self._piece(at)
         if self.each == "epoch":
             at = Progress(at.step // at.epoch_steps, math.ceil(at.steps / at.epoch_steps))
         step = at.step + (self.counting == "one")
@@ -151,6 +157,13 @@ class Schedule:
         if self.shape == "cosine":
             return self.end + (self.peak - self.end) * 0.5 * (1.0 + math.cos(math.pi * x))
         return self.peak
+
+    def _piece(self, at: Progress) -> float:
+        starts = [start.steps(at.epoch_steps) for start, _ in self.pieces]
+        number = max((i for i, start in enumerate(starts) if start <= at.step), default=0)
+        end = starts[number + 1] if number + 1 < len(starts) else at.steps
+        within = Progress(at.step - starts[number], max(1, end - starts[number]), at.epoch_steps)
+        return self.pieces[number][1](within)
 
     # Bounds of a key hold at every step: Annotated[Schedule, Field(ge=0, le=1)].
     def __ge__(self, bound: float) -> bool:
@@ -168,6 +181,20 @@ class Schedule:
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
         return _plain_schema(cls.parse)
+
+
+def _piecewise(make: type[Schedule], spec: Mapping[str, Any]) -> Schedule:
+    wanted = "{0: a schedule, 30 epochs: another, ...}: from when on, beginning with 0"
+    told = spec["piecewise"]
+    if len(spec) > 1 or not isinstance(told, Mapping) or not told:
+        raise ValueError(f"piecewise: found {shown(spec)}; wanted {wanted}, alone")
+    pieces = tuple((Duration.parse(start), Schedule.parse(piece)) for start, piece in told.items())
+    units = {start.unit for start, _ in pieces[1:]}
+    amounts = [start.amount for start, _ in pieces]
+    if amounts[0] != 0 or len(units) > 1 or amounts != sorted(set(amounts)):
+        raise ValueError(f"piecewise: found {shown(told)}; wanted {wanted}, rising, in steps or in epochs")
+    values = [x for _, piece in pieces for x in (piece.start, piece.peak, piece.end)]
+    return make(min(values), max(values), pieces[-1][1].end, pieces=pieces, spec=spec)
 
 
 def _warmup(spec: Any) -> dict[str, Any]:

@@ -122,16 +122,22 @@ def restore(saved: Saved, method: Method, optimizer: torch.optim.Optimizer) -> N
     """
     restore_parts(saved, method)
     known = dict(trainable(method))
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     for key, value in saved.tensors.items():
         if not key.startswith("optim."):
             continue
         _, slot, name = key.split(".", 2)
-        if name not in known or (slot != "step" and value.shape != known[name].shape):
+        if name not in known or (value.ndim and value.shape != known[name].shape):
             raise RunError(f"checkpoint {saved.path} does not fit the recipe: optimizer state {slot} of {name}")
         # Fused kernels keep the count of steps beside the weights.
         like = known[name]
-        kept = value.to(like.device, copy=True) if slot == "step" else split_as(value, like)
-        optimizer.state[like][slot] = kept
+        if slot.startswith("group:"):
+            groups[like][slot.removeprefix("group:")] = value.clone()
+        elif slot.startswith("number:"):
+            optimizer.state[like][slot.removeprefix("number:")] = value.item()
+        else:
+            whole = value.shape == like.shape and slot != "step"
+            optimizer.state[like][slot] = split_as(value, like) if whole else value.to(like.device, copy=True)
 
 
 def restore_parts(saved: Saved, method: Method) -> None:
@@ -157,10 +163,15 @@ def prune(folder: Path, keep: int, milestone: int | None) -> None:
 def _snapshot(method: Method, optimizer: torch.optim.Optimizer, write: bool) -> dict[str, Tensor]:
     """Copies on the CPU, tied weights twice, of one whole tensor after the other; nothing where nobody writes."""
     tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in trainable(method):
         for slot, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optim.{slot}.{name}"] = value
+            else:
+                tensors[f"optim.number:{slot}.{name}"] = torch.tensor(value)
+        if (count := groups[parameter].get("step")) is not None:  # timm counts by group
+            tensors[f"optim.group:step.{name}"] = torch.as_tensor(count)
     found = {}
     for name, value in tensors.items():
         full = full_tensor(value.detach())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import re
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from sslzoo.run.parallel import full_tensor
 from sslzoo.step import Method
 
 if TYPE_CHECKING:
-    from sslzoo.recipe.recipe import Factors, Optim
+    from sslzoo.recipe.recipe import OptimKeys
 
 
 def trainable(method: Method) -> Iterator[tuple[str, nn.Parameter]]:
@@ -25,37 +27,46 @@ def trainable(method: Method) -> Iterator[tuple[str, nn.Parameter]]:
             yield name.removeprefix("student."), parameter
 
 
-def factors(name: str, patterns: Mapping[str, Factors]) -> tuple[float, float]:
-    """What multiplies the learning rate and the weight decay of a parameter: all patterns that match its name."""
-    lr = decay = 1.0
-    for pattern, factor in patterns.items():
-        if fnmatchcase(name, pattern):
-            lr, decay = lr * factor.lr, decay * factor.weight_decay
-    return lr, decay
+def groups(method: Method, keys: OptimKeys) -> list[dict[str, Any]]:
+    """Torch's parameter groups: parameters of one group have the same factors.
 
-
-def make(method: Method, optim: Optim) -> torch.optim.Optimizer:
-    """The recipe's optimizer, fused, one group for each pair of factors."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    A group holds beside `params` the factors of all patterns that match (`factors`), that of its depth (`layer`) and
+    whether weights decay at all (`decays`).
+    """
+    found: dict[Any, list[nn.Parameter]] = {}
+    layers = layer_factors(method, keys.layer_decay)
     for name, parameter in trainable(method):
-        groups.setdefault(factors(name, optim.groups), []).append(parameter)
-    listed = [{"params": params, "lr_factor": lr, "decay_factor": decay} for (lr, decay), params in groups.items()]
-    if optim.use == "sgd":
-        momentum = {"momentum": optim.momentum, "nesterov": optim.nesterov}
-        optimizer = torch.optim.SGD(listed, lr=0.0, fused=True, **momentum)
-        for group in optimizer.param_groups if optim.momentum else ():
-            for parameter in group["params"]:  # torch makes it in the first step, empty if that step is skipped
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return optimizer
-    return torch.optim.AdamW(listed, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
+        patterns = tuple(pattern for pattern in keys.groups if fnmatchcase(name, pattern))
+        decays = keys.decay_vectors or parameter.ndim > 1
+        found.setdefault((patterns, layers.get(name, 1.0), decays), []).append(parameter)
+    return [
+        {"params": params, "factors": [keys.groups[one] for one in patterns], "layer": layer, "decays": decays}
+        for (patterns, layer, decays), params in found.items()
+    ]
 
 
-def set_schedules(optimizer: torch.optim.Optimizer, optim: Optim, at: Progress) -> dict[str, float]:
+def layer_factors(method: Method, decay: float) -> dict[str, float]:
+    """What multiplies the learning rate of the encoder's parameters, by name (BEiT, Bao et al. 2021).
+
+    decay^(depth - i) in block i = 0 .. depth-1; what is made before the blocks counts as block -1, what comes after
+    them as the rest of the method: 1.
+    """
+    depth, found, passed = len(method.student.encoder.blocks), {}, False
+    for name, _ in method.student.encoder.named_parameters():  # type: ignore[attr-defined]
+        block = re.match(r"blocks\.(\d+)\.", name)
+        passed = passed or block is not None
+        layer = int(block[1]) if block else depth if passed else -1
+        found[f"encoder.{name}"] = decay ** (depth - layer)
+    return found
+
+
+def set_schedules(optimizer: torch.optim.Optimizer, keys: OptimKeys, at: Progress) -> dict[str, float]:
     """Sets learning rates and weight decays of this step; returns both, before factors."""
-    lr, decay = optim.lr(at), optim.weight_decay(at)
+    lr, decay = keys.lr(at), keys.weight_decay(at)
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
-        group["weight_decay"] = decay * group["decay_factor"]
+        factor = math.prod(one.lr(at) for one in group["factors"])
+        group["lr"], group["frozen"] = lr * factor * group["layer"], factor == 0
+        group["weight_decay"] = group["decays"] * decay * math.prod(one.weight_decay(at) for one in group["factors"])
     return {"lr": lr, "weight_decay": decay}
 
 
@@ -76,9 +87,18 @@ def clip(method: Method, most: float | None, each: bool = False) -> Tensor:
 
 
 def step(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """One step, or none where `finite` (0-d bool) is false; the device decides, the CPU does not wait."""
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined] - read by fused kernels, as GradScaler sets it
-    optimizer.step()
+    """One step, or none where `finite` (0-d bool) is false; what is frozen has no gradient, as in DINO.
+
+    Torch's fused optimizers decide on the device, and the CPU does not wait; for others it does, as torch's GradScaler.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["frozen"] else ():
+            parameter.grad = None
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined] - read by fused kernels
+        optimizer.step()
+    elif finite:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True)
 def _only_toys(monkeypatch):
-    monkeypatch.setenv("SSLZOO_PLUGINS", "")
+    monkeypatch.setenv("SSLZOO_PLUGINS", "optimizers")
 
 
 @pytest.fixture

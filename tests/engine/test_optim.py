@@ -4,10 +4,10 @@ import pytest
 import torch
 from test_train import run
 
-from sslzoo import Progress
-from sslzoo.recipe.build import build
+from sslzoo import Progress, RecipeError
+from sslzoo.recipe.build import build, build_optimizer, check
 from sslzoo.recipe.recipe import load
-from sslzoo.run import optim
+from sslzoo.run import checkpoint, optim
 from sslzoo.run.folder import Folder
 
 
@@ -71,21 +71,130 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(tmp_path, toy, mo
     assert "student.encoder.embed.weight" in moved
 
 
-@pytest.mark.parametrize("use", ["adamw", "sgd"])
-def test_a_first_step_that_is_skipped_starts_no_momentum(toy, monkeypatch, use):
+OPTIMIZERS = ["adamw", "sgd", "lars", "lamb", "muon"]
+
+
+def moved(recipe, turns, *sets, between=None):
+    """A method after steps with gradients of ones, or of nans where a turn is false; and its optimizer."""
+    read, installed = load(str(recipe), sets)
+    method = build(read, installed)[0]
+    optimizer = build_optimizer(read, installed, method)
+    for turn, finite in enumerate(turns):
+        optim.set_schedules(optimizer, read.optim_keys, Progress(2, 10))
+        for parameter in method.student.parameters():
+            parameter.grad = torch.full_like(parameter, 1.0 + turn % 2 if finite else float("nan"))
+        optim.step(optimizer, torch.tensor(finite))
+        if between is not None:
+            between(turn, method, optimizer)
+    return method, optimizer
+
+
+@pytest.mark.parametrize("use", OPTIMIZERS)
+def test_a_skipped_step_is_none_also_the_first(toy, monkeypatch, use):
     monkeypatch.setattr(torch, "empty_like", lambda x, *_, **__: torch.full_like(x, 1e9))  # as memory may hold
-    read, installed = load(str(toy("jepa")), (f"optim.use={use}",))
-    weights = []
-    for turns in ([True, True], [False, True, True]):
-        method = build(read, installed)[0]
-        optimizer = optim.make(method, read.optim)
-        for finite in turns:
-            optim.set_schedules(optimizer, read.optim, Progress(2, 10))
-            for parameter in method.student.parameters():
-                parameter.grad = torch.ones_like(parameter) if finite else torch.full_like(parameter, float("nan"))
-            optim.step(optimizer, torch.tensor(finite))
-        weights.append(method.student.state_dict())
-    assert changed(*weights) == set()
+    recipe, ones = toy("jepa"), [True, True]
+    states = []
+
+    def note(turn, method, optimizer):
+        states.append({name: x.clone() for name, x in method.state_dict().items()})
+
+    moved(recipe, [False, True, False, True], f"optim.use={use}", between=note)
+    start = build(*load(str(recipe)))[0].state_dict()
+    assert changed(states[0], start) == set()
+    assert changed(states[2], states[1]) == set()
+    # The gradients of the two steps that count are equal, so an optimizer that saw nothing else has gone the same way.
+    read, installed = load(str(recipe), (f"optim.use={use}",))
+    method = build(read, installed)[0]
+    optimizer = build_optimizer(read, installed, method)
+    for _ in ones:
+        optim.set_schedules(optimizer, read.optim_keys, Progress(2, 10))
+        for parameter in method.student.parameters():
+            parameter.grad = torch.full_like(parameter, 2.0)
+        optim.step(optimizer, torch.tensor(True))
+    assert changed(method.state_dict(), states[3]) == set()
+
+
+@pytest.mark.parametrize("use", OPTIMIZERS)
+def test_state_is_saved_by_name_and_goes_on_bit_for_bit(toy, tmp_path, use):
+    recipe, sets = toy("jepa"), (f"optim.use={use}", "optim.decay_vectors=false")
+
+    def save(turn, method, optimizer):
+        if turn == 2:
+            checkpoint.save(tmp_path, 3, method, optimizer)
+
+    whole, _ = moved(recipe, [True] * 5, *sets, between=save)
+    read, installed = load(str(recipe), sets)
+    method = build(read, installed)[0]
+    optimizer = build_optimizer(read, installed, method)
+    checkpoint.restore(checkpoint.newest(tmp_path, print), method, optimizer)
+    for turn in (3, 4):
+        optim.set_schedules(optimizer, read.optim_keys, Progress(2, 10))
+        for parameter in method.student.parameters():
+            parameter.grad = torch.full_like(parameter, 1.0 + turn % 2)
+        optim.step(optimizer, torch.tensor(True))
+    assert changed(whole.state_dict(), method.state_dict()) == set()
+
+
+def test_lars_in_closed_form(toy):
+    sets = ("optim.use=lars", "optim.lr=2.0", "optim.weight_decay=0.1", "optim.decay_vectors=false", "optim.trust=0.01")
+    start = build(*load(str(toy("jepa"))))[0].student.encoder
+    end = moved(toy("jepa"), [True], *sets)[0].student.encoder
+    weight, bias = start.embed.weight, start.embed.bias
+    step = torch.ones_like(weight) + 0.1 * weight
+    torch.testing.assert_close(end.embed.weight, weight - 2.0 * 0.01 * weight.norm() / step.norm() * step)
+    torch.testing.assert_close(end.embed.bias, bias - 2.0)
+
+
+def test_a_factor_may_be_a_schedule_and_zero_freezes_as_dino(toy):
+    """Nothing of a frozen parameter moves: no decay, and no momentum that would move it later."""
+    read, installed = load(
+        str(toy("jepa")), ("optim.groups={predictor.out*: {lr: {piecewise: {0: 0, 2: 0.5}}}}", "optim.lr=0.1")
+    )
+    method = build(read, installed)[0]
+    optimizer = build_optimizer(read, installed, method)
+    weight, rates = method.student.predictor.out.weight, []
+    start = weight.detach().clone()
+    for step in range(3):
+        optim.set_schedules(optimizer, read.optim_keys, Progress(step, 3))
+        for parameter in method.student.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optim.step(optimizer, torch.tensor(True))
+        rates.append({group["lr"] for group in optimizer.param_groups})
+        assert torch.equal(weight, start) == (step < 2)
+        assert (weight in optimizer.state) == (step == 2)
+    assert rates == [{0.0, 0.1}, {0.0, 0.1}, {0.05, 0.1}]
+
+
+def test_learning_rates_decay_with_depth_as_in_beit(toy):
+    read, installed = load(str(toy("jepa")), ("optim.layer_decay=0.5", "optim.decay_vectors=false"))
+    method = build(read, installed)[0]
+    optimizer = build_optimizer(read, installed, method)
+    optim.set_schedules(optimizer, read.optim_keys, Progress(5, 10))
+    names = {parameter: name for name, parameter in optim.trainable(method)}
+    found = {
+        names[p]: (group["layer"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    }
+    assert found["encoder.embed.weight"] == (0.125, 0.01)  # two blocks above it
+    assert found["encoder.embed.bias"] == (0.125, 0.0)
+    assert found["encoder.blocks.0.linear1.weight"] == (0.25, 0.01)
+    assert found["encoder.blocks.1.linear1.weight"] == (0.5, 0.01)
+    assert found["predictor.out.weight"] == (1.0, 0.01)
+
+
+def test_what_cannot_be_split_over_ranks_is_refused_before_a_start(toy, monkeypatch):
+    read, installed = load(str(toy("jepa")), ("optim.use=muon", "run.shard=2"))
+    make = installed.find("predictors", "guess").make
+    start = make.__init__
+
+    def with_number(self, encoder):
+        start(self, encoder)
+        self.temperature = torch.nn.Parameter(torch.tensor(0.1))
+
+    monkeypatch.setattr(make, "__init__", with_number)
+    with pytest.raises(RecipeError) as caught:
+        check(read, installed)
+    assert "the optimizer muon needs whole weights" in str(caught.value)
+    assert "predictor.temperature is a single number (0-d)" in str(caught.value)
 
 
 def test_metrics_are_means_over_micro_batches_as_the_loss_is(tmp_path, toy):

@@ -36,6 +36,16 @@ def test_warmup_then_cosine_counting_from_zero_as_mae():
     assert lr(at(70)) == pytest.approx(1.2e-3)  # half of the remaining 60 steps
 
 
+def test_pieces_hold_from_a_moment_on_each_in_its_own_time():
+    steps = Schedule.parse({"piecewise": {0: 0.1, 30: 0.01, 60: {"linear": [1, 3]}}})
+    assert [steps(at(step)) for step in (0, 29, 30, 59, 60, 80)] == [0.1, 0.1, 0.01, 0.01, 1, 2]
+    frozen = Schedule.parse({"piecewise": {0: 0, "1 epoch": 1}})
+    assert [frozen(at(step)) for step in (0, 9, 10, 99)] == [0, 0, 1, 1]
+    for wrong in ({5: 1}, {}, {0: 1, 9: 2, 3: 1}, {0: 1, "1 epoch": 2, 3: 1}):
+        with pytest.raises(ValueError, match="piecewise"):
+            Schedule.parse({"piecewise": wrong})
+
+
 def test_counting_one_is_a_step_ahead():
     spec = {"warmup": {"steps": 10, "from": 1, "to": 2, "then": {"linear": 0}}}
     zero, one = Schedule.parse(spec), Schedule.parse(spec | {"counting": "one"})

@@ -48,7 +48,7 @@ def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     recipes = [write(folder, method) for method in METHODS]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSLZOO_PLUGINS", "")
+        patch.setenv("SSLZOO_PLUGINS", "optimizers")
         for ranks, shard in ((1, 1), (2, 1), (2, 2), (4, 2)):
             done = drive(folder / f"by{ranks}-{shard}", *recipes, "--", f"run.shard={shard}", ranks=ranks)
             assert done.returncode == 0, done.stderr

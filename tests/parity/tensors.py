@@ -5,15 +5,18 @@ the JSON beside each file.
 """
 
 import json
+import math
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslzoo import Batch, Group, catalogue
-from sslzoo.run import data
+from sslzoo import Batch, Group, Progress, catalogue
+from sslzoo.recipe.recipe import OptimKeys
+from sslzoo.run import data, optim
 from sslzoo.run.parallel import World
 
 OURS = Path(__file__).parent / "data"
@@ -63,3 +66,23 @@ def batch_of(images, mask=None, **more):
     """One group of one view, weighed as for one process."""
     groups = {"image": Group(images[None], torch.zeros(1, len(images), 4), mask, "both")} | more
     return data.weigh([Batch(groups, data.pair(groups))], World())[0]
+
+
+class Optim(OptimKeys):
+    """The section `optim`, with AdamW's own keys."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+
+def adamw(method, settings):
+    """The optimizer of that section."""
+    make = catalogue().find("optimizers", "adamw").make
+    return make(optim.groups(method, settings), betas=settings.betas, eps=settings.eps)
+
+
+def factors(name, groups):
+    """What multiplies the learning rate and the weight decay of a parameter."""
+    found = [factor for pattern, factor in groups.items() if fnmatchcase(name, pattern)]
+    at = Progress(0, 1)
+    return math.prod(one.lr(at) for one in found), math.prod(one.weight_decay(at) for one in found)

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from tensors import all_close, batch_of, close, files, part, read, under
+from tensors import Optim, adamw, all_close, batch_of, close, files, part, read, under
 from test_data2vec import NONE, ours_of, ours_to_compare
 
 from sslzoo import Mask, Patches, Progress, Schedule, Signal, Student
 from sslzoo.nn import sincos
-from sslzoo.recipe.recipe import Optim
 from sslzoo.run import optim
 from sslzoo.step import Method, Term, compute_loss
 
@@ -140,7 +139,7 @@ def test_the_first_forward_and_its_gradients(path):
 def test_every_step_and_the_final_weights(path):
     tensors, facts = read(path)
     method, settings = method_of(tensors, facts), optim_of(facts)
-    teacher, optimizer = method.targets["teacher"], optim.make(method, settings)
+    teacher, optimizer = method.targets["teacher"], adamw(method, settings)
     for step, wanted in enumerate(facts["losses"]):
         batch, at = step_of(tensors, facts, method, step)
         used = optim.set_schedules(optimizer, settings, at)

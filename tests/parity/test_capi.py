@@ -3,10 +3,10 @@
 import pytest
 import torch
 from sslzoo_rope.layers import angles
-from tensors import all_close, batch_of, close, files, part, read, under
+from tensors import Optim, adamw, all_close, batch_of, close, factors, files, part, read, under
 
 from sslzoo import Mask, Patches, Progress, Schedule, Student
-from sslzoo.recipe.recipe import Factors, Optim
+from sslzoo.recipe.recipe import Factors
 from sslzoo.run import optim
 from sslzoo.step import Method, Term, compute_loss
 
@@ -151,7 +151,7 @@ def test_the_first_forward_and_its_gradients(path):
 def test_every_step_and_the_final_weights(path):
     tensors, facts = read(path)
     method, settings = method_of(tensors, facts), optim_of(facts)
-    teacher, optimizer = method.targets["teacher"], optim.make(method, settings)
+    teacher, optimizer = method.targets["teacher"], adamw(method, settings)
     clusters = next(g for g in optimizer.param_groups if any(p is teacher.head.weight for p in g["params"]))
     for step, wanted in enumerate(facts["losses"]):
         batch, at = step_of(tensors, facts, step)
@@ -185,7 +185,7 @@ def test_rotary_frequencies_are_the_published_ones(path):
 def test_the_groups_of_parameters(path):
     tensors, facts = read(path)
     method, settings = method_of(tensors, facts), optim_of(facts)
-    found = {name: optim.factors(name, settings.groups) for name, _ in optim.trainable(method)}
+    found = {name: factors(name, settings.groups) for name, _ in optim.trainable(method)}
     for group in facts["parameter_groups"]:
         names = dict.fromkeys(group["names"], torch.zeros(1, 3, 1, 1))
         for stack, who in (("encoder", "encoder"), ("decoder", "predictor")):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tensors import all_close, batch_of, close, files, part, read, under
+from tensors import Optim, adamw, all_close, batch_of, close, factors, files, part, read, under
 
 from sslzoo import Mask, Patches, Progress, Schedule, Student
-from sslzoo.recipe.recipe import Factors, Optim
+from sslzoo.recipe.recipe import Factors
 from sslzoo.run import optim
 from sslzoo.step import Method, Term, compute_loss
 
@@ -120,7 +120,7 @@ def test_the_first_forward_and_its_gradients(path):
 def test_every_step_and_the_final_weights(path):
     tensors, facts = read(path)
     method, settings = method_of(tensors, facts), optim_of(facts)
-    teacher, optimizer = method.targets["teacher"], optim.make(method, settings)
+    teacher, optimizer = method.targets["teacher"], adamw(method, settings)
     for step, wanted in enumerate(facts["losses"]):
         at = progress(facts, step)
         used = optim.set_schedules(optimizer, settings, at)
@@ -157,7 +157,7 @@ def test_the_schedules_over_the_whole_run(path):
 def test_the_parameters_that_do_not_decay(path):
     tensors, facts = read(path)
     method, settings = method_of(tensors, facts), optim_of(facts)
-    plain = {name for name, _ in optim.trainable(method) if optim.factors(name, settings.groups)[1] == 0}
+    plain = {name for name, _ in optim.trainable(method) if factors(name, settings.groups)[1] == 0}
     theirs = set(ours_of({name: torch.zeros(1) for name in facts["no_decay_parameters"]}))
     theirs = {f"encoder.{name}" if not name.startswith("lm_head") else f"predictor.out.{name[8:]}" for name in theirs}
     assert plain == theirs

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tensors import close, files, numbered, part, read, under
+from tensors import Optim, adamw, close, files, numbered, part, read, under
 
 from sslzoo import Batch, Group, Mask, Patches, Progress, Schedule, Student
-from sslzoo.recipe.recipe import Factors, Optim
+from sslzoo.recipe.recipe import Factors
 from sslzoo.run import data, optim
 from sslzoo.run.parallel import World
 from sslzoo.step import Method, Term, compute_loss
@@ -159,7 +159,7 @@ def test_the_first_forward_and_its_gradients(path):
 def test_every_step_and_the_final_weights(path):
     tensors, facts = read(path)
     method, settings = method_of(tensors, facts), optim_of(facts)
-    optimizer, teacher = optim.make(method, settings), method.targets["teacher"]
+    optimizer, teacher = adamw(method, settings), method.targets["teacher"]
     parts = {"image": "losses_class", "patch": "losses_patch"} if facts["method"] == "ibot" else {"image": "losses"}
     temperatures = {"image": "teacher_temp", "patch": "teacher_patch_temp"}
     for step in range(facts["steps"]):

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from tensors import close, files, part, read, under
+from tensors import Optim, adamw, close, files, part, read, under
 from test_dino import compared, progress
 
 from sslzoo import Batch, Group, Schedule, Student
-from sslzoo.recipe.recipe import Optim
 from sslzoo.run import data, optim
 from sslzoo.run.parallel import World
 from sslzoo.step import Method, Term, compute_loss, encode_and_predict
@@ -93,7 +92,7 @@ def test_every_step_and_the_final_weights(path):
     method, opt = method_of(tensors, facts), facts["opt"]
     warmup = {"epochs": 1, "from": opt["start_factor"] * opt["lr"], "to": opt["lr"], "then": {"cosine": opt["eta_min"]}}
     settings = Optim(lr={"warmup": warmup}, weight_decay=opt["weight_decay"], betas=opt["betas"], eps=opt["eps"])
-    optimizer = optim.make(method, settings)
+    optimizer = adamw(method, settings)
     for step in range(facts["steps"]):
         at = progress(facts, step)
         assert optim.set_schedules(optimizer, settings, at)["lr"] == pytest.approx(facts["lr"][step], rel=1e-9)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tensors import close, files, numbered, part, read, under
+from tensors import Optim, adamw, close, factors, files, numbered, part, read, under
 from test_dino import compared, progress
 
 from sslzoo import Batch, Group, Mask, Patches, Schedule, Student
-from sslzoo.recipe.recipe import Factors, Optim
+from sslzoo.recipe.recipe import Factors
 from sslzoo.run import data, optim
 from sslzoo.run.parallel import World
 from sslzoo.step import Method, Term, compute_loss, encode_and_predict
@@ -126,8 +126,8 @@ def test_the_first_forward_and_its_gradients(path):
 def test_every_step_and_the_final_weights(path):
     tensors, facts = read(path)
     method, settings = method_of(tensors, facts), optim_of(facts)
-    optimizer, teacher = optim.make(method, settings), method.targets["teacher"]
-    no_decay = {name for name, _ in optim.trainable(method) if optim.factors(name, settings.groups)[1] == 0}
+    optimizer, teacher = adamw(method, settings), method.targets["teacher"]
+    no_decay = {name for name, _ in optim.trainable(method) if factors(name, settings.groups)[1] == 0}
     assert no_decay == {
         ours(name).replace("prototypes", "losses.assign.prototypes") for name in facts["no_decay_parameters"]
     }

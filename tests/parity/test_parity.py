@@ -9,11 +9,11 @@ import math
 
 import pytest
 import torch
-from tensors import OURS, batch_of, close, files, numbered, part, read, under
+from tensors import OURS, Optim, adamw, batch_of, close, files, numbered, part, read, under
 
 from sslzoo import Mask, Pairing, Patches, Progress, Rng, Schedule, Signal, Student
 from sslzoo.nn import patchify, sincos
-from sslzoo.recipe.recipe import Factors, Optim
+from sslzoo.recipe.recipe import Factors
 from sslzoo.run import optim
 from sslzoo.step import Method, Term, compute_loss
 
@@ -110,7 +110,7 @@ def test_ijepa_first_forward_and_gradients(path):
 def test_ijepa_every_step_and_the_final_weights(path):
     tensors, facts = read(path)
     method, settings = ijepa(tensors, facts), ijepa_optim(facts)
-    optimizer = optim.make(method, settings)
+    optimizer = adamw(method, settings)
     for step, loss_there in enumerate(facts["losses"]):
         at = progress(facts, step)
         used = optim.set_schedules(optimizer, settings, at)

@@ -120,7 +120,7 @@ def test_sets_change_the_recipe_before_it_is_checked(recipe):
     assert read.masks["image"] == {"use": "random", "hide": 0.6}
     assert (read.run.steps, read.run.save_every) == (60, Duration(7, "steps"))
     assert read.run.monitor_every == Duration(2, "epochs")
-    assert isinstance(read.optim.weight_decay, Schedule)
+    assert isinstance(read.optim_keys.weight_decay, Schedule)
     line, message = problems(recipe(), ["run.stepps=3"])["run.stepps"]
     assert line == 14
     assert "did you mean steps?" in message
