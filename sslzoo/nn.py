@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from timm.models.vision_transformer import Block as _TimmBlock
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules._functions import SyncBatchNorm
 
-from sslzoo.contracts import Grid, Patches, Tokens
+from sslzoo.contracts import Encoder, Grid, Patches, Tokens
 from sslzoo.run.parallel import all_sum, gather, world_size
 from sslzoo.step import full_precision as full_precision
 
@@ -269,6 +270,19 @@ def pixels_of(encoder: object) -> int:
     if patch is None:
         raise ValueError(f"{type(encoder).__name__} has no attribute patch, so its patches have no pixels to speak of")
     return 3 * patch[0] * patch[1]
+
+
+def said_width(encoder: Encoder, to: Literal["tokens", "pixels"] | int) -> int:
+    """How wide a guess is: a token, the pixels of a patch, or a score for each of so many codes.
+
+    Raises:
+        ValueError: fewer than 2 codes, or the encoder's patches have no pixels.
+    """
+    if isinstance(to, int):
+        if to < 2:
+            raise ValueError(f"to: found {to}; tokens, pixels, or a number of codes from 2 on")
+        return to
+    return pixels_of(encoder) if to == "pixels" else encoder.width
 
 
 def start_normal(module: nn.Module, std: float = 0.02) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens
 from sslzoo.contracts import Encoder
-from sslzoo.nn import Block, LayerNorm, Positions, joint_mask, key_mask, pixels_of, splits, start_normal
+from sslzoo.nn import Block, LayerNorm, Positions, joint_mask, key_mask, said_width, splits, start_normal
 
 # Depth and heads for each encoder width (Assran et al. 2023, appendix A.1, and the released settings); the heads are
 # the encoder's. The two smallest were never published with a depth: they take that of the next.
@@ -31,7 +31,7 @@ class Joint(nn.Module):
         width: channels inside.
         depth: blocks; the published number for the encoder's width if left out.
         heads: attention heads; as depth.
-        to: guess tokens (as wide as the encoder) or pixels of a patch.
+        to: guess tokens (as wide as the encoder), pixels of a patch, or scores of so many codes.
         init: deviation of the starting weights.
     """
 
@@ -44,13 +44,13 @@ class Joint(nn.Module):
         width: Width = 384,
         depth: Depth | None = None,
         heads: Depth | None = None,
-        to: Literal["tokens", "pixels"] = "tokens",
+        to: Literal["tokens", "pixels"] | int = "tokens",
         init: Annotated[float, Field(ge=0)] = 0.02,
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)
         splits(width, heads)
-        said = pixels_of(encoder) if to == "pixels" else encoder.width
+        said = said_width(encoder, to)
         self.outputs = {"patch": Signal("patch", said)}
         self.predictor_embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -86,7 +86,7 @@ class Cross(nn.Module):
         width: channels inside.
         depth: layers; the depth published for `ijepa` at the encoder's width if left out.
         heads: attention heads; as depth.
-        to: guess tokens (as wide as the encoder) or pixels of a patch.
+        to: guess tokens (as wide as the encoder), pixels of a patch, or scores of so many codes.
         init: deviation of the starting weights.
     """
 
@@ -99,13 +99,13 @@ class Cross(nn.Module):
         width: Width = 384,
         depth: Depth | None = None,
         heads: Depth | None = None,
-        to: Literal["tokens", "pixels"] = "tokens",
+        to: Literal["tokens", "pixels"] | int = "tokens",
         init: Annotated[float, Field(ge=0)] = 0.02,
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)
         splits(width, heads)
-        said = pixels_of(encoder) if to == "pixels" else encoder.width
+        said = said_width(encoder, to)
         self.outputs = {"patch": Signal("patch", said)}
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))

@@ -7,6 +7,7 @@ import torch
 from sslzoo import Grid, Mask, Patches, Rng, hookimpl
 from sslzoo.blocks import Range, check_ranges, covered, draw_size, places
 from sslzoo_masks.blocks import Blocks
+from sslzoo_masks.visible import VisibleBlock, VisibleSquares, copied
 
 
 class Random:
@@ -14,24 +15,37 @@ class Random:
 
     Args:
         hide: share of the patches hidden; the number kept is rounded down.
+        cell: side in patches of the squares that are hidden or kept as one (SimMIM: 2).
+        copies: masks of each view; each is a sequence of its own.
     """
 
     ragged = False
 
-    def __init__(self, *, hide: float = 0.75) -> None:
+    def __init__(self, *, hide: float = 0.75, cell: int = 1, copies: int = 1) -> None:
         if not 0 < hide < 1:
             raise ValueError(f"hide: found {hide}; a share between 0 and 1")
-        self.hide = hide
+        if cell < 1 or copies < 1:
+            raise ValueError(f"cell, copies: found {cell}, {copies}; each at least 1")
+        self.hide, self.cell, self.copies = hide, cell, copies
 
     def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
-        """Context [s k], target [s 1 q]. Raises ValueError if nothing would be kept, or nothing hidden."""
-        patches = grid[0] * grid[1]
-        kept = int(patches * (1 - self.hide))
-        if not 0 < kept < patches:
+        """Context [s k], target [s 1 q]. Raises ValueError if nothing would be kept or hidden, or cells do not fit."""
+        if grid[0] % self.cell or grid[1] % self.cell:
+            raise ValueError(f"cell: squares of {self.cell} do not fill a grid of {grid[0]} x {grid[1]}")
+        rows, columns = grid[0] // self.cell, grid[1] // self.cell
+        kept = int(rows * columns * (1 - self.hide))
+        if not 0 < kept < rows * columns:
             raise ValueError(
-                f"hide: {self.hide} of {grid[0]} x {grid[1]} patches keeps {kept} and hides {patches - kept}"
+                f"hide: {self.hide} of {rows} x {columns} patches keeps {kept} and hides {rows * columns - kept}"
             )
-        order = rng.permutation(patches)
+        return copied(self.copies, batch, lambda: self._one(kept, (rows, columns), grid, rng))
+
+    def _one(self, kept: int, cells: Grid, grid: Grid, rng: Rng) -> Mask:
+        order = rng.permutation(cells[0] * cells[1])
+        if self.cell > 1:
+            top, left = order // cells[1] * self.cell, order % cells[1] * self.cell
+            order = places(top, left, (self.cell, self.cell), grid).flatten(1)
+        kept *= self.cell**2
         return Mask(Patches(order[:, :kept]), Patches(order[:, None, kept:]))
 
 
@@ -115,5 +129,7 @@ class Checkerboard:
 
 @hookimpl
 def sslzoo_masks() -> dict[str, type]:
-    """The samplers `random`, `block`, `blocks`, `rasterized` and `checkerboard`."""
-    return {"random": Random, "block": Block, "blocks": Blocks, "rasterized": Rasterized, "checkerboard": Checkerboard}
+    """The samplers `random`, `block`, `blocks`, `visible-block`, `visible-squares`, `rasterized`, `checkerboard`."""
+    hidden = {"random": Random, "block": Block, "blocks": Blocks}
+    shown = {"visible-block": VisibleBlock, "visible-squares": VisibleSquares, "rasterized": Rasterized}
+    return hidden | shown | {"checkerboard": Checkerboard}

@@ -13,13 +13,14 @@ Result = tuple[Tensor, dict[str, Tensor]]
 
 
 class _OfImages(nn.Module):
-    """A term over the image signal itself, [v b e]: it needs no target."""
+    """A term over a signal itself, of images [v b e] unless it says that it reads rows [n e]: it needs no target."""
 
     needs_target = False
+    of: tuple[str, ...] = ("image",)
 
     def __init__(self, signal: Signal) -> None:
         super().__init__()
-        if signal.kind == "patch":
+        if signal.kind not in self.of:
             raise ValueError("this loss is of whole images, but the signal is of patches")
 
 
@@ -56,13 +57,14 @@ class Variance(_OfImages):
     """How far the deviation of each channel over the batch falls short of `least`, mean over channels and views.
 
     VICReg (Bardes et al. 2022, equation 1; the released code halves the sum over its two views, which is this mean).
+    Rows of patches count as one view: over encoder.context, beside I-JEPA, C-JEPA (Mo & Tong 2024, arXiv 2410.19560).
 
     Args:
         least: the deviation from which on nothing is asked.
         eps: added to the variance.
     """
 
-    whole_batch = True
+    whole_batch, of = True, ("image", "patch", "context")
 
     def __init__(self, signal: Signal, *, least: float = 1.0, eps: float = 1e-4) -> None:
         super().__init__(signal)
@@ -70,23 +72,23 @@ class Variance(_OfImages):
 
     def forward(self, prediction: Tensor, target: Tensor | None, pairing: Pairing, at: Progress) -> Result:
         """[v b e]. Raises ValueError for a batch of one image."""
-        x, images = _centered(prediction)
-        deviation = (all_sum(x.square().sum(1)) / (images - 1) + self.eps).sqrt()
+        x, weight = _centered(prediction, pairing)
+        deviation = (all_sum((weight * x.square()).sum(1)) + self.eps).sqrt()
         return (self.least - deviation).relu().mean(), {"deviation": deviation.mean()}
 
 
 class Covariance(_OfImages):
     """Squared covariances of different channels over the batch, summed over pairs and views, divided by channels.
 
-    VICReg (Bardes et al. 2022, equation 4).
+    VICReg (Bardes et al. 2022, equation 4). Rows of patches count as one view, as in `variance`.
     """
 
-    whole_batch = True
+    whole_batch, of = True, ("image", "patch", "context")
 
     def forward(self, prediction: Tensor, target: Tensor | None, pairing: Pairing, at: Progress) -> Result:
         """[v b e]. Raises ValueError for a batch of one image."""
-        x, images = _centered(prediction)
-        shared = all_sum(x.transpose(1, 2) @ x) / (images - 1)  # v e e
+        x, weight = _centered(prediction, pairing)
+        shared = all_sum((weight * x).transpose(1, 2) @ x)  # v e e
         apart = shared.square().sum((1, 2)) - shared.diagonal(dim1=1, dim2=2).square().sum(1)
         return apart.sum() / x.shape[-1], {}
 
@@ -136,12 +138,15 @@ class SigReg(_OfImages):
         return gap @ (weight * gauss) * (x.shape[-2] * world_size())
 
 
-def _centered(x: Tensor) -> tuple[Tensor, int]:
-    """Less the mean over the images of all ranks, and how many those are."""
+def _centered(x: Tensor, pairing: Pairing) -> tuple[Tensor, Tensor]:
+    """Less the mean over all ranks, [v b e]; and what each row adds to a moment, [b 1]. Rows [n e] are as one view."""
+    if x.ndim == 2:
+        weight = pairing.weight[:, None]
+        return (x - all_mean((weight * x).sum(0)))[None], weight / world_size()
     images = x.shape[1] * world_size()
     if images < 2:
         raise ValueError("moments over the batch want 2 images or more, found 1")
-    return x - all_mean(x.mean(1, keepdim=True)), images
+    return x - all_mean(x.mean(1, keepdim=True)), x.new_full((x.shape[1], 1), 1 / (images - 1))
 
 
 @hookimpl

@@ -1,28 +1,30 @@
-"""Who guesses, where the encoder did the work? A linear layer on the tokens at target places (SimMIM, data2vec)."""
+"""Who guesses, where the encoder did the work? A linear layer on the tokens at target places; or convolutions."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
-from sslzoo.nn import pixels_of
+from sslzoo.nn import said_width
 
 
 class Linear(nn.Module):
-    """A linear read-out of target tokens; the encoder keeps hidden patches (hidden: fill).
+    """A linear read-out of target tokens (SimMIM, data2vec); the encoder keeps hidden patches (hidden: fill).
 
     Args:
-        to: tokens (as wide as the encoder) or pixels of a patch.
+        to: tokens (as wide as the encoder), pixels of a patch, or scores of so many codes (BEiT).
     """
 
     projector = None
 
-    def __init__(self, encoder: Encoder, *, to: Literal["tokens", "pixels"] = "tokens") -> None:
+    def __init__(self, encoder: Encoder, *, to: Literal["tokens", "pixels"] | int = "tokens") -> None:
         super().__init__()
-        width = pixels_of(encoder) if to == "pixels" else encoder.width
+        width = said_width(encoder, to)
         self.outputs = {"patch": Signal("patch", width)}
         self.blocks = nn.ModuleList()
         self.out = nn.Linear(encoder.width, width)
@@ -34,7 +36,67 @@ class Linear(nn.Module):
         return {} if target is None else {"patch": self.out(target.flat(tokens.at(target)))}
 
 
+class Convolutions(nn.Module):
+    """Convolutions over the grid, noise where nothing was seen; the encoder drops what is hidden.
+
+    The decoder of data2vec 2.0 (Baevski et al. 2022, arXiv 2212.07525, section 3).
+
+    Args:
+        depth: layers: convolution, norm over channels, GELU, and what came in.
+        kernel: side of a convolution, in patches; odd.
+        groups: groups of channels.
+        noise: deviation of the noise at hidden places.
+        to: as `linear`.
+    """
+
+    projector = None
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        depth: int = 6,
+        kernel: int = 3,
+        groups: int = 16,
+        noise: float = 0.01,
+        to: Literal["tokens", "pixels"] | int = "tokens",
+    ) -> None:
+        super().__init__()
+        if depth < 1 or groups < 1 or encoder.width % groups or kernel < 1 or kernel % 2 == 0:
+            raise ValueError(
+                f"depth, kernel, groups: found {depth}, {kernel}, {groups}; 1 or more, kernel odd, groups a divisor of "
+                f"{encoder.width}"
+            )
+        width = said_width(encoder, to)
+        self.outputs = {"patch": Signal("patch", width)}
+        layers = (
+            nn.Conv2d(encoder.width, encoder.width, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)
+        )
+        self.blocks = nn.ModuleList(layers)
+        self.out, self.noise = nn.Linear(encoder.width, width), noise
+
+    def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:
+        """{"patch": [t e]}."""
+        if target is None:
+            return {}
+        x = self._everywhere(tokens).transpose(1, 2).unflatten(2, tokens.grid)  # s d h w
+        for block in self.blocks:
+            y = block(x).movedim(1, -1)
+            x = x + F.gelu(F.layer_norm(y, y.shape[-1:])).movedim(-1, 1)
+        return {"patch": self.out(target.flat(target.take(x.flatten(2).transpose(1, 2))))}
+
+    def _everywhere(self, tokens: Tokens) -> Tensor:
+        """Tokens at their places, noise elsewhere: [s k d] -> [s N d]."""
+        seen, index = tokens.patches, tokens.index
+        s, k, width = seen.shape
+        places = tokens.grid[0] * tokens.grid[1]
+        if tokens.length is not None:  # padding goes to a place of its own, behind the last
+            index = index.where(torch.arange(k, device=index.device) < tokens.length[:, None], places)
+        whole = torch.randn(s, places + 1, width, dtype=seen.dtype, device=seen.device) * self.noise
+        return whole.scatter(1, index[..., None].expand(-1, -1, width), seen)[:, :places]
+
+
 @hookimpl
 def sslzoo_predictors() -> dict[str, type]:
-    """The predictor `linear`."""
-    return {"linear": Linear}
+    """The predictors `linear` and `convolutions`."""
+    return {"linear": Linear, "convolutions": Convolutions}

@@ -31,15 +31,15 @@ class SmoothL1(nn.Module):
     """Smooth L1 distance, mean over channels and rows (I-JEPA's released code).
 
     Args:
-        beta: where the square turns into a line; data2vec uses 2.
+        beta: where the square turns into a line; data2vec uses 2, SimMIM 0, which is the absolute difference.
     """
 
     needs_target = True
 
     def __init__(self, signal: Signal, *, beta: float = 1.0) -> None:
         super().__init__()
-        if beta <= 0:
-            raise ValueError(f"beta: found {beta}; above 0")
+        if beta < 0:
+            raise ValueError(f"beta: found {beta}; 0 or more")
         self.beta = beta
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:

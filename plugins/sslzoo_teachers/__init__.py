@@ -29,8 +29,10 @@ class Ema(nn.Module):
 
     Args:
         momentum: share of the teacher kept at a step.
-        norm: layer (normalise each target over its channels, without scale and shift) or none.
+        norm: layer (normalise each target over its channels, without scale and shift), image (each channel over the
+            patches of its image: data2vec 2.0), or none.
         layers: 0 for the tokens after the final norm; n for the mean of the last n blocks, each normalised.
+        read: what of those blocks: their output, or what their mlp adds to it (data2vec 2.0).
         renorm: normalise the mean of the layers once more.
         sees: the whole image, or each target block by itself (then there is no image signal).
         project: copy the predictor's projector too, and give what it says of the summary as the image signal.
@@ -43,8 +45,9 @@ class Ema(nn.Module):
         student: Student,
         *,
         momentum: Annotated[Schedule, Field(ge=0, le=1)] = RISING,
-        norm: Literal["layer", "none"] = "layer",
+        norm: Literal["layer", "image", "none"] = "layer",
         layers: int = 0,
+        read: Literal["output", "mlp"] = "output",
         renorm: bool = False,
         sees: Literal["image", "targets"] = "image",
         project: bool = False,
@@ -54,6 +57,12 @@ class Ema(nn.Module):
         super().__init__()
         if layers < 0:
             raise ValueError(f"layers: found {layers}; 0 or more")
+        if read == "mlp" and not 0 < layers <= len(student.encoder.blocks):
+            raise ValueError(
+                f"read, layers: mlp is of the last 1 to {len(student.encoder.blocks)} blocks, found {layers}"
+            )
+        if sees == "targets" and (norm == "image" or read == "mlp"):
+            raise ValueError("norm, read: image and mlp are of whole images, but the teacher sees targets")
         if project and sees == "targets":
             raise ValueError("project: it is the whole image that is projected, but the teacher sees targets")
         if project and student.predictor.projector is None:
@@ -74,6 +83,10 @@ class Ema(nn.Module):
         self.outputs |= {"image": Signal("image", width)} if sees == "image" else {}
         self.center = None if center is None else Center(width, center)
         self.patch_center = Center(width, center) if center is not None and project_patches else None
+        self._added: list[Tensor] = []
+        if read == "mlp":
+            for block in self.encoder.blocks[-layers:]:
+                block.mlp.register_forward_hook(lambda _module, _given, out: self._added.append(out))
         self._pairs: Pair | None = None
         self.train()
 
@@ -124,7 +137,12 @@ class Ema(nn.Module):
         if self.patch_center is not None:  # of all tokens, hidden or not
             assert self.projector is not None
             return target.flat(target.take(mask.rows(self.patch_center(self.projector(tokens.patches)))))
-        found = [target.flat(target.take(mask.rows(layer))) for layer in tokens.layers or (tokens.patches,)]
+        layers = tokens.layers or (tokens.patches,)
+        if self._added:
+            layers, self._added = [out[:, -tokens.patches.shape[1] :] for out in self._added], []
+        if self.norm == "image":
+            layers = [F.instance_norm(layer.float().transpose(1, 2)).transpose(1, 2) for layer in layers]
+        found = [target.flat(target.take(mask.rows(layer))) for layer in layers]
         if self.project_patches:
             assert self.projector is not None
             return self.projector(found[0])

@@ -1,0 +1,122 @@
+"""What is shown, where all but a few pieces are hidden? One block, or small squares; and several masks of one view."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sslzoo import Grid, Mask, Patches, Rng
+from sslzoo.blocks import Range, check_ranges, covered
+
+
+def copied(copies: int, batch: int, draw: Callable[[], Mask]) -> Mask:
+    """Several masks of each view, drawn one after another: sequences (c b), copies outermost."""
+    if copies == 1:
+        return draw()
+    drawn = [draw() for _ in range(copies)]
+    context, target = (torch.cat([part(mask) for mask in drawn]) for part in (_context, _target))
+    return Mask(Patches(context), Patches(target), torch.arange(batch).repeat(copies))
+
+
+def _context(mask: Mask) -> Tensor:
+    return mask.context.index
+
+
+def _target(mask: Mask) -> Tensor:
+    return mask.target.index
+
+
+class VisibleBlock:
+    """Shows one block, that may run over an edge and go on at the other; some of the rest are to guess.
+
+    CAPI's inverse block (Darcet et al. 2025, section 3): a rectangle, cut to the exact number of patches, is rolled
+    along both axes.
+
+    Args:
+        hide: share of the patches hidden; the number is rounded down.
+        aspect: height over width of the block, [low, high], drawn on a logarithmic scale.
+        ask: share of the hidden patches to guess, at random; at least one.
+    """
+
+    ragged = False
+
+    def __init__(self, *, hide: float = 0.65, aspect: Range = (0.5, 2.0), ask: float = 0.05) -> None:
+        if not 0 < hide < 1 or not 0 < ask <= 1:
+            raise ValueError(f"hide, ask: found {hide}, {ask}; shares above 0, hide below 1")
+        check_ranges(aspect=aspect)
+        self.hide, self.ask = hide, ask
+        self.logs = (math.log(aspect[0]), math.log(aspect[1]))
+
+    def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
+        """Context [s k], target [s 1 q]. Raises ValueError if nothing would be hidden."""
+        hidden, whole = _count(self.hide, grid), torch.tensor(grid)
+        shown, drawn = grid[0] * grid[1] - hidden, rng.uniform(3)
+        aspect = (self.logs[0] + drawn[:, 0] * (self.logs[1] - self.logs[0])).exp()
+        least = -(-shown // grid[1])  # lower blocks would be wider than the grid
+        height = (shown * aspect).sqrt().ceil().long().clamp(min=least, max=grid[0])
+        width = (shown / height).ceil().long()
+        tall, wide = torch.arange(grid[0]) < height[:, None], torch.arange(grid[1]) < width[:, None]
+        flat = (tall[:, :, None] & wide[:, None]).flatten(1)
+        flat &= flat.cumsum(1) <= shown
+        context = flat.nonzero()[:, 1].reshape(batch, shown)
+        down, across = (drawn[:, 1:] * whole).long().unbind(1)
+        rows = (context // grid[1] + down[:, None]) % grid[0]
+        context = (rows * grid[1] + (context % grid[1] + across[:, None]) % grid[1]).sort(1).values
+        seen = torch.zeros_like(flat).scatter(1, context, True)
+        target = rng.choose(~seen, max(1, int(self.ask * hidden)))
+        return Mask(Patches(context), Patches(target[:, None]))
+
+
+class VisibleSquares:
+    """Shows small squares at random until enough is shown; the rest is to guess.
+
+    The inverse block masks of data2vec 2.0 (Baevski et al. 2022, arXiv 2212.07525, section 3): squares may overlap;
+    what is shown too much is hidden again, at random, so that all sequences are equally long.
+
+    Args:
+        hide: share of the patches hidden; the number is rounded down.
+        side: side of a square, in patches.
+        copies: masks of each view; each is a sequence of its own, and a teacher reads the view once for all of them.
+    """
+
+    ragged = False
+
+    def __init__(self, *, hide: float = 0.8, side: int = 3, copies: int = 1) -> None:
+        if not 0 < hide < 1:
+            raise ValueError(f"hide: found {hide}; a share between 0 and 1")
+        if side < 1 or copies < 1:
+            raise ValueError(f"side, copies: found {side}, {copies}; each at least 1")
+        self.hide, self.side, self.copies = hide, side, copies
+
+    def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
+        """Context [s k], target [s 1 q]. Raises ValueError if nothing would be hidden."""
+        hidden = _count(self.hide, grid)
+        return copied(self.copies, batch, lambda: self._one(batch, grid, rng, hidden))
+
+    def _one(self, batch: int, grid: Grid, rng: Rng, hidden: int) -> Mask:
+        shown, places = grid[0] * grid[1] - hidden, grid[0] * grid[1]
+        many = 4 * -(-shown // self.side**2)  # squares, of which as many count as are needed
+        corner = (rng.uniform(many, 2) * (torch.tensor(grid) + self.side - 1)).long() - (self.side - 1)
+        seen = torch.zeros(batch, places, dtype=torch.bool)
+        for square in range(many):
+            short = seen.sum(1) < shown
+            more = covered(corner[:, square, :1], corner[:, square, 1:], (self.side, self.side), grid)
+            seen |= more & short[:, None]
+        lots = rng.uniform(places) + seen  # those shown come last, so what is missing or too much falls at random
+        order = lots.argsort(1, descending=True)
+        return Mask(Patches(order[:, :shown]), Patches(order[:, None, shown:]))
+
+
+def _count(hide: float, grid: Grid) -> int:
+    """How many patches are hidden.
+
+    Raises:
+        ValueError: none, or all.
+    """
+    hidden = int(hide * grid[0] * grid[1] + 1e-9)
+    if not 0 < hidden < grid[0] * grid[1]:
+        raise ValueError(f"hide: {hide} of {grid[0]} x {grid[1]} patches hides {hidden}")
+    return hidden
