@@ -56,7 +56,7 @@ class Join(nn.Module):
 
 def _made(name: str, spec: dict[str, Any], encoder: Encoder) -> Any:
     known = catalogue().parts["predictors"]
-    use = spec.get("use")
+    use = str(spec.get("use"))
     if use not in known:
         raise ValueError(f"parts.{name}.use: found {use!r}; installed: {', '.join(known)}")
     try:

@@ -27,7 +27,7 @@ def value(loss, a, b, how):
     return found.item()
 
 
-@pytest.mark.parametrize("beta", [1.0, 2.0])
+@pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
 def test_smooth_l1_by_hand(beta):
     def smooth(x):
         return x * x / (2 * beta) if abs(x) < beta else abs(x) - beta / 2
@@ -66,7 +66,7 @@ def test_images_meet_where_they_may(loss):
 
 def test_impossible_losses_are_refused():
     with pytest.raises(ValueError, match="beta"):
-        SmoothL1(PATCH, beta=0)
+        SmoothL1(PATCH, beta=-1)
     with pytest.raises(ValueError, match="reduce"):
         Mse(IMAGE, reduce="sum")
     with pytest.raises(ValueError, match="scale"):
