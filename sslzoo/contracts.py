@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from sslzoo.progress import Progress
 from sslzoo.rng import Rng
 
+CPU = torch.device("cpu")
 Grid = tuple[int, int]  # rows, columns of patches
 Role = Literal["context", "target", "both"]
 Move = Callable[[Tensor], Tensor]
@@ -231,6 +232,7 @@ class Features:
     x: Float[Tensor, "n d"]
     labels: Mapping[str, Int[Tensor, " n"]]  # by task
     tasks: Mapping[str, int] = field(default_factory=dict)  # classes of each task
+    device: torch.device = CPU  # where a probe may compute; x and labels lie on the CPU
 
 
 class Student(nn.Module):
@@ -250,7 +252,12 @@ class Student(nn.Module):
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Images by number. Made with `(*, ...)`."""
+    """Images by number. Made with `(*, ...)`.
+
+    It may also have `fingerprint`, text that changes when its list of images does (cheap: a run that goes on asks for
+    it), and `class_names`, the names of the classes of each task: by them, training and test data of an evaluation
+    agree on what a number means.
+    """
 
     tasks: Mapping[str, int]  # label tasks and their number of classes; empty where there are no labels
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def train(
         refuse(folder, recipe, catalogue)
     else:
         watch = Watch(begin=watch.begin, stop=watch.stop)
-    method, sources = build(recipe, catalogue)
+    method, sources, found = opened(recipe, catalogue, folder, world)
     method.to(world.device).train()
     model = prepare(method, run, world, bool(flow.unused))
     optimizer, moves = build_optimizer(recipe, catalogue, method), recipe.optim_keys
@@ -78,7 +78,7 @@ def train(
     steps = length(recipe, catalogue, order, watch.say)
     start = resume(folder, method, optimizer, world, watch.say)
     watch.begin(start, steps)
-    ready(folder, recipe, catalogue, start, world, watch.say)
+    ready(folder, recipe, catalogue, found, start, world, watch.say)
     watch.say(
         f"steps {start} to {steps}, {order.epoch_steps} an epoch; batch {run.batch} = {world.size} process"
         f"{'es' if world.size > 1 else ''} x {shares.accumulate} x {shares.micro}, on {world.device}, {run.precision}"
@@ -159,6 +159,17 @@ def length(recipe: Recipe, catalogue: Catalogue, order: data.Order, say: Say) ->
     return steps
 
 
+def opened(
+    recipe: Recipe, catalogue: Catalogue, folder: Folder, world: World
+) -> tuple[Method, data.Sources, dict[str, Any]]:
+    """Parts with their starting weights; the data, those that this run began with if it did; and their identity."""
+    method, sources = build(recipe, catalogue)
+    found = data.identity(sources.data)
+    if world.first:
+        folder.recognize(found)
+    return method, sources, found
+
+
 def resume(folder: Folder, method: Method, optimizer: torch.optim.Optimizer, world: World, say: Say) -> int:
     """Restores the newest checkpoint, if any; returns the steps done."""
     saved = checkpoint.newest(folder.checkpoints, lambda text: say(f"warning: {text}"))
@@ -169,10 +180,19 @@ def resume(folder: Folder, method: Method, optimizer: torch.optim.Optimizer, wor
     return 0 if saved is None else saved.step
 
 
-def ready(folder: Folder, recipe: Recipe, catalogue: Catalogue, start: int, world: World, say: Say) -> None:
-    """Writes the recipe and cuts metrics back to `start` steps: nothing is changed before all is known to fit."""
+def ready(
+    folder: Folder,
+    recipe: Recipe,
+    catalogue: Catalogue,
+    found: Mapping[str, Any],
+    start: int,
+    world: World,
+    say: Say,
+) -> None:
+    """Writes the recipe and which data were found, and cuts metrics back to `start` steps: nothing is changed before all is known to fit."""
     if world.first:
         claim(folder, recipe, catalogue, say)
+        folder.note_data(found)
         folder.metrics.rewind(start)
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+from sslzoo_datasets.images import ENDINGS, digest, read
 
 
 class Folder:
     """Image folders, root/class/**/image.jpg; without classes, images lie in root itself. The index is cached.
 
-    Task: class, where there are at least two folders; classes are numbered in alphabetical order.
+    Task: class, where at least two folders hold images and none lies in root itself; classes are numbered in
+    alphabetical order. Files and folders whose names begin with a dot, and __MACOSX, are left out.
 
     Args:
         root: the folder.
@@ -34,14 +35,19 @@ class Folder:
         self.classes = () if flat else tuple(sorted(named))
         self._number = {name: number for number, name in enumerate(self.classes)}
         self.tasks: Mapping[str, int] = {"class": len(self.classes)} if len(self.classes) > 1 else {}
+        self.class_names: Mapping[str, Sequence[str]] = {"class": self.classes} if self.tasks else {}
 
     def __len__(self) -> int:
         return len(self.index.files)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the files' names below root, in order."""
+        return digest(self.index.files)
+
     def image(self, i: int) -> Image.Image:
         """Image i as RGB; raises OSError if it cannot be read."""
-        with Image.open(self.root / self.index.files[i]) as image:
-            return image.convert("RGB")
+        return read(self.root / self.index.files[i])
 
     def label(self, i: int) -> Mapping[str, int]:
         """The class of image i."""
@@ -87,13 +93,15 @@ def index_of(root: Path) -> Index:
 def cache_place(root: Path) -> Path:
     """Where the index of a folder is kept: in the user's cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "sslzoo" / f"index-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    return home / "sslzoo" / f"index2-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
 
 
 def _walk(root: Path, inside: str, folders: dict[str, int]) -> Iterator[str]:
     folders[inside] = (root / inside).stat().st_mtime_ns
     with os.scandir(root / inside) as entries:
         for entry in entries:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue  # .ipynb_checkpoints and thumbnails, and what unpacking on a Mac leaves
             name = f"{inside}/{entry.name}" if inside else entry.name
             if entry.is_dir():
                 yield from _walk(root, name, folders)

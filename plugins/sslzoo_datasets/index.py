@@ -33,7 +33,7 @@ def command(root: Path, read: bool) -> None:
         for i in numbers:
             try:
                 folder.image(i)
-            except (OSError, ValueError, SyntaxError) as error:
+            except OSError as error:
                 broken += 1
                 click.echo(f"\n{folder.index.files[i]}: {error}")
     click.echo(f"{broken:,} cannot be read")

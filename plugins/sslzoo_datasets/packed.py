@@ -2,56 +2,82 @@
 
 from __future__ import annotations
 
+import bisect
 import glob
-import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from sslzoo_datasets.folder import ENDINGS
+from sslzoo_datasets.images import ENDINGS, digest, read
+
+Sample = dict[str, Any]  # shard, name; and by kind (image, cls, json) where it begins and how long it is
 
 
 class Shards:
     """Tar shards in the webdataset layout: name.jpg beside name.cls or name.json; needs `sslzoo[shards]`.
 
-    Task: class, where every sample has a .cls file, or a .json file with the key `label_key`.
+    Task: class, where samples have a .cls file, or a .json file with the key `label_key`: all of them, or none.
 
     Args:
-        files: pattern of the shards; * and {000..146} are expanded.
-        label_key: the key of the label in .json files.
+        files: pattern of the shards; * and {000..146} are expanded, and each file that braces name must be there.
+        label_key: the key of the label in .json files; null: labels are not read.
         classes: number of classes; counted over all samples if left out.
     """
 
-    def __init__(self, *, files: Path, label_key: str = "label", classes: int | None = None) -> None:
+    def __init__(self, *, files: Path, label_key: str | None = "label", classes: int | None = None) -> None:
         self.paths = _expand(files)
         self.label_key = label_key
         self.samples = [sample for shard in range(len(self.paths)) for sample in _index_tar(self.paths[shard], shard)]
         if not self.samples:
             raise ValueError(f"files: no images in {files}")
         self.tasks: Mapping[str, int] = {}
-        if all("cls" in sample or "json" in sample for sample in self.samples):
-            count = classes or 1 + max(self._class(i) for i in range(len(self.samples)))
-            self.tasks = {"class": count}
+        if label_key is not None and self._labelled():
+            self.tasks = {"class": classes or 1 + max(self._class(i) for i in range(len(self)))}
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the samples' names and sizes, in order."""
+        return digest(f"{sample['shard']} {sample['name']} {sample['image'][1]}" for sample in self.samples)
+
     def image(self, i: int) -> Image.Image:
         """Image i as RGB; raises OSError if it cannot be read."""
-        return _decoded(self._bytes(i, "image"))
+        return read(self._bytes(i, "image"))
 
     def label(self, i: int) -> Mapping[str, int]:
         """The class of image i."""
         return {"class": self._class(i)} if self.tasks else {}
 
+    def _labelled(self) -> bool:
+        bare = [sample for sample in self.samples if "cls" not in sample and "json" not in sample]
+        if bare and len(bare) < len(self):
+            where = f"{bare[0]['name']} in {self.paths[bare[0]['shard']]}"
+            raise ValueError(
+                f"files: {len(bare)} of {len(self)} samples have neither .cls nor .json, the first of them {where}; "
+                "add them, or set label_key: null where labels are not needed"
+            )
+        return not bare
+
     def _class(self, i: int) -> int:
-        if "cls" in self.samples[i]:
-            return int(self._bytes(i, "cls"))
-        return int(json.loads(self._bytes(i, "json"))[self.label_key])
+        kind = "cls" if "cls" in self.samples[i] else "json"
+        told = self._bytes(i, kind).decode(errors="replace").strip()
+        try:
+            found = int(told) if kind == "cls" else json.loads(told)[self.label_key]
+            if isinstance(found, bool) or found != int(found) or found < 0:
+                raise ValueError(found)
+        except (ValueError, KeyError, TypeError) as error:
+            where = f"{self.samples[i]['name']}.{kind} in {self.paths[self.samples[i]['shard']]}"
+            wanted = "" if kind == "cls" else f" under the key {self.label_key!r}"
+            raise ValueError(f"files: {where} holds {told[:60]!r}; a class from 0 on is wanted{wanted}") from error
+        return int(found)
 
     def _bytes(self, i: int, kind: str) -> bytes:
         shard, (offset, size) = self.samples[i]["shard"], self.samples[i][kind]
@@ -63,47 +89,64 @@ class Shards:
 class Parquet:
     """Parquet tables in the Hugging Face layout: a column of image bytes and one of labels; needs `sslzoo[shards]`.
 
-    Task: class, where the label column exists.
+    Task: class, where the tables have the label column.
 
     Args:
-        files: pattern of the tables; * and {000..146} are expanded.
+        files: pattern of the tables; * and {000..146} are expanded, and each file that braces name must be there.
         image_column: column of the images, binary or a struct with the field bytes.
-        label_column: column of the labels, whole numbers.
+        label_column: column of the labels, whole numbers from 0 on; null: labels are not read.
         classes: number of classes; counted if left out.
     """
 
     def __init__(
-        self, *, files: Path, image_column: str = "image", label_column: str = "label", classes: int | None = None
+        self,
+        *,
+        files: Path,
+        image_column: str = "image",
+        label_column: str | None = "label",
+        classes: int | None = None,
     ) -> None:
-        parquet = _library("pyarrow.parquet")
         self.paths, self.image_column = _expand(files), image_column
         self.groups: list[tuple[int, int, int]] = []  # table, row group, rows
-        labels: list[int] = []
+        labels: list[list[int]] = []
         for table, path in enumerate(self.paths):
-            file = parquet.ParquetFile(path)
-            names = file.schema_arrow.names
-            if image_column not in names:
-                raise ValueError(f"image_column: {path} has no column {image_column!r}; it has {', '.join(names)}")
+            file = _table(path)
+            _check_image_column(file.schema_arrow, image_column, path)
             meta = file.metadata
             self.groups += [(table, group, meta.row_group(group).num_rows) for group in range(meta.num_row_groups)]
-            if label_column in names:
-                labels += file.read([label_column])[label_column].to_pylist()
-        self.ends = _running([rows for _, _, rows in self.groups])
-        self.labels = labels if len(labels) == self.ends[-1] else []
+            if label_column is not None and label_column in file.schema_arrow.names:
+                labels.append(_labels(file, label_column, path))
+        self.ends = list(accumulate(rows for _, _, rows in self.groups))
+        if not self.ends or not self.ends[-1]:
+            raise ValueError(f"files: no rows in {files}")
+        if labels and len(labels) < len(self.paths):
+            bare = len(self.paths) - len(labels)
+            raise ValueError(
+                f"label_column: {bare} of {len(self.paths)} tables have no column {label_column!r}; "
+                "set label_column: null where labels are not needed"
+            )
+        self.labels = [label for of_table in labels for label in of_table]
         self.tasks: Mapping[str, int] = {"class": classes or 1 + max(self.labels)} if self.labels else {}
 
     def __len__(self) -> int:
         return self.ends[-1]
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the tables' names, row groups and labels, in order."""
+        groups = (f"{self.paths[table].name} {group} {rows}" for table, group, rows in self.groups)
+        return digest([*groups, *map(str, self.labels)])
+
     def image(self, i: int) -> Image.Image:
         """Image i as RGB; raises OSError if it cannot be read."""
-        import bisect
-
         group = bisect.bisect_right(self.ends, i)
         table, inside, rows = self.groups[group]
         column = _row_group(str(self.paths[table]), inside, self.image_column)
         value = column[i - (self.ends[group] - rows)].as_py()
-        return _decoded(value["bytes"] if isinstance(value, Mapping) else value)
+        content = value["bytes"] if isinstance(value, Mapping) else value
+        if content is None:
+            raise OSError(f"row {i} holds no image in the column {self.image_column!r}")
+        return read(content)
 
     def label(self, i: int) -> Mapping[str, int]:
         """The class of image i."""
@@ -112,10 +155,47 @@ class Parquet:
 
 @lru_cache(maxsize=8)  # shuffled reading comes back to a group; a few hundred megabytes a worker at most
 def _row_group(path: str, group: int, column: str) -> Any:
-    return _library("pyarrow.parquet").ParquetFile(path).read_row_group(group, [column])[column]
+    return _table(Path(path)).read_row_group(group, [column])[column]
 
 
-def _index_tar(path: Path, shard: int) -> list[dict[str, Any]]:
+def _table(path: Path) -> Any:
+    parquet, arrow = _library("pyarrow.parquet"), _library("pyarrow")
+    try:
+        return parquet.ParquetFile(path)
+    except (arrow.ArrowException, OSError) as error:
+        raise ValueError(f"files: {path} is not a parquet table that can be read: {error}") from error
+
+
+def _check_image_column(schema: Any, column: str, path: Path) -> None:
+    types = _library("pyarrow.types")
+    if column not in schema.names:
+        raise ValueError(f"image_column: {path} has no column {column!r}; it has {', '.join(schema.names)}")
+    found = kind = schema.field(column).type
+    if types.is_struct(found) and "bytes" in [found.field(i).name for i in range(found.num_fields)]:
+        kind = found.field("bytes").type
+    if not (types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)):
+        raise ValueError(
+            f"image_column: {column!r} of {path} holds {found}; encoded images are wanted: binary, or a struct with "
+            "the field bytes"
+        )
+
+
+def _labels(file: Any, column: str, path: Path) -> list[int]:
+    kind = file.schema_arrow.field(column).type
+    if not _library("pyarrow.types").is_integer(kind):
+        raise ValueError(
+            f"label_column: {column!r} of {path} holds {kind}; whole numbers are wanted, or label_column: null"
+        )
+    found = file.read([column])[column]
+    if found.null_count:
+        raise ValueError(f"label_column: {column!r} of {path} lacks {found.null_count} of {len(found)} labels")
+    lowest = _library("pyarrow.compute").min(found).as_py() if len(found) else 0
+    if lowest < 0:
+        raise ValueError(f"label_column: {column!r} of {path} holds {lowest}; classes count from 0")
+    return found.to_pylist()
+
+
+def _index_tar(path: Path, shard: int) -> list[Sample]:
     """Samples of a shard: where the image and its labels begin, and how long they are.
 
     webdataset reads shards front to back; reading image i of an epoch's order needs offsets, so the members are listed
@@ -124,24 +204,59 @@ def _index_tar(path: Path, shard: int) -> list[dict[str, Any]]:
     import tarfile
 
     base_plus_ext = _library("webdataset.tariterators").base_plus_ext
-    samples: dict[str, dict[str, Any]] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            name, ending = base_plus_ext(member.name)
-            if not member.isfile() or name is None:
-                continue
-            kind = "image" if f".{ending.lower()}" in ENDINGS else ending.lower()
-            if kind in ("image", "cls", "json"):
-                samples.setdefault(name, {"shard": shard})[kind] = (member.offset_data, member.size)
+    samples: dict[str, Sample] = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                name, ending = base_plus_ext(member.name)
+                if not member.isfile() or name is None or _hidden(name):
+                    continue
+                kind = "image" if f".{ending.lower()}" in ENDINGS else ending.lower()
+                if kind in ("image", "cls", "json"):
+                    sample = samples.setdefault(name, {"shard": shard, "name": name})
+                    if kind in sample:
+                        raise ValueError(f"files: {path} holds two files {kind!r} of the sample {name}")
+                    sample[kind] = (member.offset_data, member.size)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ValueError(f"files: {path} is not a tar file that can be read: {error}") from error
     return [sample for sample in samples.values() if "image" in sample]
 
 
+def _hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in name.split("/"))
+
+
 def _expand(files: Path) -> list[Path]:
+    """The files of a pattern: every one that braces name, whatever * finds; shards known to be missing are told."""
     patterns = list(_library("braceexpand").braceexpand(str(files)))
-    paths = [Path(path) for pattern in patterns for path in sorted(glob.glob(pattern))]  # noqa: PTH207 - absolute too
-    if not paths:
+    found = {pattern: sorted(glob.glob(pattern)) for pattern in patterns}  # noqa: PTH207 - absolute too
+    missing = [pattern for pattern in patterns if not found[pattern]]
+    if len(missing) == len(patterns):
         raise ValueError(f"files: nothing matches {files}")
-    return paths
+    if missing:
+        raise ValueError(f"files: {len(missing)} of {len(patterns)} are missing: {_some(missing)}")
+    for pattern in patterns:
+        if glob.has_magic(pattern):
+            _check_numbered([Path(path) for path in found[pattern]])
+    return [Path(path) for pattern in patterns for path in found[pattern]]
+
+
+def _check_numbered(paths: Sequence[Path]) -> None:
+    """Files called NAME-00003-of-00014.ENDING tell how many there should be."""
+    there: dict[tuple[Path, str, int], set[int]] = {}
+    for path in paths:
+        if told := re.match(r"(.*?)(\d+)-of-(\d+)(?=\D|$)", path.name):
+            there.setdefault((path.parent, told[1], int(told[3])), set()).add(int(told[2]))
+    for (folder, name, count), numbers in there.items():
+        if len(numbers) < count:
+            raise ValueError(
+                f"files: {len(numbers)} of {count} are here of {folder / name}...-of-{count:05}; name those that are "
+                "wanted with {00000..00002}, or fetch the rest"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _library(name: str) -> Any:
@@ -151,16 +266,3 @@ def _library(name: str) -> Any:
         return import_module(name)
     except ImportError:
         raise ValueError(f"this data set needs {name.split('.')[0]}: pip install 'sslzoo[shards]'") from None
-
-
-def _running(counts: Sequence[int]) -> list[int]:
-    ends, total = [], 0
-    for count in counts:
-        total += count
-        ends.append(total)
-    return ends
-
-
-def _decoded(content: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sslzoo.errors import did_you_mean
+from sslzoo_datasets.images import rgb
 
 
 class Torchvision:
@@ -35,9 +36,13 @@ class Torchvision:
         takes = inspect.signature(make).parameters
         given: dict[str, Any] = {"root": str(root)}
         if "train" in takes:
+            if split not in ("train", "test"):
+                raise ValueError(f"split: found {split!r}; {name} has train and test")
             given["train"] = split == "train"
         elif "split" in takes:
             given["split"] = split
+        elif split != "train":
+            raise ValueError(f"split: found {split!r}; {name} has no splits")
         if "download" in takes:
             given["download"] = download
         try:
@@ -50,13 +55,15 @@ class Torchvision:
             or 1 + max(int(self._label(i)) for i in range(len(self)))
         )
         self.tasks: Mapping[str, int] = {"class": count}
+        names = tuple(map(str, getattr(self.images, "classes", ())))
+        self.class_names: Mapping[str, Sequence[str]] = {"class": names} if len(names) == count else {}
 
     def __len__(self) -> int:
         return len(self.images)
 
     def image(self, i: int) -> Any:
         """Image i as RGB."""
-        return self.images[i][0].convert("RGB")
+        return rgb(self.images[i][0])
 
     def label(self, i: int) -> Mapping[str, int]:
         """The class of image i."""

@@ -22,7 +22,7 @@ class Knn:
 
     def __init__(self, *, k: tuple[int, ...] = (10, 20, 100, 200), temperature: float = 0.07) -> None:
         if not k or min(k) < 1 or temperature <= 0:
-            raise ValueError(f"k, temperature: found {k}, {temperature}; neighbours at least 1, temperature above 0")
+            raise ValueError(f"k, temperature: found {k}, {temperature}; neighbors at least 1, temperature above 0")
         self.k, self.temperature = k, temperature
 
     def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float]:

@@ -40,9 +40,9 @@ def command(
 
     from sslzoo.cli import echo_json
     from sslzoo.errors import UserError, did_you_mean
-    from sslzoo.evaluate.evaluate import bench, restored, table, untrained, write
+    from sslzoo.evaluate.bench import bench, network_of, restored, untrained
+    from sslzoo.evaluate.figures import probe, table
     from sslzoo.recipe.recipe import load
-    from sslzoo.run.monitor import evaluated_encoder
     from sslzoo.run.parallel import join
 
     if not (run / "recipe.yaml").is_file():
@@ -55,18 +55,17 @@ def command(
                 f"no probe is called {name!r}{did_you_mean(name, known)}\nthe recipe has: {', '.join(known) or 'none'}"
             )
             raise UserError(text)
+    say = lambda text: click.echo(text, err=True)  # noqa: E731 - beside the figures, which a script may read
     opened = bench(recipe, installed, probes)
     device = join(None if recipe.run.device == "auto" else recipe.run.device).device
-    method, steps = restored(recipe, installed, run, step)
-    network = network or opened.settings.network
-    figures = {f"step {steps}": opened.probe(evaluated_encoder(method, network).to(device), device)}
+    method, steps = restored(recipe, installed, run, step, say)
+    network = network_of(method, network or opened.settings.network)
+    methods = {f"step {steps}": method}
     if also_untrained:
-        encoder = evaluated_encoder(untrained(recipe, installed), network)
-        figures["untrained"] = opened.probe(encoder.to(device), device)
-    figures["chance"] = opened.chance()
-    place = write(run, f"{steps}-{network}", figures, opened.settings)
+        methods["untrained"] = untrained(recipe, installed)
+    figures, path = probe(opened, recipe, installed, methods, steps, network, run, device, say)
     if as_json:
         echo_json(figures)
     else:
         Console().print(table(figures))
-        click.echo(f"written to {place}")
+        click.echo(f"written to {path}")

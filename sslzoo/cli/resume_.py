@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from sslzoo.cli.options import allow_changed_data, changed_data
+
 
 @click.command("resume")
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
@@ -15,8 +17,15 @@ import click
 @click.option("--gpus", type=click.IntRange(0), help="Another number of GPUs of each node.")
 @click.option("--time", help="Another time limit.")
 @click.option("--allow-upgrade", is_flag=True, help="Even if a plugin's version is another than before.")
+@changed_data
 def command(
-    run: Path, cluster: str | None, nodes: int | None, gpus: int | None, time: str | None, allow_upgrade: bool
+    run: Path,
+    cluster: str | None,
+    nodes: int | None,
+    gpus: int | None,
+    time: str | None,
+    allow_upgrade: bool,
+    changed_data: bool,
 ) -> None:
     """Go on with the run RUN from its newest checkpoint: as a job if it was submitted, else in this process.
 
@@ -50,6 +59,7 @@ def command(
     recipe, installed = load(str(run))
     if not allow_upgrade:
         refuse_upgrade(recipe, installed, run)
+    allow_changed_data(run, changed_data)
     if not told:
         if changed:
             raise UserError(f"{run} was not submitted to a cluster; `sslzoo submit {run} --out {run}` does")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sslzoo.cli.options import recipe_options
+from sslzoo.cli.options import allow_changed_data, changed_data, recipe_options
 
 
 @click.command("train")
@@ -19,8 +19,15 @@ from sslzoo.cli.options import recipe_options
 )
 @click.option("--evaluate/--no-evaluate", default=True, help="Probe the encoder at the end, if the recipe says how.")
 @click.option("--allow-upgrade", is_flag=True, help="Resume even if a plugin's version is another than before.")
+@changed_data
 def command(
-    recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], out: Path | None, evaluate: bool, allow_upgrade: bool
+    recipe: str,
+    sets: tuple[str, ...],
+    plugins: tuple[Path, ...],
+    out: Path | None,
+    evaluate: bool,
+    allow_upgrade: bool,
+    changed_data: bool,
 ) -> None:
     """Train RECIPE: a recipe's name, a YAML file, or a run folder.
 
@@ -42,4 +49,5 @@ def command(
     stop.listen()
     read, installed = load(recipe, sets, plugins)
     folder = Path(recipe) if (Path(recipe) / "recipe.yaml").is_file() else read.folder
+    allow_changed_data(out or folder, changed_data)
     work(read, installed, out or folder, stop, evaluate=evaluate, upgrade=allow_upgrade)

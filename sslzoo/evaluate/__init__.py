@@ -1,1 +1,1 @@
-"""What has a frozen encoder learnt? Features of labelled images, what probes read from them, and where figures lie."""
+"""What has a frozen encoder learned? Features of labeled images, what probes read from them, and where figures lie."""

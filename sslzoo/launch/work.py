@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sslzoo.errors import RunError, UserError
+from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.launch.blame import blame, explain
 from sslzoo.launch.grace import Grace, kill_wait
 from sslzoo.launch.state import InUse, State
@@ -58,6 +59,8 @@ def work(
     if not upgrade:
         refuse_upgrade(recipe, installed, out)
     flow = check(recipe, installed)
+    if evaluate:
+        rehearse(recipe, installed)
     state = State(out)
     own = Own(asked is not None or not state.now)
     world = None
@@ -201,11 +204,13 @@ class Teller:
 
 
 def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, display: Display) -> None:
-    from sslzoo.evaluate.evaluate import finish, restored, table
+    from sslzoo.evaluate.bench import restored
+    from sslzoo.evaluate.figures import finish, table
     from sslzoo.report.page import write
 
-    method = restored(recipe, installed, out)[0].to(world.device)  # as saved: whole, wherever its shards were
-    figures = finish(recipe, installed, method, out, world.device, display.say)
+    method, step = restored(recipe, installed, out, say=display.say)  # as saved: whole, wherever its shards were
+    method.to(world.device)
+    figures = finish(recipe, installed, method, step, out, world.device, display.say)
     display.print(table(figures))
     display.say(f"plots: {write(recipe, installed, method, build(recipe, installed)[1], out, figures)}")
 

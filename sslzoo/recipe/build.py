@@ -102,6 +102,15 @@ def build_optimizer(recipe: Recipe, installed: Catalogue, method: Method) -> tor
     return make(installed, "optimizers", recipe.optim, groups, place="optim")
 
 
+def build_method(recipe: Recipe, installed: Catalogue) -> Method:
+    """Parts with their starting weights alone, on the device of the context; no data set is opened.
+
+    Raises:
+        RecipeError: a part refused its keys.
+    """
+    return _build(recipe, installed, [])[0]
+
+
 def check(recipe: Recipe, installed: Catalogue) -> Flow:
     """Checks the wiring and rehearses a step.
 

@@ -119,6 +119,7 @@ class Evaluate(Keys):
     network: str = "auto"
     layers: int = Field(0, ge=0, le=1000)
     batch: int = Field(256, ge=1, le=2**20)
+    seed: int = 0
 
 
 @dataclass(frozen=True)

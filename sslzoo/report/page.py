@@ -6,6 +6,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import islice
 from pathlib import Path
 from string import Template
 
@@ -14,13 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from sslzoo.contracts import Grid
-from sslzoo.evaluate.evaluate import Figures, main_figures, untrained
+from sslzoo.contracts import Dataset, Grid, View
+from sslzoo.evaluate.bench import Figures, untrained
+from sslzoo.evaluate.figures import main_figures
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import make
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.report import masks
-from sslzoo.run.data import Sources, draw_mask, seed_views
+from sslzoo.run.data import Sources, draw_mask, readable, seed_views
 from sslzoo.run.folder import Folder
 from sslzoo.run.monitor import evaluated_encoder
 from sslzoo.step import Method
@@ -69,10 +71,11 @@ def _masks(page: Figure, recipe: Recipe, method: Method, sources: Sources) -> No
     name = next(iter(sources.masks))
     view, sampler = sources.views[name].view, sources.masks[name]
     grid = method.student.encoder.grid(view.size)
-    seed_views(recipe.run.seed)
-    pixels = torch.stack([view(sources.data.image(i))[0] for i in range(SHOWN - 3)])
+    pixels = _seen(sources.data, view, SHOWN - 3, recipe.run.seed)
     mask = draw_mask(sampler, grid, recipe.run.seed, 0, range(len(pixels)))
     axes = page.subplots(1, SHOWN, gridspec_kw={"width_ratios": [1] * (SHOWN - 3) + [1.1, 1.1, 1]})
+    for blank in axes[len(pixels) : SHOWN - 3]:
+        blank.set_axis_off()
     for row, image in enumerate(masks.shown(pixels)):
         masks.sample(axes[row], image, mask, row, grid)
     found = masks.survey(sampler, grid, 32, recipe.run.seed)
@@ -142,15 +145,20 @@ def _bars(ax: Axes, figures: Mapping[str, Figures]) -> None:
 
 def _features(page: Figure, encoders: Mapping[str, nn.Module], pixels: Tensor) -> None:
     page.suptitle("patch features: their first three principal components as colours", fontsize=11, x=0.01, ha="left")
+    if not len(pixels):
+        page.text(0.5, 0.5, "no image could be read", ha="center", color=INK)
+        return
     axes = page.subplots(1 + len(encoders), SHOWN)
     rows = {"image": masks.shown(pixels)}
     rows |= {f"{name} encoder": components(encoder, pixels) for name, encoder in encoders.items()}
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name, fontsize=9)
-        for ax, image in zip(line, images, strict=True):
+        for ax, image in zip(line, images, strict=False):  # a small data set leaves places free
             ax.imshow(image, interpolation="nearest")
+        for number, ax in enumerate(line):
             ax.set_xticks([])
             ax.set_yticks([])
+            ax.set_frame_on(number < len(images))
 
 
 @torch.no_grad()
@@ -164,7 +172,7 @@ def components(encoder: nn.Module, pixels: Tensor) -> Tensor:
     grid: Grid = tokens.grid
     x = tokens.patches.float().cpu().flatten(0, 1)
     x = x - x.mean(0)
-    _, _, axes = torch.linalg.svd(x, full_matrices=False)
+    _, _, axes = torch.linalg.svd(x.nan_to_num(), full_matrices=False)
     found = x @ axes[:3].T
     low, high = found.quantile(0.02, 0), found.quantile(0.98, 0)
     return ((found - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).reshape(len(pixels), *grid, 3)
@@ -176,8 +184,15 @@ def _pixels(recipe: Recipe, installed: Catalogue, sources: Sources) -> Tensor:
         view = make(installed, "views", recipe.evaluate.view, place="evaluate.view")
     else:
         data, view = sources.data, next(iter(sources.views.values())).view
-    seed_views(recipe.run.seed)
-    return torch.stack([view(data.image(i))[0] for i in range(SHOWN)])
+    return _seen(data, view, SHOWN, recipe.run.seed)
+
+
+def _seen(data: Dataset, view: View, most: int, seed: int) -> Tensor:
+    """Views of the first images that can be read, at most some: [n 3 H W]."""
+    images = [image for _, image in islice(readable(data, len(data)), most)]
+    seed_views(seed)
+    pixels = [view(image)[0] for image in images]
+    return torch.stack(pixels) if pixels else torch.zeros(0, 3, *view.size)
 
 
 def _open(ax: Axes) -> None:

@@ -6,24 +6,29 @@ what an unbroken one gives there, whatever the number of workers, ranks and micr
 
 from __future__ import annotations
 
+import hashlib
 import random
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from sslzoo.contracts import Batch, Dataset, Encoder, Grid, Group, Mask, MaskSampler, Pairing, Patches, Role, View
-from sslzoo.errors import RunError
+from sslzoo.errors import RunError, UserError
 from sslzoo.rng import Rng, derive_seed, generator
 from sslzoo.run.parallel import World, all_sum
 
+Made = TypeVar("Made")
 TRIES = 16  # other images tried in place of an unreadable one
+# What reading an image may raise: Pillow reports a broken PNG as a SyntaxError, and too large an image in its own way.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -98,14 +103,23 @@ class Order:
         return torch.randperm(self.images, generator=generator(self.seed, "order", number))
 
 
-class Micros(TorchDataset[Batch]):
-    """Micro-batch number step * accumulate + micro of one rank, made in a loader worker."""
+class Micros(TorchDataset[Batch | UserError]):
+    """Micro-batch number step * accumulate + micro of one rank, made in a loader worker.
+
+    A person's mistake is returned, and raised by `passed`: raised in a worker, it would bring the worker's traceback.
+    """
 
     def __init__(self, sources: Sources, grids: Mapping[str, Grid], order: Order, shares: Split, rank: int) -> None:
         self.sources, self.grids, self.order, self.shares, self.rank = sources, grids, order, shares, rank
         self._epoch: tuple[int, Tensor] | None = None
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch | UserError:
+        try:
+            return self._batch(number)
+        except UserError as error:
+            return error
+
+    def _batch(self, number: int) -> Batch:
         step, micro = divmod(number, self.shares.accumulate)
         places = self.shares.places(self.rank, micro)
         images, samples, unreadable = [], [], []
@@ -134,7 +148,7 @@ class Micros(TorchDataset[Batch]):
         for attempt in range(TRIES):
             try:
                 return self.sources.data.image(index), index, failed
-            except (OSError, ValueError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
+            except UNREADABLE as error:
                 failed.append((index, f"{type(error).__name__}: {error}"))
                 index = derive_seed(self.order.seed, "instead", step, index, attempt) % self.order.images
         raise RunError(f"{TRIES} images in a row could not be read; the last: image {failed[-1][0]}, {failed[-1][1]}")
@@ -276,7 +290,8 @@ def _weighing(pairing: Pairing, weight: Tensor) -> Pairing:
 def loader(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Iterator[Batch]:
     """Micro-batches of steps start .. steps-1, in order, made by `workers` processes (0: by this one)."""
     each = micros.shares.accumulate
-    return iter(
+    return map(
+        passed,
         DataLoader(
             micros,
             batch_size=None,
@@ -286,8 +301,43 @@ def loader(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> I
             prefetch_factor=4 if workers else None,
             worker_init_fn=_deaf if workers else None,
             multiprocessing_context="fork" if workers else None,  # plugin files cannot be imported by name elsewhere
-        )
+        ),
     )
+
+
+def passed(made: Made | UserError) -> Made:
+    """What a loader's worker made; raises the person's mistake that it returned instead."""
+    if isinstance(made, UserError):
+        raise made
+    return made
+
+
+def readable(data: Dataset, most: int) -> Iterator[tuple[int, Any]]:
+    """Those of the first `most` images of a data set that can be read, with their numbers."""
+    for index in range(min(most, len(data))):
+        try:
+            yield index, data.image(index)
+        except UNREADABLE:
+            continue
+
+
+def identity(data: Dataset) -> dict[str, Any]:
+    """What tells a data set from another, cheaply: its size, its tasks, and a hash.
+
+    The hash is of the data set's own `fingerprint`, where it has one, and of the labels of up to 64 images.
+
+    Raises:
+        RunError: a label is outside the classes that its task declares.
+    """
+    count, tasks = len(data), {task: int(classes) for task, classes in data.tasks.items()}
+    told = [str(getattr(data, "fingerprint", ""))]
+    for i in sorted({int(i) for i in np.linspace(0, count - 1, min(count, 64))} if tasks else ()):
+        label = data.label(i)
+        for task, classes in tasks.items():
+            if not 0 <= int(label[task]) < classes:
+                raise RunError(f"image {i} has the label {label[task]} in the task {task}: classes 0 to {classes - 1}")
+            told.append(f"{i} {task} {int(label[task])}")
+    return {"images": count, "tasks": tasks, "fingerprint": hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]}
 
 
 def _deaf(_worker: int) -> None:

@@ -1,5 +1,6 @@
 """What lies in a run folder?
 
+data.jsonl       what the training data were, a line for each change
 recipe.yaml      the resolved recipe with versions; trains again as it is
 metrics.jsonl    one object a line
 checkpoints/     step-000001000.safetensors ...
@@ -93,6 +94,36 @@ class Folder:
         now = dict(_PLUGIN.findall(resolved))
         changed = [name for name in had if now.get(name, had[name]) != had[name]]
         return [f"plugin {name} was {had[name]} and is {now[name]}" for name in changed]
+
+    def recognize(self, found: Mapping[str, Any]) -> None:
+        """Sees that the training data are what they were (`data.identity`); changes nothing.
+
+        Raises:
+            RunError: they are not; says where they differ. `forget_data` allows it.
+        """
+        had = self._data()
+        rows = [
+            f"    {key}: {had.get(key)} then, {value} now\n" for key, value in found.items() if had.get(key) != value
+        ]
+        if "fingerprint" in had and rows:
+            raise RunError(
+                f"the training data are not those that the run in {self.path} began with:\n{''.join(rows)}"
+                "go on with these with --allow-changed-data, or choose another folder with --out"
+            )
+
+    def note_data(self, found: Mapping[str, Any]) -> None:
+        """Writes down what the training data are, if the last line says otherwise."""
+        if self._data() != found:
+            files.append(self.path / "data.jsonl", [found])
+
+    def forget_data(self) -> None:
+        """The next start may find other training data than the last; what they were stays written."""
+        if "fingerprint" in self._data():
+            files.append(self.path / "data.jsonl", [{"change": "allowed"}])
+
+    def _data(self) -> dict[str, Any]:
+        rows = files.read_rows(self.path / "data.jsonl")[0]
+        return rows[-1] if rows else {}
 
     def note(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
         """Appends lines to a .jsonl file of the folder; raises RunError if it cannot."""

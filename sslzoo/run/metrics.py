@@ -29,9 +29,11 @@ PEAK = {
 def rankme(x: Tensor, eps: float = 1e-7) -> Tensor:
     """Effective rank of features [n d]: exp of the entropy of the normalised singular values (Garrido et al. 2023).
 
-    Not centred, in float32; between 1 (collapsed) and min(n, d).
+    Not centred, in float32; between 1 (collapsed) and min(n, d). Nan for features that are not finite (torch's own
+    decomposition would raise).
     """
-    values = torch.linalg.svdvals(x.float())
+    x = x.float()
+    values = torch.linalg.svdvals(torch.where(x.isfinite().all(), x, 0.0))  # of zeros: 0 / 0 below
     share = values / values.sum() + eps
     return torch.exp(-(share * share.log()).sum())
 

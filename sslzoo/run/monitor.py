@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sslzoo.contracts import Dataset, View
 from sslzoo.errors import RunError
 from sslzoo.rng import derive_seed
-from sslzoo.run.data import seed_views
+from sslzoo.run.data import readable, seed_views
 from sslzoo.run.metrics import rankme
 from sslzoo.step import Method
 
@@ -23,11 +23,7 @@ def monitor_pixels(data: Dataset, view: View, count: int, seed: int) -> Tensor:
         RunError: none of them can be read.
     """
     pixels = []
-    for index in range(min(count, len(data))):
-        try:
-            image = data.image(index)
-        except (OSError, ValueError, SyntaxError):
-            continue
+    for index, image in readable(data, count):
         seed_views(derive_seed(seed, "monitor", index))
         pixels.append(view(image)[0])
     if not pixels:

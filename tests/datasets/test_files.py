@@ -191,3 +191,123 @@ def test_a_torchvision_set_on_disk_is_read(tmp_path):
 def test_an_unwritable_cache_only_costs_time(folder, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     assert len(PARTS["folder"].make(root=folder)) == 5
+
+
+def test_hidden_folders_and_files_are_left_out(folder):
+    for hidden in (".ipynb_checkpoints", "__MACOSX", "cat/.thumbnails"):
+        (folder / hidden).mkdir()
+        picture(9).save(folder / hidden / "9.png")
+    picture(9).save(folder / "cat" / "._1.png")  # what a Mac leaves beside 1.png
+    data = PARTS["folder"].make(root=folder)
+    assert (len(data), data.classes) == (5, ("ant", "bee", "cat"))
+
+
+def samples(*numbers, labels=True):
+    members = {}
+    for number in numbers:
+        members[f"{number:04}.png"] = encoded(number)
+        if labels:
+            members[f"{number:04}.cls"] = str(number % 3).encode()
+    return members
+
+
+def test_missing_shards_are_told(tmp_path):
+    for shard in (0, 1, 3):
+        tar_of(tmp_path / f"in-{shard:03}.tar", samples(1, 2))
+    with pytest.raises(ValueError, match=r"files: 1 of 4 are missing: .*in-002.tar"):
+        PARTS["shards"].make(files=tmp_path / "in-{000..003}.tar")
+    assert len(PARTS["shards"].make(files=tmp_path / "in-*.tar")) == 6
+    for shard in (0, 2):
+        tar_of(tmp_path / f"train-{shard:05}-of-00003.tar", samples(1))
+    with pytest.raises(ValueError, match=r"files: 2 of 3 are here of .*train-...-of-00003"):
+        PARTS["shards"].make(files=tmp_path / "train-*.tar")
+    assert len(PARTS["shards"].make(files=tmp_path / "train-{00000,00002}-of-00003.tar")) == 2
+
+
+def test_one_missing_label_is_told(tmp_path):
+    members = samples(1, 2, 3)
+    del members["0002.cls"]
+    tar_of(tmp_path / "a.tar", members)
+    with pytest.raises(
+        ValueError, match=r"1 of 3 samples have neither .cls nor .json, the first of them 0002 in .*a.tar"
+    ):
+        PARTS["shards"].make(files=tmp_path / "a.tar")
+    assert PARTS["shards"].make(files=tmp_path / "a.tar", label_key=None).tasks == {}
+    tar_of(tmp_path / "b.tar", samples(1, 2, labels=False))
+    assert PARTS["shards"].make(files=tmp_path / "b.tar").tasks == {}
+
+
+@pytest.mark.parametrize(
+    ("ending", "content"),
+    [
+        ("cls", b"-1"),
+        ("cls", b"cat"),
+        ("cls", b"\xff\xfe"),
+        ("cls", b"1.5"),
+        ("json", b'{"label": -2}'),
+        ("json", b'{"class": 3}'),
+        ("json", b"[]"),
+        ("json", b"{torn"),
+        ("json", b'{"label": "cat"}'),
+    ],
+)
+def test_labels_that_are_no_classes_are_told_with_their_place(tmp_path, ending, content):
+    tar_of(tmp_path / "a.tar", {"0001.png": encoded(1), f"0001.{ending}": content})
+    with pytest.raises(ValueError, match=rf"files: 0001.{ending} in .*a.tar holds .*a class from 0 on is wanted"):
+        PARTS["shards"].make(files=tmp_path / "a.tar")
+
+
+def test_files_that_are_no_tar_or_hold_a_sample_twice_are_told(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"no tar")
+    with pytest.raises(ValueError, match=r"files: .*a.tar is not a tar file"):
+        PARTS["shards"].make(files=tmp_path / "a.tar")
+    tar_of(tmp_path / "b.tar", {"1.png": encoded(1), "1.jpg": encoded(2)})
+    with pytest.raises(ValueError, match=r"files: .*b.tar holds two files 'image' of the sample 1"):
+        PARTS["shards"].make(files=tmp_path / "b.tar")
+
+
+def tables(folder, **columns):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), folder / "a.parquet")
+    return PARTS["parquet"].make(files=folder / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"image": [1, 2]}, "image_column: 'image' of .* holds int64; encoded images are wanted"),
+        ({"image": ["a", "b"]}, "image_column: 'image' of .* holds string"),
+        ({"image": [{"path": "x"}]}, "image_column: 'image' of .* holds struct"),
+        ({"image": [b"1"], "label": ["cat"]}, "label_column: 'label' of .* holds string; whole numbers are wanted"),
+        ({"image": [b"1"], "label": [0.5]}, "label_column: 'label' of .* holds double"),
+        ({"image": [b"1"] * 2, "label": [3, -1]}, "label_column: 'label' of .* holds -1; classes count from 0"),
+        ({"image": [b"1"] * 2, "label": [3, None]}, "label_column: 'label' of .* lacks 1 of 2 labels"),
+    ],
+)
+def test_parquet_columns_of_other_types_are_told(tmp_path, columns, told):
+    with pytest.raises(ValueError, match=told):
+        tables(tmp_path, **columns)
+
+
+def test_parquet_without_an_image_or_a_table(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pytest.raises(OSError, match="row 1 holds no image"):
+        tables(tmp_path, image=[encoded(1), None]).image(1)
+    (tmp_path / "b.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"files: .*b.parquet is not a parquet table"):
+        PARTS["parquet"].make(files=tmp_path / "b.parquet")
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="files: no rows in"):
+        PARTS["parquet"].make(files=tmp_path / "c.parquet")
+    pq.write_table(pa.table({"image": [b"1"], "label": [0]}), tmp_path / "d.parquet")
+    with pytest.raises(ValueError, match="label_column: 1 of 2 tables have no column 'label'"):
+        PARTS["parquet"].make(files=tmp_path / "{a,d}.parquet")
+
+
+def test_a_split_that_is_neither_train_nor_test_is_told(tmp_path):
+    with pytest.raises(ValueError, match="split: found 'trian'; CIFAR10 has train and test"):
+        PARTS["torchvision"].make(name="CIFAR10", root=tmp_path, split="trian")

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from sslzoo import RunError
-from sslzoo.evaluate.evaluate import bench, extract, finish, restored, untrained
+from sslzoo.evaluate.bench import bench, restored, untrained
+from sslzoo.evaluate.features import extract
+from sslzoo.evaluate.figures import finish
 from sslzoo.recipe.build import build, check, make
 from sslzoo.recipe.recipe import load
 from sslzoo.report.page import components, write
@@ -65,11 +67,12 @@ def test_extraction_leaves_the_mode_of_the_encoder(run):
 
 def test_figures_stand_beside_the_untrained_encoder_and_chance(run):
     out, recipe, installed, method = run
-    figures = finish(recipe, installed, method, out, CPU, lambda _: None)
+    figures = finish(recipe, installed, method, 4, out, CPU, lambda _: None)
     assert set(figures) == {"trained", "untrained", "chance"}
     assert set(figures["trained"]) == set(figures["untrained"])
     assert {"knn/count/top1", "linear/distance/top1"} <= set(figures["trained"])
-    told = json.loads((out / "eval" / "final.json").read_text())
+    (path,) = (out / "eval").glob("4-teacher-*.json")
+    told = json.loads(path.read_text())
     assert told["figures"] == figures
     labels = [bench(recipe, installed).test.label(i)["shape"] for i in range(40)]
     assert figures["chance"]["shape"] == pytest.approx(max(map(labels.count, set(labels))) / 40 * 100)

@@ -1,0 +1,228 @@
+"""With which data, view and probes are encoders compared? Opens the section `evaluate`; restores encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from sslzoo.contracts import Dataset, View
+from sslzoo.errors import Problem, RecipeError, RunError
+from sslzoo.evaluate.features import extract
+from sslzoo.plugins import Catalogue
+from sslzoo.recipe.build import build_method, make
+from sslzoo.recipe.recipe import Evaluate, Recipe, resolve
+from sslzoo.run import checkpoint
+from sslzoo.run.data import identity
+from sslzoo.run.folder import Folder
+from sslzoo.run.monitor import evaluated_encoder
+from sslzoo.step import Method
+
+Figures = dict[str, float]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The data, view and probes of a recipe's section `evaluate`, ready for any number of encoders."""
+
+    settings: Evaluate
+    train: Dataset
+    test: Dataset  # its classes numbered as those of train
+    view: View
+    probes: Mapping[str, Any]
+    bf16: bool
+    workers: int
+    remarks: tuple[str, ...] = ()  # what a reader of the figures should know of the data
+
+    def probe(self, encoder: nn.Module, device: torch.device) -> Figures:
+        """Figures of an encoder: "probe/task/figure"."""
+        told = {"layers": self.settings.layers, "batch": self.settings.batch, "device": device}
+        told |= {"workers": self.workers, "bf16": self.bf16}
+        train, test = (extract(encoder, data, self.view, **told) for data in (self.train, self.test))
+        return {
+            f"{name}/{figure}": value
+            for name, probe in self.probes.items()
+            for figure, value in probe(train, test, self.settings.seed).items()
+        }
+
+    def chance(self) -> Figures:
+        """What always telling the commonest class of the test set scores: "task"."""
+        told = [self.test.label(i) for i in range(len(self.test))]
+        found = {}
+        for task, classes in self.test.tasks.items():
+            labels = torch.tensor([one[task] for one in told])
+            found[task] = labels.bincount(minlength=classes).max().item() / len(labels) * 100
+        return found
+
+    def told(self, recipe: Recipe, installed: Catalogue) -> dict[str, Any]:
+        """Everything that the figures depend on beside the encoder: with every default, and what the data are."""
+        full = yaml.safe_load(resolve(recipe, installed))["evaluate"]
+        data = {name: full[name] | identity(one) for name, one in (("train", self.train), ("test", self.test))}
+        layers = self.settings.layers
+        return {
+            "pooling": f"means over patches of the last {layers} blocks, side by side" if layers else "summary",
+            "seed": self.settings.seed,
+            "precision": "bf16" if self.bf16 else "fp32",
+            "data": data,
+            "view": full["view"],
+            "probes": {name: full["probes"][name] for name in self.probes},
+            "remarks": list(self.remarks),
+        }
+
+
+def bench(recipe: Recipe, installed: Catalogue, only: Sequence[str] = ()) -> Bench:
+    """Opens what the section `evaluate` names; `only` some of its probes.
+
+    Raises:
+        RunError: the recipe has no such section.
+        RecipeError: all that does not fit: keys that a part refused, data without labels, tasks or classes that differ.
+    """
+    settings = recipe.evaluate
+    if settings is None:
+        raise RunError("the recipe has no section evaluate: it names train and test data, a view and probes")
+    problems: list[Problem] = []
+
+    def one(family: str, spec: Mapping[str, Any], place: str) -> Any:
+        try:
+            return make(installed, family, spec, place=place)
+        except RecipeError as error:
+            problems.extend(error.problems)
+            return None
+
+    train: Any = one("datasets", settings.train, "evaluate.train")
+    test: Any = one("datasets", settings.test, "evaluate.test")
+    view = one("views", settings.view, "evaluate.view")
+    probes = {
+        name: one("probes", spec, f"evaluate.probes.{name}")
+        for name, spec in settings.probes.items()
+        if not only or name in only
+    }
+    remarks: list[str] = []
+    if train is not None and test is not None:
+        test = matched(train, test, problems, remarks)
+    if problems:
+        raise refused(recipe, problems)
+    run = recipe.run
+    return Bench(settings, train, test, view, probes, run.precision == "bf16", run.workers, tuple(remarks))
+
+
+def matched(train: Dataset, test: Dataset, problems: list[Problem], remarks: list[str]) -> Dataset:
+    """The test set with its classes numbered as the training set's, by their names where both tell them.
+
+    A task or a class that only the test set has is a problem: no answer could be right. One that only the training set
+    has is a remark.
+    """
+    for name, data in (("train", train), ("test", test)):
+        if not len(data) or not data.tasks:
+            lacks = "labels to probe: it names no tasks" if len(data) else "images"
+            problems.append(Problem(f"evaluate.{name}", f"this data set has no {lacks}"))
+            return test
+    if set(train.tasks) != set(test.tasks):
+        told = f"its tasks are {_listed(test.tasks)}; those of evaluate.train are {_listed(train.tasks)}"
+        problems.append(Problem("evaluate.test", told))
+        return test
+    tables = {}
+    for task, classes in train.tasks.items():
+        ours, theirs = (_names(data, task) for data in (train, test))
+        alone = [name for name in theirs if name not in ours]
+        if ours and theirs and alone:
+            text = (
+                f"{len(alone)} of its {len(theirs)} classes of the task {task} are not in evaluate.train, so no answer "
+            )
+            problems.append(Problem("evaluate.test", text + f"could be right: {_listed(alone)}"))
+        elif ours and theirs:
+            tables[task] = [ours.index(name) for name in theirs]
+            if missing := [name for name in ours if name not in theirs]:
+                text = f"{len(missing)} of {classes} classes of the task {task} are in evaluate.train only: "
+                remarks.append(text + _listed(missing))
+        elif test.tasks[task] > classes:
+            text = f"it has {test.tasks[task]} classes of the task {task}, evaluate.train has {classes}"
+            problems.append(Problem("evaluate.test", text + "; the key classes of a data set says how many there are"))
+        elif test.tasks[task] < classes:
+            remarks.append(f"evaluate.test has {test.tasks[task]} classes of the task {task}, evaluate.train {classes}")
+    if all(table == list(range(len(table))) for table in tables.values()) and train.tasks == test.tasks:
+        return test
+    return _Renumbered(test, train.tasks, tables)
+
+
+class _Renumbered:
+    """A data set whose classes bear the numbers of another's."""
+
+    def __init__(self, data: Dataset, tasks: Mapping[str, int], tables: Mapping[str, Sequence[int]]) -> None:
+        self.data, self.tables = data, tables
+        self.tasks: Mapping[str, int] = tasks
+        self.fingerprint = getattr(data, "fingerprint", "")
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def image(self, i: int) -> object:
+        """Image i."""
+        return self.data.image(i)
+
+    def label(self, i: int) -> Mapping[str, int]:
+        """The classes of image i."""
+        return {task: self.tables[task][n] if task in self.tables else n for task, n in self.data.label(i).items()}
+
+
+def _names(data: Dataset, task: str) -> list[str]:
+    names = list(getattr(data, "class_names", {}).get(task, ()))
+    return names if len(set(names)) == len(names) else []  # two classes of ImageNet are called crane
+
+
+def _listed(names: Any, most: int = 8) -> str:
+    names = list(map(str, names))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
+
+
+def refused(recipe: Recipe, problems: Sequence[Problem]) -> RecipeError:
+    """Problems of a recipe at their lines."""
+    text = recipe.text
+    return RecipeError(text.source, [Problem(p.place, p.message, p.line or text.line(p.place)) for p in problems])
+
+
+def restored(
+    recipe: Recipe, installed: Catalogue, folder: Path, step: int | None = None, say: Say = lambda _: None
+) -> tuple[Method, int]:
+    """The method of a run as of its newest whole checkpoint, or of a step; and the steps it was trained.
+
+    `say` is told which checkpoint it is, and which newer ones are damaged. The training data are not opened.
+
+    Raises:
+        RunError: there is no such checkpoint.
+    """
+    there = Folder(folder).checkpoints
+    if step is not None and step not in checkpoint.steps(there):
+        raise RunError(f"{folder} has no checkpoint of step {step}; there is: {checkpoint.steps(there) or 'none'}")
+    warn = lambda text: say(f"warning: {text}")  # noqa: E731 - one word for one use
+    saved = checkpoint.newest(there, warn) if step is None else checkpoint.read(checkpoint.place_of(there, step))
+    if saved is None:
+        raise RunError(f"{folder} has no checkpoint yet")
+    method = untrained(recipe, installed)
+    checkpoint.restore_parts(saved, method)
+    say(f"the encoder of {saved.path.name}")
+    return method, saved.step
+
+
+def untrained(recipe: Recipe, installed: Catalogue) -> Method:
+    """The same method as it started; the training data are not opened."""
+    return build_method(recipe, installed)
+
+
+def network_of(method: Method, network: str) -> str:
+    """The name of the network that `auto` means, or of the one that was named.
+
+    Raises:
+        RunError: there is no such network.
+    """
+    chosen = evaluated_encoder(method, network)
+    if network != "auto":
+        return network
+    named = {name: target.encoder for name, target in method.targets.items() if hasattr(target, "encoder")}
+    return next((name for name, encoder in named.items() if encoder is chosen), "student")

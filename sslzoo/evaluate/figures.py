@@ -1,0 +1,111 @@
+"""Where do figures lie, and how are they shown? With all that they depend on, one file an evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslzoo.evaluate.bench import Bench, Figures, Say, bench, network_of, untrained
+from sslzoo.plugins import Catalogue
+from sslzoo.recipe.recipe import Recipe
+from sslzoo.run.monitor import evaluated_encoder
+from sslzoo.step import Method
+
+
+def probe(
+    opened: Bench,
+    recipe: Recipe,
+    installed: Catalogue,
+    encoders: Mapping[str, Method],
+    step: int,
+    network: str,
+    folder: Path,
+    device: torch.device,
+    say: Say,
+) -> tuple[dict[str, Figures], Path]:
+    """Figures of one network of some methods by name, beside chance; written to eval/ of the run folder."""
+    for remark in opened.remarks:
+        say(f"note: {remark}")
+    figures, name = {}, ""
+    for column, method in encoders.items():
+        name = network_of(method, network)
+        say(f"probing the {column} encoder ({name})")
+        figures[column] = opened.probe(evaluated_encoder(method, name).to(device), device)
+    figures["chance"] = opened.chance()
+    told = {"run": recipe.name, "step": step, "network": name, "run_seed": recipe.run.seed}
+    told |= opened.told(recipe, installed) | {"versions": versions(recipe, installed)}
+    return figures, write(folder, figures, told)
+
+
+def finish(
+    recipe: Recipe,
+    installed: Catalogue,
+    method: Method,
+    step: int,
+    folder: Path,
+    device: torch.device,
+    say: Say,
+) -> dict[str, Figures]:
+    """At the end of a run: figures of the trained encoder beside the same encoder untrained."""
+    opened = bench(recipe, installed)
+    encoders = {"trained": method, "untrained": untrained(recipe, installed)}
+    return probe(opened, recipe, installed, encoders, step, opened.settings.network, folder, device, say)[0]
+
+
+def versions(recipe: Recipe, installed: Catalogue) -> dict[str, str]:
+    """Of sslzoo, torch and every plugin whose parts the recipe uses."""
+    found = {name: version(name) for name in ("sslzoo", "torch")}
+    used = sorted({installed.parts[family][spec["use"]].plugin for _, family, spec in recipe.specs()})
+    return found | {f"plugin {name}": str(installed.plugins[name].version) for name in used}
+
+
+def write(folder: Path, figures: Mapping[str, Figures], told: Mapping[str, Any]) -> Path:
+    """Writes figures with what they depend on to eval/STEP-NETWORK-HASH.json of a run folder.
+
+    The hash is of all that was told and of the columns: an evaluation with other settings gets another file, the same
+    one again the same file.
+    """
+    content = json.dumps([told, list(figures)], sort_keys=True, default=str)
+    short = hashlib.sha256(content.encode()).hexdigest()[:8]
+    network = re.sub(r"[^\w.-]", "_", str(told["network"]))
+    path = folder / "eval" / f"{told['step']}-{network}-{short}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clean = {
+        column: {name: value if math.isfinite(value) else None for name, value in found.items()}
+        for column, found in figures.items()
+    }
+    beside = path.with_suffix(".writing")
+    beside.write_text(json.dumps({"figures": clean, **told}, indent=2, default=str))
+    beside.replace(path)
+    return path
+
+
+def main_figures(figures: Mapping[str, Figures]) -> list[tuple[str, list[float]]]:
+    """Rows for people: "probe/task", and the top1 of each column that has it; chance is by task alone."""
+    names = [name for name in next(iter(figures.values())) if name.endswith("/top1")]
+    rows = []
+    for name in names:
+        _, task, _ = name.split("/")
+        values = [column.get(name, column.get(task, float("nan"))) for column in figures.values()]
+        rows.append((name.removesuffix("/top1"), values))
+    return rows
+
+
+def table(figures: Mapping[str, Figures]) -> Any:
+    """A table of top-1 figures, a column an encoder."""
+    from rich.table import Table
+
+    shown = Table("top-1, percent", *figures, box=None, header_style="bold")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for name, values in main_figures(figures):
+        shown.add_row(name, *(f"{value:.1f}" for value in values))
+    return shown

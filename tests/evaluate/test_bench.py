@@ -1,0 +1,164 @@
+"""Does an evaluation fit its run before it, and tell afterwards what its figures depend on?"""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from sslzoo import RecipeError
+from sslzoo.cli import cli
+from sslzoo.evaluate.bench import bench, matched
+from sslzoo.evaluate.figures import write
+from sslzoo.evaluate.rehearse import rehearse
+from sslzoo.recipe.build import build, check
+from sslzoo.recipe.recipe import load
+from sslzoo.report.page import write as write_page
+from sslzoo.run.metrics import rankme
+from sslzoo.run.parallel import World
+from sslzoo.train import train
+
+SETS = ("run.steps=2", "run.batch=4", "run.workers=0", "run.monitor=4", "run.save_every=1", "data.length=4")
+SETS += ("evaluate.train.length=12", "evaluate.test.length=6", "evaluate.probes={knn: {use: knn}}")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on four training images."""
+    out = tmp_path_factory.mktemp("run")
+    recipe, installed = load("tiny/ijepa", SETS)
+    return out, recipe, installed, train(recipe, installed, check(recipe, installed), out, World())
+
+
+class Named:
+    """Labels by the names of their classes."""
+
+    def __init__(self, names, told, tasks=None):
+        self.names, self.told = names, told
+        self.tasks = {"class": len(names)} if tasks is None else tasks
+        self.class_names = {"class": names}
+
+    def __len__(self):
+        return len(self.told)
+
+    def label(self, i):
+        return {"class": self.names.index(self.told[i])}
+
+
+def test_classes_are_numbered_by_their_names():
+    problems, remarks = [], []
+    train_set = Named(("ant", "bee", "cat"), ("ant", "bee", "cat"))
+    test_set = matched(train_set, Named(("ant", "cat"), ("cat", "ant", "cat")), problems, remarks)
+    assert [test_set.label(i)["class"] for i in range(3)] == [2, 0, 2]
+    assert test_set.tasks == {"class": 3}
+    assert (problems, remarks) == ([], ["1 of 3 classes of the task class are in evaluate.train only: bee"])
+    same = Named(("ant", "bee", "cat"), ("ant",))
+    assert matched(train_set, same, problems, remarks) is same
+
+
+@pytest.mark.parametrize(
+    ("test_set", "told"),
+    [
+        (Named(("ant", "dog"), ("dog",)), "1 of its 2 classes .* not in evaluate.train, .* could be right: dog"),
+        (Named(("ant",), ("ant",), {}), "no labels to probe"),
+        (Named(("ant",), ()), "no images"),
+        (Named(("ant",), ("ant",), {"kind": 1}), "its tasks are kind; those of evaluate.train are class"),
+        (type("Bare", (Named,), {})((), ("ant",), {"class": 4}), "it has 4 classes of the task class, .* has 3"),
+    ],
+)
+def test_what_could_never_be_right_is_a_problem(test_set, told):
+    problems = []
+    matched(Named(("ant", "bee", "cat"), ("ant",)), test_set, problems, [])
+    assert [problem.place for problem in problems] == ["evaluate.test"]
+    assert re.search(told, problems[0].message)
+
+
+@pytest.mark.parametrize(
+    ("sets", "place", "told"),
+    [
+        (("evaluate.network=techer",), "evaluate.network", "there is: teacher, student"),
+        (("evaluate.layers=99",), "evaluate.layers", "found 99; the encoder has"),
+        (("evaluate.view.size=60",), "evaluate.view", "60"),
+        (("evaluate.probes={knn: {use: knn, k: [0]}}",), "evaluate.probes.knn", "neighbors at least 1"),
+        (("evaluate.train={use: folder, root: /nowhere}",), "evaluate.train", "is not a folder"),
+        (("evaluate.test={use: scenes, size: 0}",), "evaluate.test", "length, size"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_told_before_the_start(sets, place, told):
+    recipe, installed = load("tiny/ijepa", (*SETS, *sets))
+    with pytest.raises(RecipeError) as error:
+        rehearse(recipe, installed)
+    assert [problem.place for problem in error.value.problems] == [place]
+    assert told in error.value.problems[0].message
+    if not place.endswith(("train", "test")):
+        with pytest.raises(RecipeError):
+            rehearse(recipe, installed, data=False)
+
+
+def test_all_problems_come_at_once():
+    sets = ("evaluate.network=techer", "evaluate.train={use: folder, root: /nowhere}")
+    recipe, installed = load("tiny/ijepa", (*SETS, *sets, "evaluate.probes={knn: {use: knn, k: [0]}}"))
+    with pytest.raises(RecipeError) as error:
+        rehearse(recipe, installed)
+    wanted = ["evaluate.network", "evaluate.probes.knn", "evaluate.train"]
+    assert sorted(problem.place for problem in error.value.problems) == wanted
+
+
+def test_four_training_images_are_enough_for_a_page(run):
+    out, recipe, installed, method = run
+    page = write_page(recipe, installed, method, build(recipe, installed)[1], out, {})
+    assert (out / "report" / "page.png").stat().st_size > 20_000
+    assert "<img" in page.read_text()
+
+
+def test_an_evaluation_tells_what_its_figures_depend_on_and_replaces_no_other(run):
+    out = run[0]
+    first = CliRunner().invoke(cli, ["eval", str(out)], catch_exceptions=False)
+    assert first.exit_code == 0
+    assert "the encoder of step-000000002.safetensors" in first.output
+    (path,) = (out / "eval").glob("*.json")
+    assert path.name.startswith("2-teacher-")
+    told = json.loads(path.read_text())
+    assert told["network"] == "teacher"
+    assert (told["step"], told["seed"], told["pooling"]) == (2, 0, "summary")
+    assert told["data"]["train"]["images"] == 12
+    assert len(told["data"]["test"]["fingerprint"]) == 16
+    assert told["probes"]["knn"]["k"] == [10, 20, 100, 200]
+    assert {"sslzoo", "torch", "plugin probes"} <= set(told["versions"])
+    before = path.read_bytes()
+    for more in (["--set", "evaluate.layers=1"], ["--network", "student"], ["--step", "1"], []):
+        assert CliRunner().invoke(cli, ["eval", str(out), *more], catch_exceptions=False).exit_code == 0
+    assert len(list((out / "eval").glob("*.json"))) == 4  # the same one again is the same file
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step-000000002.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    told = CliRunner().invoke(cli, ["eval", str(tmp_path / "run")], catch_exceptions=False)
+    assert "warning: " in told.stderr
+    assert "step-000000002.safetensors" in told.stderr
+    assert "the encoder of step-000000001.safetensors" in told.stderr
+    assert list((tmp_path / "run" / "eval").glob("1-teacher-*.json"))
+
+
+def test_the_split_of_a_probe_follows_a_seed_of_its_own(run):
+    for seed in (0, 3):
+        recipe, installed = load("tiny/ijepa", (*SETS, "run.seed=5", f"evaluate.seed={seed}"))
+        assert bench(recipe, installed).settings.seed == seed
+
+
+def test_figures_that_are_no_numbers_are_null_and_names_stay_in_the_folder(tmp_path):
+    path = write(tmp_path, {"x": {"a": float("nan")}}, {"step": 1, "network": "../a b"})
+    assert path.parent == tmp_path / "eval"
+    assert json.loads(path.read_text())["figures"] == {"x": {"a": None}}
+
+
+def test_rankme_of_what_is_not_finite_is_nan():
+    for bad in (float("nan"), float("inf")):
+        x = torch.randn(8, 4)
+        x[2, 1] = bad
+        assert rankme(x).isnan()
