@@ -23,11 +23,13 @@ def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_js
       sslzoo check my.yaml --plugin my_masks.py --set encoder.size=small
     """
     from sslzoo.cli import echo_json
+    from sslzoo.evaluate.rehearse import rehearse
     from sslzoo.recipe.build import DRY_IMAGES, check
     from sslzoo.recipe.recipe import load
 
     read, installed = load(recipe, sets, plugins)
     flow = check(read, installed)
+    rehearse(read, installed, data=False)
     if as_json:
         rows = [dict(zip(("part", "shape", "remark"), row, strict=True)) for row in flow.rows]
         told = {"parameters": flow.parameters, "flops_per_image": flow.flops, "no_gradient": flow.unused}

@@ -106,7 +106,7 @@ def bench(recipe: Recipe, installed: Catalogue, only: Sequence[str] = ()) -> Ben
     remarks: list[str] = []
     if train is not None and test is not None:
         test = matched(train, test, problems, remarks)
-    if problems:
+    if problems or train is None or test is None:
         raise refused(recipe, problems)
     run = recipe.run
     return Bench(settings, train, test, view, probes, run.precision == "bf16", run.workers, tuple(remarks))
