@@ -1,6 +1,8 @@
-"""What do frozen features know? k nearest neighbours, and a linear layer."""
+"""What do frozen features know? k nearest neighbors, and a linear layer; by chunks, so that memory stays bounded."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -9,46 +11,72 @@ from torch.nn import functional as F  # noqa: N812
 from sslzoo import Features, hookimpl
 from sslzoo.rng import generator
 
+CHUNK = 16_384  # rows of training features at a time
+QUERIES = 2_048  # rows of test features at a time
+
 
 class Knn:
-    """Weighted k-NN on normalised features, by cosine (DINO's protocol; Caron et al. 2021, section 4.1).
+    """Weighted k-NN on normalized features, by cosine (DINO's protocol; Caron et al. 2021, section 4.1).
 
-    Figures, for each task in percent: top1 of the best k, and top1 of each k.
+    Figures, for each task in percent: top1 of the best k, and top1 of each k. Computes where the features say, with
+    4 * QUERIES * (CHUNK + classes) bytes and k neighbors of each test image beside the features.
 
     Args:
-        k: numbers of neighbours; those above the number of training images are left out.
-        temperature: a neighbour votes exp(cosine / temperature).
+        k: numbers of neighbors; those above the number of training images are left out.
+        temperature: a neighbor votes exp(cosine / temperature).
     """
 
     def __init__(self, *, k: tuple[int, ...] = (10, 20, 100, 200), temperature: float = 0.07) -> None:
-        if not k or min(k) < 1 or temperature <= 0:
+        if not k or min(k) < 1 or not temperature > 0:
             raise ValueError(f"k, temperature: found {k}, {temperature}; neighbors at least 1, temperature above 0")
         self.k, self.temperature = k, temperature
 
     def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float]:
         """{"task/top1": percent, "task/top1@10": percent, ...}."""
-        ks = [k for k in self.k if k <= len(train.x)] or [len(train.x)]
-        near, index = self._neighbours(train.x, test.x, max(ks))
+        ks = sorted({k for k in self.k if k <= len(train.x)}) or [len(train.x)]
+        near, index = neighbors(train.x, test.x, max(ks), train.device)
         votes = (near / self.temperature).exp()
         figures: dict[str, float] = {}
         for task, classes in train.tasks.items():
-            of_each = F.one_hot(train.labels[task][index], classes) * votes[..., None]  # n k classes
-            told = of_each.cumsum(1)
-            right = {k: (told[:, k - 1].argmax(1) == test.labels[task]).double().mean().item() * 100 for k in ks}
+            told = ballot(train.labels[task][index], votes, classes, ks)
+            right = {k: _percent(told[k] == test.labels[task]) for k in ks}
             figures[f"{task}/top1"] = max(right.values())
             figures |= {f"{task}/top1@{k}": value for k, value in right.items()}
         return figures
 
-    def _neighbours(self, train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        keys = F.normalize(train.float(), dim=1)
-        found = [(F.normalize(some.float(), dim=1) @ keys.T).topk(k, 1) for some in test.split(512)]
-        return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+
+def neighbors(train: Tensor, test: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and number of the k nearest rows of `train` [n d] for each row of `test` [m d]: two [m k], on the CPU."""
+    queries = F.normalize(test.to(device).float(), dim=1).split(QUERIES)
+    near = [torch.zeros(len(some), 0, device=device) for some in queries]
+    index = [torch.zeros(len(some), 0, dtype=torch.long, device=device) for some in queries]
+    for start in range(0, len(train), CHUNK):
+        keys = F.normalize(train[start : start + CHUNK].to(device).float(), dim=1)
+        for i, some in enumerate(queries):
+            found = (some @ keys.T).topk(min(k, len(keys)), 1)
+            both = torch.cat([near[i], found.values], 1)  # those of chunks before first: of equals, the first is kept
+            near[i], best = both.topk(min(k, both.shape[1]), 1)
+            index[i] = torch.cat([index[i], found.indices + start], 1).gather(1, best)
+    return torch.cat(near).cpu(), torch.cat(index).cpu()
+
+
+def ballot(labels: Tensor, votes: Tensor, classes: int, ks: list[int]) -> dict[int, Tensor]:
+    """The class with most of the votes [m k] of the first k neighbors, whose classes are labels [m k]; for each of ks."""
+    told: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for of, weight in zip(labels.split(QUERIES), votes.split(QUERIES), strict=True):
+        score, counted = torch.zeros(len(of), classes), 0
+        for k in ks:
+            score.scatter_add_(1, of[:, counted:k], weight[:, counted:k])
+            told[k].append(score.argmax(1))
+            counted = k
+    return {k: torch.cat(found) for k, found in told.items()}
 
 
 class Linear:
-    """Multinomial logistic regression on standardised features, its L2 penalty chosen on a part of the training set.
+    """Multinomial logistic regression on standardized features, its L2 penalty chosen on a part of the training set.
 
-    Figures, for each task in percent: top1; and the chosen penalty.
+    Figures, for each task in percent: top1; and the chosen penalty. L-BFGS on all rows, by chunks, in fp32 with sums
+    and weights in fp64. Computes where the features say, with one copy of the training features there.
 
     Args:
         penalties: L2 penalties tried, on weights, with the mean cross-entropy.
@@ -56,50 +84,83 @@ class Linear:
     """
 
     def __init__(self, *, penalties: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2), held_out: float = 0.2) -> None:
-        if not penalties or min(penalties) < 0 or not 0 < held_out < 1:
+        if not penalties or not min(penalties) >= 0 or not 0 < held_out < 1:
             raise ValueError(f"penalties, held_out: found {penalties}, {held_out}; penalties >= 0, a share below 1")
         self.penalties, self.held_out = penalties, held_out
 
     def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float]:
         """{"task/top1": percent, "task/penalty": chosen}."""
-        mean, std = train.x.double().mean(0), train.x.double().std(0) + 1e-6
-        x, there = ((some.double() - mean) / std for some in (train.x, test.x))
-        order = torch.randperm(len(x), generator=generator(seed, "linear"))
-        cut = max(1, int(self.held_out * len(x)))
+        x, there = Rows(train.x.to(train.device)), Rows(test.x.to(train.device))
+        there.mean, there.std = x.mean, x.std
+        order = torch.randperm(len(train.x), generator=generator(seed, "linear")).to(train.device)
+        cut = max(1, int(self.held_out * len(order)))
         aside, used = order[:cut], order[cut:]
         figures: dict[str, float] = {}
         for task, classes in train.tasks.items():
-            y = train.labels[task]
-            scores = []
-            start = None
+            y = train.labels[task].to(train.device)
+            scores, start = [], None
             for penalty in sorted(self.penalties, reverse=True):  # strong first: each starts from the last
-                start = _fit(x[used], y[used], classes, penalty, start)
-                scores.append((_top1(x[aside], y[aside], start), penalty))
-            best = max(scores, key=lambda score: (score[0], score[1]))[1]
-            figures[f"{task}/top1"] = _top1(there, test.labels[task], _fit(x, y, classes, best, None))
+                start = fit(x, y, used, classes, penalty, start)
+                scores.append((_percent(x.told(start, aside) == y[aside]), penalty))
+            best = max(scores)[1]
+            weight = fit(x, y, None, classes, best, start)
+            figures[f"{task}/top1"] = _percent(there.told(weight).cpu() == test.labels[task])
             figures[f"{task}/penalty"] = best
         return figures
 
 
-def _fit(x: Tensor, y: Tensor, classes: int, penalty: float, start: Tensor | None) -> Tensor:
-    """Weights and biases, [d+1 classes], by L-BFGS; deterministic."""
-    x = F.pad(x, (0, 1), value=1.0)
-    weight = torch.zeros(x.shape[1], classes, dtype=x.dtype) if start is None else start.clone()
-    weight.requires_grad_(True)
+class Rows:
+    """Standardized features with a column of ones, some rows at a time: no copy of the whole is made."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        parts = x.split(CHUNK)
+        self.mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(x)
+        squares = torch.stack([(part.double() - self.mean).square().sum(0) for part in parts]).sum(0)
+        self.std = (squares / max(1, len(x) - 1)).sqrt() + 1e-6
+
+    def chunks(self, of: Tensor | None = None) -> Iterator[Tensor]:
+        """All rows, or those named, in order: [at most CHUNK, d+1] fp32."""
+        for start in range(0, len(self.x if of is None else of), CHUNK):
+            here = slice(start, start + CHUNK)
+            rows = self.x[here] if of is None else self.x[of[here]]
+            yield F.pad((rows.float() - self.mean.float()) / self.std.float(), (0, 1), value=1.0)
+
+    def told(self, weight: Tensor, of: Tensor | None = None) -> Tensor:
+        """The class that weights [d+1 classes] give each row."""
+        return torch.cat([(rows @ weight.float()).argmax(1) for rows in self.chunks(of)])
+
+
+def fit(x: Rows, y: Tensor, of: Tensor | None, classes: int, penalty: float, start: Tensor | None) -> Tensor:
+    """Weights and biases [d+1 classes] of the rows `of` x: least mean cross-entropy + penalty * sum of weights squared.
+
+    Deterministic; the gradient is written out, so that memory is that of a chunk.
+    """
+    y = y if of is None else y[of]
+    weight = torch.zeros(x.x.shape[1] + 1, classes, dtype=torch.double, device=y.device) if start is None else start
+    weight = weight.clone().requires_grad_(True)
     solver = torch.optim.LBFGS([weight], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
+    @torch.no_grad()
     def loss() -> Tensor:
-        solver.zero_grad()
-        value = F.cross_entropy(x @ weight, y) + penalty * weight[:-1].square().sum()
-        value.backward()
-        return value
+        value, grad = torch.zeros((), dtype=torch.double, device=y.device), torch.zeros_like(weight)
+        for rows, told in zip(x.chunks(of), y.split(CHUNK), strict=True):
+            log = (rows @ weight.float()).log_softmax(1)
+            value -= log.gather(1, told[:, None]).double().sum()
+            share = log.exp_()
+            share.scatter_add_(1, told[:, None], torch.full_like(share[:, :1], -1.0))
+            grad += rows.T @ share
+        grad /= len(y)
+        grad[:-1] += 2 * penalty * weight[:-1]
+        weight.grad = grad
+        return value / len(y) + penalty * weight[:-1].square().sum()
 
     solver.step(loss)  # type: ignore[arg-type]
     return weight.detach()
 
 
-def _top1(x: Tensor, y: Tensor, weight: Tensor) -> float:
-    return ((F.pad(x, (0, 1), value=1.0) @ weight).argmax(1) == y).double().mean().item() * 100
+def _percent(right: Tensor) -> float:
+    return right.double().mean().item() * 100
 
 
 @hookimpl

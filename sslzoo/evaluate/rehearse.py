@@ -40,9 +40,8 @@ def rehearse(recipe: Recipe, installed: Catalogue, *, data: bool = True) -> tupl
         else:
             problems += _first_images(opened)
     problems += _network(recipe, installed, settings)
-    tasks = {"class": 4} if opened is None else opened.train.tasks
     for name, spec in settings.probes.items():
-        problems += _probe(installed, f"evaluate.probes.{name}", spec, tasks)
+        problems += _probe(installed, f"evaluate.probes.{name}", spec)
     if problems:
         known = {(problem.place, problem.message): problem for problem in problems}  # bench tells some of them too
         raise refused(recipe, list(known.values()))
@@ -79,7 +78,7 @@ def _network(recipe: Recipe, installed: Catalogue, settings: Evaluate) -> list[P
     return []
 
 
-def _probe(installed: Catalogue, place: str, spec: Mapping[str, Any], tasks: Mapping[str, int]) -> list[Problem]:
+def _probe(installed: Catalogue, place: str, spec: Mapping[str, Any]) -> list[Problem]:
     """A probe on drawn features, of as many rows as `verify` takes."""
     try:
         probe = make(installed, "probes", spec, place=place)
@@ -87,11 +86,7 @@ def _probe(installed: Catalogue, place: str, spec: Mapping[str, Any], tasks: Map
         return list(error.problems)
     rng = torch.Generator().manual_seed(0)
     drawn = [
-        Features(
-            torch.randn(rows, 16, generator=rng),
-            {task: torch.randint(min(classes, 4), (rows,), generator=rng) for task, classes in tasks.items()},
-            tasks,
-        )
+        Features(torch.randn(rows, 16, generator=rng), {"kind": torch.randint(4, (rows,), generator=rng)}, {"kind": 4})
         for rows in (200, 100)
     ]
     try:

@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+import sslzoo_probes
 import torch
 from sklearn.linear_model import LogisticRegression
 from sslzoo_probes import Knn, Linear
@@ -98,3 +100,34 @@ def test_lines_drop_what_follows_a_checkpoint_and_what_a_kill_tore(tmp_path):
     lines.rewind(2)
     assert [line["step"] for line in lines.read()] == [1, 2]
     assert lines.path.read_text().endswith("}\n")
+
+
+def test_knn_tells_what_scikit_learn_tells():
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, _ = clouds(500)
+    test, _ = clouds(200, seed=1)
+    figures = Knn(k=(20, 5))(train, test, 0)
+    for k in (5, 20):
+        theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda far: np.exp((1 - far) / 0.07))
+        theirs.fit(train.x.numpy(), train.labels["kind"].numpy())
+        score = theirs.score(test.x.numpy(), test.labels["kind"].numpy()) * 100
+        assert figures[f"kind/top1@{k}"] == pytest.approx(score, abs=1e-6)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    train, _ = clouds(300)
+    test, _ = clouds(90, seed=1)
+    whole = [probe(train, test, 0) for probe in (Knn(k=(1, 7, 40)), Linear(penalties=(1e-2, 1e-3)))]
+    monkeypatch.setattr(sslzoo_probes, "CHUNK", 32)  # fewer than the neighbors asked for
+    monkeypatch.setattr(sslzoo_probes, "QUERIES", 16)
+    assert [probe(train, test, 0) for probe in (Knn(k=(1, 7, 40)), Linear(penalties=(1e-2, 1e-3)))] == whole
+
+
+def test_weights_are_those_of_scikit_learn():
+    train, _ = clouds(400)
+    rows, y = sslzoo_probes.Rows(train.x), train.labels["kind"]
+    x = next(rows.chunks())[:, :-1].double()
+    theirs = LogisticRegression(C=1 / (2 * 400 * 1e-2), max_iter=5000, tol=1e-10).fit(x.numpy(), y.numpy())
+    weight = sslzoo_probes.fit(rows, y, None, 4, 1e-2, None)
+    assert torch.allclose(weight[:-1].T, torch.from_numpy(theirs.coef_), atol=2e-3)
