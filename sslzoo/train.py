@@ -189,7 +189,7 @@ def ready(
     world: World,
     say: Say,
 ) -> None:
-    """Writes the recipe and which data were found, and cuts metrics back to `start` steps: nothing is changed before all is known to fit."""
+    """Writes recipe and data, cuts metrics back to `start` steps: nothing is changed before all is known to fit."""
     if world.first:
         claim(folder, recipe, catalogue, say)
         folder.note_data(found)

@@ -61,7 +61,7 @@ def neighbors(train: Tensor, test: Tensor, k: int, device: torch.device) -> tupl
 
 
 def ballot(labels: Tensor, votes: Tensor, classes: int, ks: list[int]) -> dict[int, Tensor]:
-    """The class with most of the votes [m k] of the first k neighbors, whose classes are labels [m k]; for each of ks."""
+    """For each of ks, the class that the first k neighbors elect: their classes [m k], their votes [m k]."""
     told: dict[int, list[Tensor]] = {k: [] for k in ks}
     for of, weight in zip(labels.split(QUERIES), votes.split(QUERIES), strict=True):
         score, counted = torch.zeros(len(of), classes), 0
