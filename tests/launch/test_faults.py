@@ -1,0 +1,200 @@
+"""What the surroundings do to a run: closed terminals, no locks, wrong environments, lost processes."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sslzoo import RunError
+from sslzoo.launch.drill import _counts, _gap
+from sslzoo.launch.grace import Grace
+from sslzoo.launch.state import InUse, State
+from sslzoo.progress import Progress
+from sslzoo.report.display import Display
+from sslzoo.run import parallel
+from sslzoo.run.parallel import World
+from sslzoo.run.stop import Stop
+
+LINE = {"loss": 1.0, "images_per_second": 10.0, "data_wait": 0.0}
+
+
+def test_a_hang_up_is_a_wish_to_stop_unless_nohup_ignores_it():
+    before = {one: signal.getsignal(one) for one in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        stop = Stop()
+        stop.listen()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.asked == "SIGHUP"
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        Stop().listen()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        for one, what in before.items():
+            signal.signal(one, what)
+
+
+TALKS = """
+import sys
+from pathlib import Path
+from sslzoo.progress import Progress
+from sslzoo.report.display import Display
+with Display(Path(sys.argv[1])) as display:
+    for step in range(3):
+        display.show(Progress(step, 3), {"loss": 1.0, "images_per_second": 10.0, "data_wait": 0.0}, 1.0)
+        display.say("x" * 100_000)
+Path(sys.argv[2]).write_text("survived")
+"""
+
+
+@pytest.mark.parametrize("shell", ["{} > /dev/full", "{} >&-", "{} | true"])
+def test_a_closed_or_full_standard_output_ends_no_run(tmp_path, shell):
+    (tmp_path / "talks.py").write_text(TALKS)
+    words = f"{sys.executable} talks.py log.txt end.txt; echo $? > code"
+    subprocess.run(["bash", "-c", shell.format(f"({words})")], cwd=tmp_path, capture_output=True)
+    assert (tmp_path / "end.txt").read_text() == "survived"
+    assert (tmp_path / "code").read_text() == "0\n"
+    assert "step 3/3" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_log_that_cannot_be_written_is_told_once(capsys):
+    with Display(Path("/dev/full")) as display:
+        for step in range(3):
+            display.say("a line")
+            display.show(Progress(step, 3), LINE, 1.0)
+    assert capsys.readouterr().out.count("the log could not be written") == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_a_run_goes_on_and_another_that_moves_is_seen(tmp_path, monkeypatch, code):
+    def no_locks(*_words):
+        raise OSError(code, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    told = []
+    with State(tmp_path).locked(warn=told.append):
+        State(tmp_path).tell("running", step=1)
+    assert len(told) == 1
+    assert "has no locks" in told[0]
+    now = State(tmp_path).now
+    (tmp_path / "state.json").write_text(json.dumps(now | {"pid": os.getppid()}))
+    with pytest.raises(InUse, match="seems in use"), State(tmp_path).locked(warn=told.append):
+        pass
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"WORLD_SIZE": "many"},
+        {"WORLD_SIZE": "2", "RANK": "one", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "9" * 5000},
+        {"WORLD_SIZE": "-1"},
+        {"SLURM_STEP_ID": "x"},
+        {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "\u0663"},
+        {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1.5"},
+        {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "SSLZOO_PATIENCE": "soon"},
+    ],
+)
+def test_an_environment_without_numbers_is_told(monkeypatch, words):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_")):
+            monkeypatch.delenv(name)
+    for name, value in words.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError) as told:
+        parallel.join("cpu")
+    assert "environment variable" in str(told.value) or "SLURM_" in str(told.value)
+    assert len(str(told.value)) < 400
+
+
+def test_a_job_that_asked_for_gpus_never_trains_without(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RunError, match="asked for GPUs: no GPU is visible"):
+        parallel.join(None, gpus=True)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    with pytest.raises(RunError, match="asked for GPUs: no GPU is visible"):
+        parallel.join(None)
+    assert parallel.join("cpu").device.type == "cpu"
+
+
+def test_one_visible_gpu_a_process_is_the_first(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _device: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert parallel._device(None, 3).index == 0
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert parallel._device(None, 3).index == 3
+    with pytest.raises(RunError, match="local rank 4 has no GPU of its own"):
+        parallel._device(None, 4)
+
+
+def raised(call):
+    try:
+        call()
+    except Exception as error:
+        return error
+    raise AssertionError("raised nothing")
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_ctx, *_grads):
+        raise ValueError("NCCL: Connection closed by peer")
+
+
+def test_lost_contact_is_known_by_type_and_state_not_by_words(tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), 2)
+    world = World(0, 2, store=store)
+
+    def lost(error, explained=False):
+        return parallel.lost_contact(error, world, lambda: explained, wait=0.2)
+
+    def computes():
+        raise RuntimeError("NCCL: Connection closed by peer")
+
+    assert not lost(raised(computes))
+    assert not lost(RunError("NCCL"))
+    assert not lost(ValueError("NCCL: Broken pipe"))
+    assert not lost(raised(lambda: _Backward.apply(torch.ones(1, requires_grad=True)).sum().backward()))
+    assert lost(dist.DistBackendError("whatever"))
+    x = torch.ones(1, requires_grad=True)
+    (x * 2).sum().backward()
+
+    def twice():
+        y = (x * x).sum()
+        y.backward()
+        y.backward()
+
+    error = raised(twice)
+    assert type(error) is RuntimeError
+    assert lost(error)  # the other process does not answer
+    store.set("failed/1", "here")
+    assert not lost(error)  # it failed too, so it lives
+    assert lost(error, explained=True)
+
+
+def test_a_drill_scales_each_tensor_by_itself_and_counts_no_steps():
+    assert _gap(torch.tensor([1e-4, 0.0]), torch.tensor([2e-4, 0.0])) == pytest.approx(0.5)
+    assert _gap(torch.zeros(3), torch.zeros(3)) == 0
+    assert _gap(torch.tensor([float("nan")]), torch.tensor([1.0])) == float("inf")
+    assert _counts("optim.step.encoder.x")
+    assert not _counts("optim.exp_avg.encoder.x")
+
+
+def test_too_little_grace_is_told():
+    assert not Grace(180, 30).warning(20.0)
+    assert "KillWait leaves 30" in Grace(180, 30).warning(40.0)
+    assert "signal_lead leaves 180" in Grace(180, None).warning(200.0)
