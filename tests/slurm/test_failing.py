@@ -56,7 +56,7 @@ def ended(run, job, state, seconds=90):
 def test_an_exception_on_one_rank_ends_the_job_though_the_others_are_blocked(cluster, tmp_path):
     run = tmp_path / "run"
     job = submit(cluster, run, "quick", more=trouble(tmp_path, "raise ValueError('rank three has had enough')"))
-    reach(run, 39)
+    reach(run, 30)
     ended(run, job, "FAILED")
     row = wait(run, lambda row: row["state"] == "failed")
     assert row["reason"] == "ValueError: rank three has had enough"
@@ -90,7 +90,7 @@ def test_a_full_disk_on_the_first_rank_ends_the_job_though_the_others_are_blocke
         (tmp_path / "fill.sh").write_text(f"head -c 32M /dev/zero > {run / 'filler'}")
         fill = f"os.system('sh {tmp_path / 'fill.sh'}')"
         job = submit(cluster, run, "quick", more=trouble(tmp_path, fill, rank=0))
-        reach(run, 38)
+        reach(run, 30)
         ended(run, job, "FAILED")
         assert (run / "failure.txt").exists()
         assert len(list(Path(run, "checkpoints").glob("*.safetensors"))) == 1
