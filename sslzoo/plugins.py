@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -22,7 +24,18 @@ import pluggy
 from sslzoo import hooks
 from sslzoo.errors import PluginError, did_you_mean, nearest, shown
 
-FAMILIES = ("datasets", "views", "masks", "encoders", "predictors", "targets", "losses", "optimizers", "probes")
+# Every family, and the word for one part of it. A hook `sslzoo_FAMILY` offers its parts; `sslzoo new WORD` begins one.
+FAMILIES: Mapping[str, str] = {
+    "datasets": "dataset",
+    "views": "view",
+    "masks": "mask",
+    "encoders": "encoder",
+    "predictors": "predictor",
+    "targets": "target",
+    "losses": "loss",
+    "optimizers": "optimizer",
+    "probes": "probe",
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +100,26 @@ def missing(family: str, name: str, parts: Mapping[str, Part]) -> str:
 
 def singular(family: str) -> str:
     """`masks` -> `mask`, `losses` -> `loss`, `datasets` -> `data set`."""
-    special = {"losses": "loss", "datasets": "data set", "targets": "target generator", "masks": "mask sampler"}
-    return special.get(family, family.removesuffix("s"))
+    spelled = {"datasets": "data set", "targets": "target generator", "masks": "mask sampler"}
+    return spelled.get(family, FAMILIES.get(family, family))
+
+
+def raised_in(make: Any, error: BaseException) -> str:
+    """Where in a part's own code an error arose, ` (FILE, line N, in CALL)`: its last line there; or nothing."""
+    homes = set()
+    for one in inspect.getmro(make) if isinstance(make, type) else (make,):
+        module = sys.modules.get(getattr(one, "__module__", ""))
+        top = getattr(module, "__name__", "").partition(".")[0]
+        file = getattr(module, "__file__", None)
+        if file and top not in ("torch", "typing"):
+            homes.add(Path(file))
+            package = Path(getattr(sys.modules.get(top), "__file__", None) or file)
+            homes |= {package.parent} if package.name == "__init__.py" and top != "sslzoo" else set()
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path in homes or not homes.isdisjoint(path.parents):
+            return f" ({path}, line {frame.lineno}, in {frame.name})"
+    return ""
 
 
 def load(files: Sequence[Path | str] = ()) -> pluggy.PluginManager:

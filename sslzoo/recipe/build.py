@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -397,6 +398,7 @@ _: Dataset = _NoData()
 
 
 def _told(error: Exception) -> str:
-    """An error with the file and line it arose in."""
-    *_, last = traceback.extract_tb(error.__traceback__)
+    """An error with the file and line it arose in: the part's own, where it arose in torch on the part's behalf."""
+    frames, torchs = traceback.extract_tb(error.__traceback__), str(Path(torch.__file__).parent)
+    last = next((frame for frame in reversed(frames) if not frame.filename.startswith(torchs)), frames[-1])
     return f"{type(error).__name__}: {error}\nin {last.filename}, line {last.lineno}, {last.name}()"

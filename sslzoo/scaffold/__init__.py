@@ -9,19 +9,11 @@ from pathlib import Path
 import yaml
 
 from sslzoo.errors import UserError, did_you_mean
-from sslzoo.plugins import Catalogue
+from sslzoo.plugins import FAMILIES, Catalogue
 
+PARTS = files("sslzoo.scaffold").joinpath("parts")
 # What a person types, and the family it stands for.
-KINDS = {
-    "mask": "masks",
-    "predictor": "predictors",
-    "target": "targets",
-    "loss": "losses",
-    "encoder": "encoders",
-    "views": "views",
-    "dataset": "datasets",
-    "probe": "probes",
-}
+KINDS = {word: family for family, word in FAMILIES.items() if (PARTS / f"{family}.py").is_file()}
 
 
 def write(kind: str, name: str, into: Path, *, lone: bool, installed: Catalogue) -> list[Path]:
@@ -58,7 +50,7 @@ def _class(name: str) -> str:
 
 
 def _part(family: str, name: str) -> str:
-    text = files("sslzoo.scaffold").joinpath("parts", f"{family}.py").read_text()
+    text = (PARTS / f"{family}.py").read_text()
     return text.replace("Example", _class(name)).replace('"example"', f'"{name}"').replace("`example`", f"`{name}`")
 
 

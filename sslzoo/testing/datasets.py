@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslzoo.testing.report import Check, Skip, Violation
-
-Make = Callable[..., Any]
+from sslzoo.contracts import Dataset
+from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
 
 
 def _plain(image: Any) -> np.ndarray:
@@ -26,6 +24,10 @@ def _some(data: Any) -> list[int]:
     return sorted({0, len(data) // 2, len(data) - 1})
 
 
+made = offers(Dataset, lambda make: make())
+
+
+@check(made)
 def images(make: Make) -> str:
     """Images are RGB PIL images or uint8 tensors [3 H W]."""
     data = make()
@@ -42,6 +44,7 @@ def images(make: Make) -> str:
     return f"{len(data):,} images"
 
 
+@check(images)
 def repeats(make: Make) -> None:
     """Image i is the same each time, read in any order."""
     data, other = make(), make()
@@ -53,6 +56,7 @@ def repeats(make: Make) -> None:
                 raise Violation("the same image", "another", f"image {i}, read again")
 
 
+@check(images)
 def workers(make: Make) -> None:
     """It can be read in a worker process that was forked after it was opened."""
     data = make()
@@ -72,6 +76,7 @@ def workers(make: Make) -> None:
         raise Violation("the same images in a worker", "others" if found else "none", f"images {_some(data)}")
 
 
+@check(made)
 def labels(make: Make) -> str:
     """Labels name every task, in the range it declares."""
     data = make()
@@ -87,4 +92,4 @@ def labels(make: Make) -> str:
     return ", ".join(f"{task}: {classes} classes" for task, classes in data.tasks.items())
 
 
-CHECKS: tuple[Check, ...] = (images, repeats, workers, labels)
+CHECKS: tuple[Check, ...] = (made, images, repeats, workers, labels)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sslzoo.contracts import Grid, Patches, Tokens
-from sslzoo.testing.report import Check, Skip, Violation
-from sslzoo.testing.scene import equal, seeded, size_of, unreached
+from sslzoo.contracts import Encoder, Grid, Patches, Tokens
+from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
+from sslzoo.testing.scene import as_moved, elsewhere, equal, kept, restored, seeded, size_of, steady, unreached
 
-Make = Callable[..., Any]
 SIDES = (32, 28, 64, 48, 96, 112, 56, 224, 16, 40)
 
 
@@ -58,20 +56,48 @@ def _takes_masks(part: Any) -> tuple[tuple[int, int], Grid]:
     return size, grid
 
 
+def _parts(said: Tokens) -> dict[str, Tensor]:
+    return {"patches": said.patches, "summary": said.summary}
+
+
+made = offers(Encoder, _part, module=True)
+
+
+@check(made)
 def returns(make: Make) -> str:
     """All patches without a context: [s N d], a summary [s d], the grid it said it has."""
     part = _part(make)
     size, grid = _size(part)
     said, where = _said(part, _pixels(size)), f"2 images of {size[0]} x {size[1]}"
+    if not isinstance(said, Tokens):
+        raise Violation("sslzoo.Tokens", type(said).__name__, where)
     places = grid[0] * grid[1]
     for name, x, shape in (("patches", said.patches, (2, places, part.width)), ("index", said.index, (2, places))):
         if tuple(x.shape) != shape:
             raise Violation(f"{name} {list(shape)}", str(list(x.shape)), where)
     if said.summary.ndim != 2 or len(said.summary) != 2 or said.grid != grid:
         raise Violation(f"summary [2 d], grid {grid}", f"{list(said.summary.shape)}, {said.grid}", where)
+    if not torch.equal(said.index, torch.arange(places).expand(2, -1)):
+        raise Violation(f"index 0 to {places - 1} without a context", str(said.index[0].tolist()), where)
     return f"grid {grid[0]} x {grid[1]} of {size[0]} x {size[1]} pixels; {size_of(part)}"
 
 
+@check(returns)
+def seen(make: Make) -> None:
+    """Of a context it returns the patches it was given, with their places (or all places, hidden ones filled)."""
+    part = _part(make)
+    size, grid = _takes_masks(part)
+    context = _some(grid)
+    said = _said(part, _pixels(size), context)
+    every = torch.arange(grid[0] * grid[1]).expand(2, -1)
+    if not (torch.equal(said.index, context.index) or torch.equal(said.index, every)):
+        raise Violation("index: the context's, or all places", str(said.index[0].tolist()), f"grid {grid}, half seen")
+    if tuple(said.patches.shape) != (*said.index.shape, part.width):
+        came = str(list(said.patches.shape))
+        raise Violation(f"patches {[*said.index.shape, part.width]}", came, f"grid {grid}, half seen")
+
+
+@check(returns, seen)
 def hidden(make: Make) -> None:
     """What is hidden has no influence: other pixels there, the same tokens."""
     part = _part(make)
@@ -93,6 +119,7 @@ def hidden(make: Make) -> None:
         )
 
 
+@check(returns, seen)
 def order(make: Make) -> None:
     """The order of a context's patches does not matter: a token goes with its place."""
     part = _part(make)
@@ -106,6 +133,21 @@ def order(make: Make) -> None:
         raise Violation("the same tokens in the other order", found, f"grid {grid}, context reversed")
 
 
+@check(returns)
+def alone(make: Make) -> None:
+    """An image's tokens do not depend on the other images, in eval mode."""
+    part = _part(make)
+    size, _ = _size(part)
+    pixels = _pixels(size, 5)
+    whole = _parts(_said(part, pixels))
+    for rows in (slice(0, 1), slice(4, 5), slice(0, 2), slice(2, 5)):
+        found = equal(_parts(_said(part, pixels[rows])), {name: x[rows] for name, x in whole.items()}, 1e-4)
+        if found:
+            came = f"{found} among {rows.stop - rows.start}"
+            raise Violation("the tokens an image gets among 5", came, f"image {rows.start} of 5")
+
+
+@check(returns)
 def places(make: Make) -> None:
     """Places matter: an image whose patches change places gives other tokens than the tokens in other places."""
     part = _part(make)
@@ -121,6 +163,7 @@ def places(make: Make) -> None:
         raise Violation("tokens that know their place", "the same after patches moved down a row", f"grid {grid}")
 
 
+@check(returns)
 def sizes(make: Make) -> str:
     """Other sizes, oblong ones too, are served or refused with a ValueError."""
     part = _part(make)
@@ -140,6 +183,7 @@ def sizes(make: Make) -> str:
     return f"grids served besides: {', '.join(served) or 'none'}"
 
 
+@check(returns)
 def layered(make: Make) -> None:
     """Asked for n layers, it gives the outputs of its last n blocks; the tokens do not change."""
     part = _part(make)
@@ -154,6 +198,7 @@ def layered(make: Make) -> None:
             raise Violation("the same tokens with and without layers", found, f"layers={count}")
 
 
+@check(returns, seen, alone)
 def ragged(make: Make) -> None:
     """If it declares `ragged = True`, a short context in a rectangular row gives what it gives alone."""
     part = _part(make)
@@ -176,6 +221,7 @@ def ragged(make: Make) -> None:
         )
 
 
+@check(returns)
 def learns(make: Make) -> None:
     """A gradient reaches every parameter."""
     part = _part(make).train()
@@ -193,15 +239,40 @@ def learns(make: Make) -> None:
         raise Violation("a gradient in every parameter", f"none in {', '.join(missed[:5])}", f"grid {grid}, half seen")
 
 
-def alone(make: Make) -> None:
-    """An image's tokens do not depend on the other images, in eval mode."""
+@check(returns)
+def repeats(make: Make) -> None:
+    """In eval mode it says the same of the same, however often it is called."""
     part = _part(make)
     size, _ = _size(part)
-    pixels = _pixels(size, 3)
-    both, one = _said(part, pixels), _said(part, pixels[:1])
-    found = equal({"patches": one.patches}, {"patches": both.patches[:1]}, 1e-4)
-    if found:
-        raise Violation("the tokens an image gets alone", found, "image 0 of 3")
+    steady(lambda: _parts(_said(part, _pixels(size))), f"2 images of {size[0]} x {size[1]}")
 
 
-CHECKS: tuple[Check, ...] = (returns, hidden, order, places, sizes, layered, ragged, learns, alone)
+@check(returns)
+def stored(make: Make) -> str:
+    """Its state is parameters and buffers, all of it saved: loaded into a new one, it says the same."""
+    part = _part(make)
+    kept(part)
+    size, _ = _size(part)
+    with seeded(9):
+        other = make().eval()
+    pixels = _pixels(size)
+    return restored(part, other, lambda one: _parts(_said(one, pixels)), f"2 images of {size[0]} x {size[1]}")
+
+
+@check(returns)
+def moves(make: Make) -> None:
+    """It runs on the device that it is moved to."""
+    part = _part(make)
+    size, grid = _size(part)
+    contexts = [None]
+    try:
+        _takes_masks(part)
+        contexts.append(as_moved(_some(grid)))
+    except Skip:
+        pass
+    for context in contexts:
+        elsewhere(part, lambda moved, context=context: moved(as_moved(_pixels(size)), context, 0), make)
+
+
+CHECKS: tuple[Check, ...] = (made, returns, seen, hidden, order, places, stored, moves, alone, repeats)
+CHECKS += (sizes, layered, ragged, learns)

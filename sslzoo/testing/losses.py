@@ -1,177 +1,281 @@
-"""Does a loss keep its contract? A right gradient, weights that weigh, two ranks as one, finite at extremes."""
+"""Does a loss keep its contract? A right gradient, weights that weigh, two ranks as one, finite at extremes.
+
+A loss is checked with every kind of signal that it accepts: rows of patches, images, tokens that were seen; with class
+ids as targets where it says `class_ids = True`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sslzoo.contracts import Pairing, Signal
-from sslzoo.testing.report import Check, Skip, Violation
-from sslzoo.testing.scene import AT, as_two_ranks, pairing, seeded
+from sslzoo.contracts import Loss, Pairing, Signal
+from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers, raised
+from sslzoo.testing.scene import AT, as_two_ranks, kept, pairing, seeded
 
-Make = Callable[..., Any]
 ROWS, WIDTH = 12, 8
+Kind = Literal["patch", "image", "context"]
+KINDS: tuple[Kind, ...] = ("patch", "image", "context")
 
 
-def _part(make: Make, kind: str = "") -> tuple[Any, str]:
-    """The loss, and the kind of signal that it takes: patch or image."""
-    kinds, refusal = [kind] if kind else ["patch", "image"], Exception()
-    for one in kinds:
+def _made(make: Make, kind: Kind) -> Any:
+    with seeded():
+        return make(Signal(kind, WIDTH))
+
+
+def _kinds(make: Make) -> dict[Kind, str]:
+    """What came of each kind of signal: nothing where the loss works, else its error."""
+    found: dict[Kind, str] = {}
+    for kind in KINDS:
         try:
-            with seeded():
-                part = make(Signal(one, WIDTH))  # type: ignore[arg-type]
-            _value(part, *_inputs(one))
-        except (ValueError, RuntimeError, IndexError, TypeError) as error:
-            refusal = error
-            continue
-        return part, one
-    raise Violation(
-        "a loss of patch or image signals", f"neither works: {type(refusal).__name__}: {refusal}", "Signal(kind, 8)"
-    )
+            part = _made(make, kind)
+            if kind == "context" and part.needs_target:
+                continue  # nothing says what would be right there
+            part(*_given(part, *_inputs(part, kind)), AT)
+            found[kind] = ""
+        except Exception as error:
+            found[kind] = raised(error, make) or f"{type(error).__name__}: {error}"
+    return found
 
 
-def _inputs(kind: str, seed: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Pairing]:
+def _accepted(make: Make) -> Iterator[tuple[Any, Kind]]:
+    """The loss, made anew for each kind of signal that it works with."""
+    for kind, error in _kinds(make).items():
+        if not error:
+            yield _made(make, kind), kind
+
+
+def _any(make: Make) -> Any:
+    errors = {}
+    for kind in KINDS:
+        try:
+            return _made(make, kind)
+        except ValueError as error:  # refuses this kind
+            errors[kind] = str(error)
+    told = "; ".join(f"{kind}: {error}" for kind, error in errors.items())
+    raise Violation("a loss of patch, image or context signals", f"it refuses each: {told}", f"Signal(kind, {WIDTH})")
+
+
+def _inputs(part: Any, kind: Kind, seed: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Pairing]:
     rng = torch.Generator().manual_seed(seed)
-    shape = (ROWS, WIDTH) if kind == "patch" else (2, ROWS // 2, WIDTH)
+    shape = (2, ROWS // 2, WIDTH) if kind == "image" else (ROWS, WIDTH)
     x, y = (torch.randn(shape, generator=rng).to(dtype) for _ in range(2))
+    if getattr(part, "class_ids", False):
+        y = torch.randint(WIDTH, shape[:-1], generator=rng)
+        y.flatten()[:2] = torch.tensor([0, WIDTH - 1])
     return x, y, pairing(ROWS)
 
 
+def _given(part: Any, x: Tensor, y: Tensor, given: Pairing) -> tuple[Tensor, Tensor | None, Pairing]:
+    return x, (y if part.needs_target else None), given
+
+
 def _value(part: Any, x: Tensor, y: Tensor, given: Pairing) -> Tensor:
-    y = y.argmax(-1) if getattr(part, "class_ids", False) else y
-    value, figures = part(x, y if part.needs_target else None, given, AT)
-    if value.ndim:
-        raise Violation("a 0-d value", f"shape {list(value.shape)}", "12 rows of 8")
-    for name, figure in figures.items():
-        if figure.ndim:
-            raise Violation(f"the figure {name} 0-d", f"shape {list(figure.shape)}", "12 rows of 8")
-    return value
+    return part(*_given(part, x, y, given), AT)[0]
 
 
+def _where(kind: Kind) -> str:
+    return f"{kind} signal, {'2 views of 6 images' if kind == 'image' else '12 rows'}, {WIDTH} wide"
+
+
+made = offers(Loss, _any, module=True)
+
+
+@check(made)
 def returns(make: Make) -> str:
-    """It returns a 0-d value and 0-d figures, and says whether it needs a target."""
-    part, kind = _part(make)
-    if not isinstance(part.needs_target, bool):
-        raise Violation("needs_target True or False", repr(part.needs_target), "")
-    return f"of {kind} signals"
+    """It returns a 0-d value and 0-d figures, for at least one kind of signal."""
+    kinds = _kinds(make)
+    if all(kinds.values()):
+        told = "".join(f"\n                   {kind}: {error}" for kind, error in kinds.items())
+        raise Violation("a loss of patch, image or context signals", f"none works:{told}", f"Signal(kind, {WIDTH})")
+    for part, kind in _accepted(make):
+        out = part(*_given(part, *_inputs(part, kind)), AT)
+        if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], Tensor):
+            raise Violation("a value and a mapping of figures", f"{type(out).__name__}", _where(kind))
+        named = {"the value": out[0]} | {f"the figure {name}": figure for name, figure in dict(out[1]).items()}
+        for name, x in named.items():
+            if not isinstance(x, Tensor) or x.ndim:
+                came = f"shape {list(x.shape)}" if isinstance(x, Tensor) else repr(x)
+                raise Violation(f"{name} a 0-d tensor", came, _where(kind))
+    ids = " with class ids" if getattr(_any(make), "class_ids", False) else ""
+    refused = "".join(f"; not {kind}: {error.splitlines()[0][:60]}" for kind, error in kinds.items() if error)
+    return f"of {' and '.join(kind for kind, error in kinds.items() if not error)} signals{ids}{refused}"
 
 
-def gradient(make: Make) -> None:
-    """Its gradient is that of finite differences."""
-    part, kind = _part(make)
-    part = part.double().eval()
-    x, y, given = _inputs(kind, dtype=torch.float64)
-    given = replace(given, weight=given.weight.double())
-    x.requires_grad_(True)
-    (found,) = torch.autograd.grad(_value(part, x, y, given), x)
-    rng, step = torch.Generator().manual_seed(5), 1e-6
-    for trial in range(4):
-        way = torch.randn(x.shape, generator=rng, dtype=torch.float64)
-        with torch.no_grad():
-            slope = (_value(part, x + step * way, y, given) - _value(part, x - step * way, y, given)) / (2 * step)
-        wanted, got = slope.item(), (found * way).sum().item()
-        if abs(wanted - got) > 1e-4 * max(1.0, abs(wanted)):
-            raise Violation(f"slope {wanted:.6g} by finite differences", f"{got:.6g} by autograd", f"direction {trial}")
+@check(returns)
+def stored(make: Make) -> None:
+    """Its state is parameters and buffers, none of them 0-d parameters."""
+    for part, _ in _accepted(make):
+        kept(part)
 
 
-def weights(make: Make) -> None:
-    """A patch of weight 0 counts nothing; twice the weights are twice the loss."""
-    part, kind = _part(make)
-    if kind != "patch":
-        raise Skip("of image signals")
-    x, y, given = _inputs(kind)
-    part = part.eval()
-    once = _value(part, x, y, given).item()
-    twice = _value(part, x, y, replace(given, weight=2 * given.weight)).item()
-    if abs(twice - 2 * once) > 1e-4 * max(1.0, abs(once)):
-        raise Violation(
-            f"{2 * once:.6g} at twice the weights", f"{twice:.6g}; sum pairing.weight * row", "12 rows of 8"
-        )
-    some = given.weight.clone()
-    some[0] = 0
-    other = x.clone()
-    other[0] += 10
-    one, two = (_value(part, z, y, replace(given, weight=some)).item() for z in (x, other))
-    if abs(one - two) > 1e-5 * max(1.0, abs(one)):
-        raise Violation("no influence of a row of weight 0", f"{one:.6g} becomes {two:.6g}", "row 0 changed by 10")
-
-
-def ranks(make: Make) -> None:
-    """Two ranks, each with half of the rows, give the gradient of one process with all."""
-    part, kind = _part(make)
-    part = part.train()
-    x, y, given = _inputs(kind)
-    x.requires_grad_(True)
-    state = {name: value.clone() for name, value in part.state_dict().items()}
-    _value(part, x, y, given).backward()
-    assert x.grad is not None
-    whole, axis, half = x.grad.clone(), (0 if kind == "patch" else 1), (ROWS if kind == "patch" else ROWS // 2) // 2
-
-    def work(rank: int) -> Any:
-        part.load_state_dict(state)
-        mine = x.detach().narrow(axis, rank * half, half).clone().requires_grad_(True)
-        theirs = y.narrow(axis, rank * half, half)
-        own = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
-        # The engine's weights: ranks / all real rows, for gradients are averaged over ranks.
-        here = replace(
-            given, weight=2 * given.weight[own], sequence=given.sequence[own] - rank * 2, sequences=2, blocks=2
-        )
-        _value(part, mine, theirs, here).backward()
-        assert mine.grad is not None
-        return (mine.grad / 2).numpy()  # a tensor would share memory with a process that ends
-
-    both = torch.cat([torch.from_numpy(part) for part in as_two_ranks(work)], axis)
-    gap = (both - whole).abs().max().item()
-    if gap > 1e-5 * max(1e-3, whole.abs().max().item()) + 1e-7:
-        came = f"a gradient that differs by {gap:.1e} of {whole.abs().max().item():.1e}"
-        hint = "" if kind == "patch" else "; use gather, all_mean and all_sum of sslzoo"
-        raise Violation("the gradient of one process", came + hint, "12 rows of 8, 6 on each rank")
-
-
+@check(returns)
 def extremes(make: Make) -> None:
     """It stays finite for large, equal and zero inputs."""
-    part, kind = _part(make)
-    x, y, given = _inputs(kind)
-    for name, one, other in (
-        ("both zero", x * 0, y * 0),
-        ("equal", x, x.clone()),
-        ("1e4 times as large", x * 1e4, y * 1e4),
-        ("1e-6 times as large", x * 1e-6, y * 1e-6),
-        ("all rows alike", x[..., :1, :].expand_as(x).clone(), y[..., :1, :].expand_as(y).clone()),
-    ):
-        one = one.detach().requires_grad_(True)
-        value = _value(part, one, other, given)
-        value.backward()
-        if not math.isfinite(value.item()) or not (one.grad is None or one.grad.isfinite().all()):
-            what = "its gradient" if math.isfinite(value.item()) else f"{value.item()}"
-            raise Violation(
-                "a finite value and gradient", f"{what} is not" if what == "its gradient" else what, f"inputs {name}"
-            )
+    for part, kind in _accepted(make):
+        x, y, given = _inputs(part, kind)
+        ids = not y.is_floating_point()
+        for name, one, other in (
+            ("both zero", x * 0, y * 0),
+            ("equal", x, y if ids else x.clone()),
+            ("1e4 times as large", x * 1e4, y if ids else y * 1e4),
+            ("1e-6 times as large", x * 1e-6, y if ids else y * 1e-6),
+            ("all rows alike", x[..., :1, :].expand_as(x).clone(), y if ids else y[..., :1, :].expand_as(y).clone()),
+        ):
+            one = one.detach().requires_grad_(True)
+            value = _value(part, one, other, given)
+            value.backward()
+            where = f"inputs {name}; {_where(kind)}"
+            if not math.isfinite(value.item()):
+                raise Violation("a finite value", f"{value.item()}", where)
+            if one.grad is not None and not one.grad.isfinite().all():
+                raise Violation("a finite gradient", "one that is not", where)
 
 
+@check(returns)
+def weights(make: Make) -> None:
+    """A row of weight 0 counts nothing; twice the weights are twice the loss (a `whole_batch` loss: the former)."""
+    rows: list[tuple[Any, Kind]] = [(part.eval(), kind) for part, kind in _accepted(make) if kind != "image"]
+    if not rows:
+        raise Skip("of image signals")
+    for part, kind in rows:
+        x, y, given = _inputs(part, kind)
+        if not getattr(part, "whole_batch", False):
+            once = _value(part, x, y, given).item()
+            twice = _value(part, x, y, replace(given, weight=2 * given.weight)).item()
+            if abs(twice - 2 * once) > 1e-4 * max(1e-2, abs(once)):
+                came = f"{twice:.6g}; sum pairing.weight * row"
+                raise Violation(f"{2 * once:.6g} at twice the weights", came, _where(kind))
+        some = given.weight.clone()
+        some[0] = 0
+        other = x.clone()
+        other[0] += 10
+        one, two = (_value(part, z, y, replace(given, weight=some)).item() for z in (x, other))
+        if abs(one - two) > 1e-5 * max(1e-2, abs(one)):
+            came = f"{one:.6g} becomes {two:.6g}"
+            raise Violation("no influence of a row of weight 0", came, f"row 0 changed by 10; {_where(kind)}")
+
+
+@check(returns)
+def gradient(make: Make) -> None:
+    """Its gradient is that of finite differences."""
+    for part, kind in _accepted(make):
+        part = part.double().eval()
+        x, y, given = _inputs(part, kind, dtype=torch.float64)
+        given = replace(given, weight=given.weight.double())
+        x.requires_grad_(True)
+        (found,) = torch.autograd.grad(_value(part, x, y, given), x, allow_unused=True)
+        if found is None:
+            raise Violation("a gradient in the prediction", "none: was it detached?", _where(kind))
+        for trial in range(4):
+            way = torch.randn(x.shape, generator=torch.Generator().manual_seed(5 + trial), dtype=torch.float64)
+            wanted, unsure = _slope(part, x.detach(), way, (y, given))
+            got = (found * way).sum().item()
+            if abs(wanted - got) > 1e-4 * max(1e-2, abs(wanted)) + 3 * unsure:
+                came = f"{got:.6g} by autograd"
+                raise Violation(f"slope {wanted:.6g} by finite differences", came, f"direction {trial}; {_where(kind)}")
+
+
+def _slope(part: Any, x: Tensor, way: Tensor, rest: tuple[Tensor, Pairing]) -> tuple[float, float]:
+    """The slope at x by central differences, and how far it can be trusted.
+
+    A loss that computes in float32 inside is a staircase to small steps, one with a kink is bent for large ones: of
+    several steps that one is believed whose halves agree best.
+    """
+
+    @torch.no_grad()
+    def central(step: float) -> float:
+        here, there = (_value(part, x + sign * step * way, *rest).double() for sign in (1, -1))
+        return ((here - there) / (2 * step)).item()
+
+    found = []
+    for step in (1e-6, 1e-4, 1e-3, 1e-2):
+        slopes = [central(step), central(0.5 * step), central(0.7 * step)]
+        found.append((max(slopes) - min(slopes), slopes[1]))
+    unsure, slope = min(found)
+    return slope, unsure
+
+
+@check(returns)
 def restores(make: Make) -> str:
-    """All its state is saved: after loading, it says what it said."""
-    part, kind = _part(make)
-    x, y, given = _inputs(kind)
-    part.train()
-    for seed in range(3):
-        _value(part, *_inputs(kind, seed))
-    saved = {name: value.clone() for name, value in part.state_dict().items()}
-    once = _value(part, x, y, given).item()
-    with seeded(9):
-        other = make(Signal(kind, WIDTH)).train()  # type: ignore[arg-type]
-    other.load_state_dict(saved)
-    again = _value(other, x, y, given).item()
-    if abs(once - again) > 1e-6 * max(1.0, abs(once)):
-        raise Violation(
-            f"{once:.6g} after loading", f"{again:.6g}: some state is no parameter or buffer", "after 3 steps"
-        )
-    return f"{len(saved)} tensors"
+    """All its state is saved: after loading, it says what it said, however often it was called before."""
+    many = 0
+    for part, kind in _accepted(make):
+        part.train()
+        for seed in range(5):
+            _value(part, *_inputs(part, kind, seed))
+        saved = {name: value.clone() for name, value in part.state_dict().items()}
+        x, y, given = _inputs(part, kind)
+        once = _value(part, x, y, given).item()
+        with seeded(9):
+            other = make(Signal(kind, WIDTH)).train()
+        other.load_state_dict(saved)
+        again = _value(other, x, y, given).item()
+        if abs(once - again) > 1e-6 * max(1e-3, abs(once)):
+            came = f"{again:.6g}: some state is no parameter or buffer"
+            raise Violation(f"{once:.6g} after loading", came, f"after 5 steps; {_where(kind)}")
+        many = len(saved)
+    return f"{many} tensors"
 
 
-CHECKS: tuple[Check, ...] = (returns, gradient, weights, ranks, extremes, restores)
+@check(returns)
+def pure(make: Make) -> None:
+    """It changes neither its inputs nor global random numbers."""
+    for part, kind in _accepted(make):
+        x, y, given = _inputs(part, kind)
+        before, state = (x.clone(), y.clone(), given.weight.clone()), torch.get_rng_state()
+        _value(part, x, y, given)
+        for name, one, other in zip(("prediction", "target", "weights"), before, (x, y, given.weight), strict=True):
+            if not torch.equal(one, other):
+                raise Violation(f"the {name} as it was", "changed in place", _where(kind))
+        if not torch.equal(state, torch.get_rng_state()) and not part.training:
+            raise Violation("no random numbers outside training", "torch's global generator was used", _where(kind))
+
+
+@check(returns, stored, slow=True)
+def ranks(make: Make) -> None:
+    """Two ranks, each with half of the rows, give the gradient of one process with all."""
+    for part, kind in _accepted(make):
+        part.train()
+        state = {name: value.clone() for name, value in part.state_dict().items()}
+        whole, axis = _gradients(part, kind), 1 if kind == "image" else 0
+
+        def half(rank: int, part: Any = part, kind: Kind = kind, state: dict[str, Tensor] = state) -> Any:
+            part.load_state_dict(state)
+            # Arrays: a tensor would share memory with a process that ends. Gradients are averaged over ranks.
+            return {name: x.numpy() / 2 for name, x in _gradients(part, kind, rank).items()}
+
+        one, two = as_two_ranks(half, make)
+        for name, wanted in whole.items():
+            halves = [torch.from_numpy(rank[name]) for rank in (one, two)]
+            both = torch.cat(halves, axis) if name == "the prediction" else halves[0] + halves[1]
+            gap = (both - wanted).abs().max().item()
+            if gap > 1e-5 * max(1e-3, wanted.abs().max().item()) + 1e-7:
+                came = f"one of {name} that differs by {gap:.1e} of {wanted.abs().max().item():.1e}"
+                hint = "; use gather, all_mean and all_sum of sslzoo"
+                raise Violation("the gradient of one process", came + hint, f"{_where(kind)}, half on each rank")
+
+
+def _gradients(part: Any, kind: Kind, rank: int | None = None) -> dict[str, Tensor]:
+    """Gradients of the prediction and of the loss's own parameters, for all rows or for one rank's half of them."""
+    x, y, given = _inputs(part, kind)
+    if rank is not None:
+        axis = 1 if kind == "image" else 0
+        half, rows = x.shape[axis] // 2, slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
+        x, y = (z.narrow(axis, rank * half, half).clone() for z in (x, y))
+        weight, sequence = 2 * given.weight[rows], given.sequence[rows] - rank * 2  # ranks / all real rows
+        given = replace(given, weight=weight, sequence=sequence, sequences=2, blocks=2)
+    part.zero_grad()
+    x.requires_grad_(True)
+    _value(part, x, y, given).backward()
+    assert x.grad is not None
+    own = {name: p.grad.clone() for name, p in part.named_parameters() if p.grad is not None}
+    return {"the prediction": x.grad} | own
+
+
+CHECKS: tuple[Check, ...] = (made, returns, stored, extremes, weights, gradient, restores, pure, ranks)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslzoo.contracts import Patches, Tokens
-from sslzoo.testing.report import Check, Skip, Violation
-from sslzoo.testing.scene import AT, Encoder, as_two_ranks, declared, equal, seeded, size_of, targets, tokens, unreached
-
-Make = Callable[..., Any]
+from sslzoo.contracts import Patches, Predictor, Tokens
+from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
+from sslzoo.testing.scene import (
+    AT,
+    Encoder,
+    as_moved,
+    as_two_ranks,
+    declared,
+    elsewhere,
+    equal,
+    kept,
+    restored,
+    seeded,
+    size_of,
+    steady,
+    targets,
+    tokens,
+    unreached,
+)
 
 
 def _part(make: Make) -> Any:
@@ -37,6 +51,10 @@ def _whole(part: Any) -> tuple[Tokens, Patches, str]:
     return tokens(3, 7), asked, "7 of 16 patches seen, 2 blocks of 4 asked for"
 
 
+made = offers(Predictor, _part, module=True)
+
+
+@check(made)
 def outputs(make: Make) -> str:
     """It returns the outputs it declares: patch signals [t e], image signals [s e]."""
     part = _part(make)
@@ -45,6 +63,18 @@ def outputs(make: Make) -> str:
     return size_of(part)
 
 
+@check(outputs)
+def stored(make: Make) -> str:
+    """Its state is parameters and buffers, all of it saved: loaded into a new one, it says the same."""
+    part = _part(make)
+    kept(part)
+    seen, asked, where = _whole(part)
+    with seeded(9):
+        other = make(Encoder()).eval()
+    return restored(part, other, lambda one: _said(one, seen, asked), where)
+
+
+@check(made)
 def unmasked(make: Make) -> None:
     """Without targets it returns its image signals only."""
     part = _part(make)
@@ -54,6 +84,7 @@ def unmasked(make: Make) -> None:
         raise Violation(f"{sorted(images) or 'nothing'}", str(sorted(said)), "target None")
 
 
+@check(outputs)
 def learns(make: Make) -> None:
     """A gradient reaches every parameter."""
     part = _part(make).train()
@@ -64,17 +95,39 @@ def learns(make: Make) -> None:
         raise Violation("a gradient in every parameter", f"none in {', '.join(missed[:5])}", where)
 
 
+@check(outputs)
 def alone(make: Make) -> None:
     """A sequence's rows do not depend on the other sequences."""
     part = _part(make)
     seen, asked, where = _whole(part)
-    whole, first = _said(part, seen, asked), _said(part, _rows(seen, slice(0, 1)), Patches(asked.index[:1]))
-    cut = {name: x[: len(first[name])] for name, x in whole.items()}
-    found = equal(first, cut, 1e-4)
-    if found:
-        raise Violation("the rows a sequence gets alone", found, f"{where}, sequence 0 of 3")
+    whole = _said(part, seen, asked)
+    for rows in (slice(0, 1), slice(2, 3), slice(0, 2), slice(1, 3)):
+        some = _said(part, _rows(seen, rows), Patches(asked.index[rows]))
+        cut = {name: x.unflatten(0, (3, -1))[rows].flatten(0, 1) for name, x in whole.items()}
+        found = equal(some, cut, 1e-4)
+        if found:
+            came = f"{found} among {rows.stop - rows.start}"
+            raise Violation("the rows a sequence gets among others", came, f"{where}, sequence {rows.start} of 3")
 
 
+@check(outputs)
+def repeats(make: Make) -> None:
+    """In eval mode it says the same of the same, however often it is called."""
+    part = _part(make)
+    seen, asked, where = _whole(part)
+    steady(lambda: _said(part, seen, asked), where)
+
+
+@check(outputs)
+def moves(make: Make) -> None:
+    """It runs on the device that it is moved to."""
+    part = _part(make)
+    seen, asked, _ = _whole(part)
+    there = as_moved(seen), as_moved(asked)
+    elsewhere(part, lambda moved: moved(*there, AT), make)
+
+
+@check(outputs, alone, repeats, slow=True)
 def ranks(make: Make) -> None:
     """Two ranks, each with half of the sequences, give the gradient of one process with all."""
     part = _part(make).train()
@@ -89,7 +142,7 @@ def ranks(make: Make) -> None:
         return {name: p.grad.numpy() for name, p in part.named_parameters() if p.grad is not None}
 
     whole = {name: torch.from_numpy(x.copy()) for name, x in gradients(slice(0, 4)).items()}
-    halves = as_two_ranks(lambda rank: gradients(slice(2 * rank, 2 * rank + 2)))
+    halves = as_two_ranks(lambda rank: gradients(slice(2 * rank, 2 * rank + 2)), make)
     both = {name: (torch.from_numpy(halves[0][name]) + torch.from_numpy(halves[1][name])) / 2 for name in whole}
     found = equal(whole, both, 1e-5)
     if found:
@@ -103,6 +156,7 @@ def _pull(x: Tensor, rows: slice) -> Tensor:
     return (mine * way[rows]).sum() / len(mine)
 
 
+@check(outputs, alone)
 def order(make: Make) -> str:
     """Target blocks in another order give the same rows (required if it declares `blocks_apart = True`)."""
     part = _part(make)
@@ -115,6 +169,7 @@ def order(make: Make) -> str:
     return "blocks read one another" if found else "blocks are guessed apart"
 
 
+@check(outputs, alone)
 def ragged_context(make: Make) -> None:
     """A short context in a rectangular row gives what it gives alone."""
     part = _part(make)
@@ -133,6 +188,7 @@ def ragged_context(make: Make) -> None:
         raise Violation("the rows of the short context alone", came, "lengths 7 and 4, sequence 1")
 
 
+@check(outputs, alone)
 def ragged_target(make: Make) -> None:
     """Short target rows give a row for each true patch, as they do alone."""
     part = _part(make)
@@ -158,6 +214,7 @@ def ragged_target(make: Make) -> None:
             raise Violation("the row of a block of one patch alone", found, f"{where}, lengths {length.tolist()}")
 
 
+@check(outputs, repeats)
 def bf16(make: Make) -> str:
     """Under bfloat16 autocast it says nearly what it says in float32."""
     part = _part(make)
@@ -171,6 +228,7 @@ def bf16(make: Make) -> str:
     return f"{worst:.1%} off"
 
 
+@check(outputs, repeats, slow=True)
 def compiles(make: Make) -> str:
     """Each of its blocks compiles without a graph break."""
     part = _part(make)
@@ -183,7 +241,7 @@ def compiles(make: Make) -> str:
         part.blocks[number] = _Compiled(torch.compile(block, backend="eager", fullgraph=True, dynamic=None), block)
     try:
         after = _said(part, seen, asked)
-    except Exception as error:
+    except TorchDynamoException as error:
         raise Violation("no graph break", f"{type(error).__name__}: {str(error).splitlines()[0]}", where) from error
     found = equal(before, after, 1e-5)
     if found:
@@ -191,6 +249,7 @@ def compiles(make: Make) -> str:
     return f"{len(part.blocks)} blocks"
 
 
+@check(outputs)
 def arithmetic(make: Make) -> str:
     """What a forward pass costs."""
     part = _part(make)
@@ -200,19 +259,8 @@ def arithmetic(make: Make) -> str:
     return f"{counter.get_total_flops() / 3 / 1e6:.2f} MFLOP a sequence; {where}"
 
 
-CHECKS: tuple[Check, ...] = (
-    outputs,
-    unmasked,
-    learns,
-    alone,
-    ranks,
-    order,
-    ragged_context,
-    ragged_target,
-    bf16,
-    compiles,
-    arithmetic,
-)
+CHECKS: tuple[Check, ...] = (made, outputs, unmasked, stored, moves, learns, alone, repeats, order)
+CHECKS += (ragged_context, ragged_target, bf16, arithmetic, ranks, compiles)
 
 
 class _Compiled(nn.Module):

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from sslzoo.contracts import Features
-from sslzoo.testing.report import Check, Skip, Violation
-
-Make = Callable[..., Any]
+from sslzoo.contracts import Features, Probe
+from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
 
 
 def _plain(rows: int, seed: int, *, clear: bool) -> Features:
@@ -22,6 +18,10 @@ def _plain(rows: int, seed: int, *, clear: bool) -> Features:
     return Features(x, {"kind": y}, {"kind": 4})
 
 
+made = offers(Probe, lambda make: make())
+
+
+@check(made)
 def figures(make: Make) -> str:
     """It returns finite numbers by name, TASK/FIGURE."""
     found = make()(_plain(200, 0, clear=True), _plain(100, 1, clear=True), 0)
@@ -33,6 +33,7 @@ def figures(make: Make) -> str:
     return ", ".join(name.removeprefix("kind/") for name in found)
 
 
+@check(figures)
 def repeats(make: Make) -> None:
     """The same features and seed give the same figures, whatever the global generators hold."""
     told = []
@@ -43,6 +44,7 @@ def repeats(make: Make) -> None:
         raise Violation("the same figures", "others under another global seed", "200 and 100 images")
 
 
+@check(figures)
 def reads(make: Make) -> str:
     """It tells classes that are plain to see, and only chance on noise."""
     clear = make()(_plain(400, 0, clear=True), _plain(400, 1, clear=True), 0)
@@ -58,4 +60,4 @@ def reads(make: Make) -> str:
     return f"{clear['kind/top1']:.0f} on what is plain, {noise['kind/top1']:.0f} on noise"
 
 
-CHECKS: tuple[Check, ...] = (figures, repeats, reads)
+CHECKS: tuple[Check, ...] = (made, figures, repeats, reads)

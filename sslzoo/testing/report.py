@@ -1,20 +1,32 @@
-"""What came of checks: what was expected, what came, and the smallest input that shows it."""
+"""How are checks run, and what came of them: what was expected, what came, the smallest input that shows it?
+
+Checks run in the order of their family's list, quick ones first, and each is told as soon as it is known. A check that
+needs another one's contract is left out while that is broken. An error in the part's own code is a finding about the
+part; any other is a fault of the checks, and told as that.
+"""
 
 from __future__ import annotations
 
+import inspect
 import signal
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
-from sslzoo.errors import UserError
+from torch import nn
 
-Check = Callable[[Callable[[], Any]], str | None]  # takes what makes the part; returns a remark, or raises Violation
-SECONDS = 60.0  # a check that takes longer is taken to be endless
+from sslzoo.errors import UserError, did_you_mean
+from sslzoo.plugins import raised_in
+
+Make = Callable[..., Any]
+SECONDS = 120.0  # a check that takes longer is taken to be endless
+LIMIT = 600.0  # seconds for all checks of a part
 
 
 class Violation(Exception):  # noqa: N818 - a finding about a part, not an error of this code
@@ -22,7 +34,10 @@ class Violation(Exception):  # noqa: N818 - a finding about a part, not an error
 
     def __init__(self, expected: str, came: str, smallest: str = "") -> None:
         self.expected, self.came, self.smallest = expected, came, smallest
-        super().__init__(f"expected {expected}; came {came}")
+        super().__init__(expected, came, smallest)  # so that it can be sent from another process
+
+    def __str__(self) -> str:
+        return f"expected {self.expected}; came {self.came}"
 
 
 class ContractError(AssertionError):
@@ -33,24 +48,54 @@ class Skip(Exception):  # noqa: N818 - no error
     """A check does not apply to this part; the reason."""
 
 
+class _Late(BaseException):
+    """Time is over; no part catches this by accident."""
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """One check: takes what makes the part; returns a remark, or raises Violation."""
+
+    call: Callable[[Make], str | None]
+    needs: tuple[Check, ...] = ()  # while one of these is broken, this one says nothing
+    slow: bool = False  # left out by `fast`
+
+    @property
+    def name(self) -> str:
+        """The function's name, which `only` takes."""
+        return self.call.__name__  # type: ignore[attr-defined]
+
+    @property
+    def says(self) -> str:
+        """What a part that passes does: the first line of its docstring."""
+        return (self.call.__doc__ or self.name).strip().split("\n")[0].rstrip(".")
+
+
+def check(*needs: Check, slow: bool = False) -> Callable[[Callable[[Make], str | None]], Check]:
+    """Marks a function as a check that means something only if `needs` are kept."""
+    return partial(Check, needs=needs, slow=slow)
+
+
 @dataclass(frozen=True)
 class Result:
     """What came of one check."""
 
     name: str
-    says: str  # first line of the check's docstring
-    state: str  # ok, failed or skipped
+    says: str
+    state: str  # ok, failed, skipped (does not apply), left out, or fault: the check itself broke
     remark: str = ""
     expected: str = ""
     came: str = ""
     smallest: str = ""
 
     def __str__(self) -> str:
-        mark = {"ok": "ok     ", "failed": "FAILED ", "skipped": "-      "}[self.state]
+        mark = {"ok": "ok     ", "failed": "FAILED ", "fault": "FAULT  "}.get(self.state, "-      ")
         lines = [f"{mark}{self.says}" + (f"  ({self.remark})" if self.remark else "")]
         if self.state == "failed":
             lines += [f"         expected  {self.expected}", f"         came      {self.came}"]
             lines += [f"         smallest  {self.smallest}"] if self.smallest else []
+        if self.state == "fault":
+            lines += ["         a fault of sslzoo's check, not of your part: please report it", f"         {self.came}"]
         return "\n".join(lines)
 
 
@@ -63,73 +108,191 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed."""
-        return not self.failed
+        """Whether nothing failed, and no check broke."""
+        return not self.failed and not self._in("fault")
 
     @property
     def failed(self) -> tuple[Result, ...]:
         """What failed."""
-        return tuple(result for result in self.results if result.state == "failed")
+        return self._in("failed")
+
+    def _in(self, state: str) -> tuple[Result, ...]:
+        return tuple(result for result in self.results if result.state == state)
+
+    @property
+    def head(self) -> str:
+        """The verdict in a line, and what was left out."""
+        failed, faults, left = (len(self._in(state)) for state in ("failed", "fault", "left out"))
+        many = len(self.results)
+        verdict = "keeps its contract"
+        if failed:
+            verdict = f"{failed} of {many} checks failed" if many > 1 else "a check failed"
+        elif faults:
+            verdict = f"not known: {faults} of {many} checks broke, which is a fault of sslzoo's"
+        names = ", ".join(result.name for result in self._in("left out"))
+        return f"{self.part}: {verdict}" + (f" ({left} left out: {names})" if left else "")
 
     def __str__(self) -> str:
-        many = len(self.failed)
-        failed = f"{many} of {len(self.results)} checks failed" if len(self.results) > 1 else "a check failed"
-        head = f"{self.part}: " + (failed if many else "keeps its contract")
-        return "\n".join([head, *map(str, self.results)])
+        return "\n".join([self.head, *(str(result) for result in self.results if result.state != "left out")])
 
 
-def run(part: str, checks: Sequence[Check], make: Callable[[], Any]) -> Report:
-    """Runs checks one after another; an error inside the part fails the check it came in."""
-    results = tuple(_one(check, make) for check in checks)
-    came = {(result.state, result.expected, result.came) for result in results}
-    if len(results) > 1 and len(came) == 1 and results[0].expected == "no error":  # it was never made
-        says = "It can be made with these keys (--set key=value gives others)"
-        results = (Result("made", says, "failed", "", "no error", results[0].came),)
-    return Report(part, results)
+def run(
+    part: str,
+    checks: Sequence[Check],
+    make: Make,
+    *,
+    tell: Callable[[Result], object] = lambda _: None,
+    fast: bool = False,
+    limit: float = LIMIT,
+) -> Report:
+    """Runs checks one after another, each told as soon as it is known; `limit` bounds the whole, in seconds."""
+    results, broken, until = [], set(), time.monotonic() + limit
+    for one in checks:
+        first = next((need for need in one.needs if need in broken), None)
+        left = until - time.monotonic()
+        if first is not None:
+            result = Result(one.name, one.says, "left out", f"first mend: {first.says}")
+        elif fast and one.slow:
+            result = Result(one.name, one.says, "left out", "slow")
+        elif left <= 0:
+            result = Result(
+                one.name, one.says, "failed", "", f"all checks within {limit:g} s", "no time was left for it"
+            )
+        else:
+            result = _one(one, make, min(SECONDS, left))
+        if result.state in ("failed", "fault") or first is not None:
+            broken.add(one)
+        results.append(result)
+        tell(result)
+    return Report(part, tuple(results))
 
 
-def _one(check: Check, make: Callable[[], Any]) -> Result:
-    name = check.__name__  # type: ignore[attr-defined]
-    says = (check.__doc__ or name).strip().split("\n")[0].rstrip(".")
+def needed(one: Check, checks: Sequence[Check]) -> tuple[Check, ...]:
+    """A check after all that it needs, in the family's order."""
+    wanted, todo = {one}, [one]
+    while todo:
+        new = set(todo.pop().needs) - wanted
+        wanted |= new
+        todo += new
+    return tuple(other for other in checks if other in wanted)
+
+
+def _one(one: Check, make: Make, seconds: float) -> Result:
     try:
-        with _within(SECONDS):
-            remark = check(make)
+        with _within(seconds):
+            remark = one.call(make)
     except Violation as found:
-        return Result(name, says, "failed", "", found.expected, found.came, found.smallest)
+        return Result(one.name, one.says, "failed", "", found.expected, found.came, found.smallest)
     except Skip as reason:
-        return Result(name, says, "skipped", str(reason))
+        return Result(one.name, one.says, "skipped", str(reason))
+    except _Late:
+        came = "none: the part seems to loop without end"
+        return Result(one.name, one.says, "failed", "", f"an answer within {seconds:.0f} s", came)
     except UserError:
         raise
-    except Exception as error:  # whatever a plugin raises is a finding about it
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        came = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
-        return Result(name, says, "failed", "", "no error", came)
-    return Result(name, says, "ok", remark or "")
+    except Exception as error:
+        told = raised(error, make)
+        if told:
+            return Result(one.name, one.says, "failed", "", "no error", told)
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}, line {last.lineno}"
+        return Result(one.name, one.says, "fault", came=f"{type(error).__name__}: {error} ({where})")
+    return Result(one.name, one.says, "ok", remark or "")
+
+
+def raised(error: BaseException, make: Make) -> str:
+    """An error that arose inside the part, with the line of the part's own code; nothing if it arose elsewhere."""
+    of = make.func if isinstance(make, partial) else make
+    where = raised_in(of, error)
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    inside = isinstance(of, type) and any(isinstance(frame.f_locals.get("self"), of) for frame in frames)
+    return f"{type(error).__name__}: {error}{where}" if where or inside else ""
 
 
 @contextmanager
 def _within(seconds: float) -> Iterator[None]:
+    """Ends what takes longer, by _Late; one inside another keeps the earlier end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def late(_number: int, _frame: FrameType | None) -> None:
-        raise Violation(f"an answer within {seconds:.0f} s", "none: the part seems to loop without end")
+        raise _Late
 
+    started, outer = time.monotonic(), signal.getitimer(signal.ITIMER_REAL)[0]
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, outer) if outer else seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if outer:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-3, outer - (time.monotonic() - started)))
 
 
 @contextmanager
-def patience(seconds: float, smallest: str) -> Iterator[None]:
-    """Inside a check: what takes longer than this is endless, and `smallest` shows it."""
+def patience(seconds: float, smallest: str, came: str = "none: the part seems to loop without end") -> Iterator[None]:
+    """Inside a check: what takes longer than this is too slow, and `smallest` shows it."""
     try:
         with _within(seconds):
             yield
-    except Violation as found:
-        raise Violation(found.expected, found.came, found.smallest or smallest) from None
+    except _Late:
+        raise Violation(f"an answer within {seconds:.0f} s", came, smallest) from None
+
+
+# --- what every family's first check asks -----------------------------------------------------------------------------
+
+_TYPES = {"ragged": bool, "needs_target": bool, "width": int, "blocks": nn.ModuleList, "outputs": Mapping}
+
+
+def offers(protocol: type, build: Callable[[Make], Any], *, module: bool = False) -> Check:
+    """The first check of a family: the part can be made, and has what the family's protocol names."""
+
+    def made(make: Make) -> None:
+        """It can be made with these keys, and offers what its contract asks for."""
+        try:
+            part = build(make)
+        except (Violation, Skip, UserError):
+            raise
+        except Exception as error:  # a constructor with other arguments raises where it is called
+            told = raised(error, make) or f"{type(error).__name__}: {error}"
+            raise Violation("no error when it is made (--set key=value gives other keys)", told) from error
+        kind, methods = type(part).__name__, vars(protocol)
+        if module and not isinstance(part, nn.Module):
+            raise Violation("a torch.nn.Module", f"a {kind}", f"class {kind}")
+        asked = [
+            *protocol.__annotations__,
+            *(n for n in methods if not n.startswith("_") or n in ("__call__", "__len__")),
+        ]
+        for name in asked:
+            if not (hasattr(part, name) if not name.startswith("__") else hasattr(type(part), name)):
+                own = [one for one in dir(part) if not one.startswith("__") and not hasattr(nn.Module, one)]
+                what = (
+                    f"`{name}: {protocol.__annotations__[name]}`" if name in protocol.__annotations__ else f"`{name}`"
+                )
+                raise Violation(f"an attribute {what}", f"none{did_you_mean(name, own)}", f"class {kind}")
+            wanted = _TYPES.get(name)
+            if wanted is not None and not isinstance(found := getattr(part, name), wanted):
+                raise Violation(f"`{name}` of type {wanted.__name__}", repr(found), f"class {kind}")
+            if callable(methods.get(name)) and not callable(getattr(part, name)):
+                raise Violation(f"a method `{name}`", repr(getattr(part, name)), f"class {kind}")
+            if callable(methods.get(name)):
+                _answers(part, kind, name, methods[name])
+
+    return Check(made)
+
+
+def _answers(part: Any, kind: str, name: str, wanted: Callable[..., Any]) -> None:
+    """Whether a method takes the arguments that the engine gives it."""
+    own = "forward" if name == "__call__" and isinstance(part, nn.Module) else name
+    given = [p for p in inspect.signature(wanted).parameters if p != "self"]
+    try:
+        signature = inspect.signature(getattr(part, own))
+    except (TypeError, ValueError):  # none: written in C
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        came = f"{own}{signature}: {error}"
+        raise Violation(f"{own} that can be called with ({', '.join(given)})", came, f"class {kind}") from error

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from sslzoo.contracts import Batch, Grid, Group, Mask, Pairing, Patches, Reading, Signal, Student, Tokens
 from sslzoo.nn import patchify
 from sslzoo.progress import Progress
-from sslzoo.testing.report import Violation
+from sslzoo.recipe.shapes import wanted_shape
+from sslzoo.testing.report import Make, Violation, raised
 
 AT = Progress(3, 10, 5)
 WIDTH, PATCH = 64, 8
@@ -41,9 +43,10 @@ class Encoder(nn.Module):
         """Tokens of the context, or of all patches."""
         grid = self.grid((pixels.shape[-2], pixels.shape[-1]))
         x = patchify(pixels, self.patch)
-        index = torch.arange(x.shape[1]).expand(len(x), -1) if context is None else context.index
+        every = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+        index = every if context is None else context.index
         x = self.embed(x.gather(1, index[..., None].expand(-1, -1, x.shape[-1])))
-        x = x + torch.sin(index[..., None] * torch.linspace(0.1, 1.0, self.width))
+        x = x + torch.sin(index[..., None] * torch.linspace(0.1, 1.0, self.width, device=x.device))
         x = x + self.blocks[0](x)
         length = None if context is None else context.length
         return Tokens(x, index, x.mean(1), grid, layers=(x,) * layers, length=length)
@@ -105,7 +108,7 @@ def batch(images: int = 3, views: int = 1, side: int = 4 * PATCH, role: Any = "b
     order = torch.stack([torch.randperm(places, generator=rng) for _ in range(views * images)])
     mask = Mask(Patches(order[:, : places // 2]), Patches(order[:, places // 2 :].unflatten(1, (2, -1))))
     groups = {"image": Group(pixels, torch.zeros(views, images, 4), mask, role)}
-    return weigh([Batch(groups, pair(groups), tuple(range(images)))], World())[0]
+    return weigh([Batch(groups, pair(groups), tuple(range(images)), seen=pair(groups, "context"))], World())[0]
 
 
 def reading(who: Student, given: Batch) -> Reading:
@@ -139,14 +142,71 @@ def declared(
     outputs: Mapping[str, Signal], said: Mapping[str, Tensor], rows: int, lead: tuple[int, ...], where: str
 ) -> None:
     """Every declared signal is there, with its declared shape."""
+    if not isinstance(said, Mapping) or not all(isinstance(x, Tensor) for x in said.values()):
+        raise Violation("a mapping of tensors by name", type(said).__name__, where)
     if set(outputs) != set(said):
         raise Violation(f"the declared outputs {sorted(outputs)}", str(sorted(said)), where)
     for name, signal in outputs.items():
-        shape = (rows, signal.width) if signal.kind == "patch" else (*lead, signal.width)
-        ids = (rows,) if signal.kind == "patch" and not said[name].is_floating_point() else shape
-        if tuple(said[name].shape) != ids:
-            letters = "[t e]" if signal.kind == "patch" else "[u b e]" if len(lead) == 2 else "[s e]"
-            raise Violation(f"{name} {letters} = {list(ids)}", str(list(said[name].shape)), where)
+        if not isinstance(signal, Signal) or signal.kind not in ("patch", "image"):
+            raise Violation(f"{name} declared by a Signal of kind patch or image", repr(signal), where)
+        shape, letters = wanted_shape(signal, rows, lead, "[u b e]" if len(lead) == 2 else "[s e]")
+        found, what = said[name], "class ids " if signal.ids else ""
+        if tuple(found.shape) != shape:
+            raise Violation(f"{name} {what}{letters} = {list(shape)}", str(list(found.shape)), where)
+        if found.is_floating_point() == signal.ids:
+            hint = "" if signal.ids else "; class ids are declared by Signal(kind, classes, ids=True)"
+            raise Violation(f"{name} of {'whole' if signal.ids else 'floating'} numbers", f"{found.dtype}{hint}", where)
+        if signal.ids and found.numel() and not 0 <= int(found.min()) <= int(found.max()) < signal.width:
+            came = f"{int(found.min())} to {int(found.max())}"
+            raise Violation(f"{name} class ids from 0 to {signal.width - 1}", came, where)
+        if not signal.ids and not found.isfinite().all():
+            raise Violation(f"{name} of finite numbers", "nan or inf", where)
+
+
+def kept(part: nn.Module) -> None:
+    """State is parameters and buffers: they alone are saved and moved to the device. Each can be split over ranks."""
+    for place, module in part.named_modules():
+        for name, value in vars(module).items():
+            if not name.startswith(("_parameters", "_buffers", "_modules")) and _holds_tensors(value):
+                where = f"{place}.{name}" if place else name
+                came = f"{where}, a plain tensor: not saved in checkpoints, not moved to the device"
+                raise Violation("tensors that are parameters or buffers (register_buffer)", came, "as it was made")
+    for name, parameter in part.named_parameters():
+        if not parameter.ndim:
+            came = f"{name} is 0-d, which run.shard cannot split over ranks; make it [1]"
+            raise Violation("parameters of at least one dimension", came, "as it was made")
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensors, value.values()))
+    if isinstance(value, list | tuple | set):
+        return any(map(_holds_tensors, value))
+    return isinstance(value, Tensor)
+
+
+def elsewhere(part: nn.Module, call: Callable[[Any], Any], make: Make) -> None:
+    """A part runs on another device: the meta device, where a plain tensor or a bare torch.arange is told."""
+    moved = copy.deepcopy(part).to("meta")
+    try:
+        with torch.no_grad():
+            call(moved)
+    except (RuntimeError, NotImplementedError) as error:
+        came = raised(error, make) or f"{type(error).__name__}: {error}"
+        hint = "; make tensors on the device of the inputs, and read no number from them (.item(), .tolist())"
+        raise Violation("to run on another device after part.to(device)", came + hint, "the meta device") from error
+
+
+def as_moved(x: Any) -> Any:
+    """A batch, tokens, patches or a tensor, on the meta device."""
+    if isinstance(x, Tokens):
+        names = ("patches", "index", "summary", "prefix", "length")
+        tensors = {name: getattr(x, name) for name in names}
+        return replace(x, **{name: None if value is None else value.to("meta") for name, value in tensors.items()})
+    if isinstance(x, Reading):
+        tokens_ = {name: as_moved(value) for name, value in x.tokens.items()}
+        return Reading(tokens_, {name: value.to("meta") for name, value in x.signals.items()})
+    return None if x is None else x.to("meta")
 
 
 def unreached(module: nn.Module, value: Tensor) -> list[str]:
@@ -155,18 +215,41 @@ def unreached(module: nn.Module, value: Tensor) -> list[str]:
     return [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
 
 
-def twin(part: nn.Module) -> nn.Module:
-    """The same part with other state, to load state into."""
-    other = copy.deepcopy(part)
-    with torch.no_grad():
-        for value in [*other.parameters(), *other.buffers()]:
-            if value.is_floating_point():
-                value.add_(1.0)
-    return other
+def restored(
+    part: nn.Module, other: nn.Module, call: Callable[[Any], Mapping[str, Tensor]], smallest: str, times: int = 5
+) -> str:
+    """After some calls in training mode all that matters is in the state dict: `other` says the same once loaded."""
+    for seed in range(times):
+        with seeded(seed):
+            call(part.train())
+    other.load_state_dict(copy.deepcopy(part.state_dict()))
+    for mode in (True, False):
+        with seeded(3):
+            said = call(part.train(mode))
+        with seeded(3):
+            found = equal(said, call(other.train(mode)), 1e-6)
+        if found:
+            came = f"{found}: some state is no parameter or buffer"
+            raise Violation("what it said before it was saved", came, f"after {times} calls; {smallest}")
+    return f"{len(part.state_dict())} tensors"
 
 
-def as_two_ranks(work: Callable[[int], Any]) -> list[Any]:
-    """Calls `work(rank)` in two processes that form a gloo group; returns what each gave."""
+def steady(call: Callable[[], Mapping[str, Tensor]], smallest: str, times: int = 20) -> None:
+    """Called again and again with one input, it says the same: nothing drifts, no chance comes in."""
+    first = {name: x.clone() for name, x in call().items()}
+    for time in range(2, times + 1):
+        found = equal(first, call(), 1e-6)
+        if found:
+            came = f"{found} in call {time}: it keeps something between calls, or draws random numbers"
+            raise Violation("the same outputs in eval mode", came, smallest)
+
+
+def as_two_ranks(work: Callable[[int], Any], make: Make) -> list[Any]:
+    """Calls `work(rank)` in two processes that form a gloo group; returns what each gave.
+
+    Raises:
+        Violation: the part raised an error there.
+    """
     import multiprocessing
 
     fork = multiprocessing.get_context("fork")
@@ -179,8 +262,10 @@ def as_two_ranks(work: Callable[[int], Any]) -> list[Any]:
             try:
                 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
                 pipes[rank][1].send(work(rank))
-            except Exception as error:  # told to the parent, which fails the check
-                pipes[rank][1].send(error)
+            except Exception as error:  # told to the parent; its traceback does not travel
+                told = raised(error, make)
+                found = Violation("no error on two ranks", told, f"rank {rank}") if told else RuntimeError(repr(error))
+                pipes[rank][1].send(found)
             os._exit(0)
 
         children = [fork.Process(target=child, args=(rank,)) for rank in range(2)]

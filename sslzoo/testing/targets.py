@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sslzoo.contracts import Batch, Reading, Student
-from sslzoo.testing.report import Check, Skip, Violation
-from sslzoo.testing.scene import AT, batch, declared, equal, reading, seeded, size_of, student, twin
-
-Make = Callable[..., Any]
+from sslzoo.contracts import Batch, Reading, Student, TargetGenerator
+from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
+from sslzoo.testing.scene import (
+    AT,
+    as_moved,
+    batch,
+    declared,
+    elsewhere,
+    equal,
+    kept,
+    reading,
+    seeded,
+    size_of,
+    steady,
+    student,
+)
 
 
 def _part(make: Make, who: Student | None = None) -> tuple[Any, Student]:
@@ -28,15 +38,57 @@ def _called(part: Any, who: Student, given: Batch | None = None) -> tuple[dict[s
     return dict(part(given, read, AT)), given, read
 
 
+made = offers(TargetGenerator, lambda make: _part(make)[0], module=True)
+
+
+@check(made)
 def outputs(make: Make) -> str:
-    """It returns the outputs it declares: patch signals [t e], image signals [u b e]."""
+    """It returns the outputs it declares: patch signals [t e], image signals [u b e]; class ids from 0."""
     part, who = _part(make)
     said, given, _ = _called(part, who)
     rows = len(given.pairing.sequence)
     declared(part.outputs, said, rows, (1, 3), "3 images of 32 x 32, 2 target blocks of 4 patches each")
+    if any(signal.ids for signal in part.outputs.values()):
+        for plain in (None, 0.0, 1.0, -1.0, 100.0, -100.0):  # class ids of many images, and of plain ones
+            given = batch(48)
+            if plain is not None:
+                given.groups["image"].pixels.fill_(plain)
+            said = _called(part, who, given)[0]
+            declared(part.outputs, said, len(given.pairing.sequence), (1, 48), "48 images of 32 x 32")
     return size_of(part)
 
 
+@check(made)
+def stored(make: Make) -> None:
+    """Its state is parameters and buffers, which are saved and moved to the device."""
+    kept(_part(make)[0])
+
+
+@check(outputs)
+def moves(make: Make) -> None:
+    """It runs on the device that it is moved to."""
+    part, who = _part(make)
+    given, read = as_moved(batch()), as_moved(reading(who, batch()))
+    there = copy.deepcopy(who).to("meta")
+
+    def call(moved: Any) -> None:
+        moved(given, read, AT)
+        moved.after_step(there, AT)
+
+    elsewhere(part, call, make)
+
+
+@check(outputs)
+def repeats(make: Make) -> None:
+    """In eval mode it says the same of the same, however often it is called."""
+    part, who = _part(make)
+    part.eval()
+    given = batch()
+    read = reading(who, given)
+    steady(lambda: dict(part(given, read, AT)), "3 images")
+
+
+@check(outputs)
 def still(make: Make) -> None:
     """No gradient leaks: targets need none, and its own weights get none."""
     part, who = _part(make)
@@ -47,6 +99,7 @@ def still(make: Make) -> None:
         raise Violation("targets without gradient (detach, or torch.no_grad), or `trains = True`", came, "3 images")
 
 
+@check(outputs)
 def follows(make: Make) -> str:
     """Being called changes nothing that `after_step` does not; the teacher moves there, and only there."""
     part, who = _part(make)
@@ -65,6 +118,7 @@ def follows(make: Make) -> str:
     return "moves in after_step" if moved else "has nothing that moves" if not weights else "did not move at this step"
 
 
+@check(made)
 def separate(make: Make) -> None:
     """It holds copies: the student's weights are not its own, and it does not change them."""
     part, who = _part(make)
@@ -79,6 +133,7 @@ def separate(make: Make) -> None:
         raise Violation("a student that stays as it is", found, "a call and after_step")
 
 
+@check(made)
 def frozen(make: Make) -> None:
     """Its copies do not train: no parameter of a teacher asks for a gradient."""
     part, _ = _part(make)
@@ -88,12 +143,15 @@ def frozen(make: Make) -> None:
         raise Violation("requires_grad False, or `trains = True`", came, "make(student)")
 
 
+@check(outputs, stored)
 def restores(make: Make) -> str:
     """All its state is saved: after loading, it says what it said."""
     part, who = _part(make)
-    part.after_step(who, AT)
+    for _ in range(2):
+        part.after_step(who, AT)
+        _called(part, who)
     said, given, read = _called(part, who)
-    other = twin(part)
+    other = _part(make, student(1))[0].train(part.training)
     other.load_state_dict(copy.deepcopy(part.state_dict()))
     with seeded(1):
         found = equal(said, dict(other(given, read, AT)), 1e-6)
@@ -104,6 +162,7 @@ def restores(make: Make) -> str:
     return f"{len(part.state_dict())} tensors"
 
 
+@check(outputs, repeats)
 def weightless(make: Make) -> None:
     """What it says of an image does not depend on the other images."""
     part, who = _part(make)
@@ -111,19 +170,32 @@ def weightless(make: Make) -> None:
         raise Skip("it normalises over the batch")
     part.eval()
     who.eval()
-    said, given, _ = _called(part, who, batch(3))
-    changed = batch(3)
-    changed.groups["image"].pixels[:, 1:] = 0.3
-    there, _, _ = _called(part, who, changed)
-    first = given.pairing.sequence == 0
-    for name, signal in part.outputs.items():
-        one, other = ((x[name][first] if signal.kind == "patch" else x[name][:, 0]) for x in (said, there))
-        found = equal({name: one}, {name: other}, 1e-5)
-        if found:
-            raise Violation("the same target beside other images", found, "image 0 of 3")
+    for many in (2, 3, 5, 9):
+        said, given, _ = _called(part, who, batch(many))
+        changed = batch(many)
+        changed.groups["image"].pixels[:, 1:] = 0.3
+        there, _, _ = _called(part, who, changed)
+        first = given.pairing.sequence == 0
+        for name, signal in part.outputs.items():
+            one, other = ((x[name][first] if signal.kind == "patch" else x[name][:, 0]) for x in (said, there))
+            found = equal({name: one}, {name: other}, 1e-5)
+            if found:
+                raise Violation("the same target beside other images", found, f"image 0 of {many}")
 
 
-CHECKS: tuple[Check, ...] = (outputs, still, frozen, separate, follows, restores, weightless)
+CHECKS: tuple[Check, ...] = (
+    made,
+    outputs,
+    stored,
+    moves,
+    still,
+    frozen,
+    separate,
+    follows,
+    repeats,
+    restores,
+    weightless,
+)
 
 
 def _weights(part: nn.Module) -> dict[str, Tensor]:

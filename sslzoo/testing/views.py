@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from sslzoo.contracts import View
 from sslzoo.run.data import seed_views
-from sslzoo.testing.report import Check, Violation
-
-Make = Callable[..., Any]
+from sslzoo.testing.report import Check, Make, Violation, check, offers
 
 
 def _images() -> Iterator[tuple[str, Any]]:
@@ -28,6 +27,10 @@ def _seen(view: Any, image: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
     return view(image)
 
 
+made = offers(View, lambda make: make())
+
+
+@check(made)
 def shapes(make: Make) -> None:
     """Pixels [3 H W] float32 of its declared size, and a box of 4 numbers, from tensors and PIL images."""
     view = make()
@@ -41,6 +44,7 @@ def shapes(make: Make) -> None:
             raise Violation("finite pixels", "nan or inf", where)
 
 
+@check(shapes)
 def boxes(make: Make) -> None:
     """The box lies in the image, as fractions of it."""
     view = make()
@@ -52,6 +56,7 @@ def boxes(make: Make) -> None:
                 raise Violation("a box inside [0, 1]", f"{[top, left, height, width]}", f"{where}, seed {seed}")
 
 
+@check(shapes)
 def repeats(make: Make) -> None:
     """The same seeds give the same view, whatever was seen before."""
     view = make()
@@ -65,6 +70,7 @@ def repeats(make: Make) -> None:
                 )
 
 
+@check(shapes)
 def unchanged(make: Make) -> None:
     """The image itself stays as it was."""
     view = make()
@@ -76,4 +82,4 @@ def unchanged(make: Make) -> None:
                 raise Violation("the image as it was", "changed in place", where)
 
 
-CHECKS: tuple[Check, ...] = (shapes, boxes, repeats, unchanged)
+CHECKS: tuple[Check, ...] = (made, shapes, boxes, repeats, unchanged)

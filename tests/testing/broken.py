@@ -144,13 +144,151 @@ class Slow(Sound):
         return super().context(target, grid, rng)
 
 
+class RareOutside(Sound):
+    """Leaves the grid in one image of a thousand."""
+
+    def context(self, target, grid, rng):
+        there = super().context(target, grid, rng).index.clone()
+        there[rng.integers(1000)[:] == 0, -1] = grid[0] * grid[1]
+        return Patches(there)
+
+
+class RareOverlap(Sound):
+    """Shows a patch that must be guessed, in one image of five hundred."""
+
+    def context(self, target, grid, rng):
+        there = super().context(target, grid, rng).index.clone()
+        rare = rng.integers(500) == 0
+        there[rare, 0] = target[rare, 0, 0]
+        return Patches(there)
+
+
+class Empty(Sound):
+    """Asks for blocks of which some have no patch."""
+
+    def __call__(self, batch, grid, rng):
+        mask = super().__call__(batch, grid, rng)
+        length = (rng.uniform(2) > 0.01).long() * mask.target.index.shape[-1]
+        return Mask(mask.context, Patches(mask.target.index, length))
+
+
+class Nothing(Sound):
+    """Has nothing to see."""
+
+    def context(self, target, grid, rng):
+        return Patches(super().context(target, grid, rng).index[:, :0])
+
+
+class Turned(Sound):
+    """Counts places column by column."""
+
+    def __call__(self, batch, grid, rng):
+        return super().__call__(batch, grid[::-1], rng)
+
+
+class Drifting(Sound):
+    """Slides a little with every hundred calls."""
+
+    calls = 0
+
+    def __call__(self, batch, grid, rng):
+        self.calls += 1
+        mask = super().__call__(batch, grid, rng)
+        return Mask(Patches(mask.context.index.roll(self.calls // 100, 1)), mask.target)
+
+
+class Crowded(Sound):
+    """Cuts contexts in batches of more than thirty."""
+
+    def context(self, target, grid, rng):
+        there = super().context(target, grid, rng).index
+        return Patches(there[:, : there.shape[1] - (len(there) > 30)])
+
+
+class ByPosition(Sound):
+    """Draws by position in the batch, the same in every step."""
+
+    def __call__(self, batch, grid, rng):
+        from sslzoo import Rng
+
+        return super().__call__(batch, grid, Rng(1, 0, range(len(rng))))
+
+
+class PythonRandom(Sound):
+    """Draws from Python's random."""
+
+    def size(self, grid, rng):
+        import random
+
+        return super().size(grid, rng) if random.random() < 2 else (1, 1)
+
+
+class NumpyRandom(Sound):
+    """Draws from numpy's global generator, one step in a hundred."""
+
+    def size(self, grid, rng):
+        import numpy as np
+
+        if torch.rand((), generator=rng.shared) < 0.01:
+            np.random.rand()
+        return super().size(grid, rng)
+
+
+class OwnRandom(Sound):
+    """Draws from a generator of its own."""
+
+    def context(self, target, grid, rng):
+        import numpy as np
+
+        there = super().context(target, grid, rng).index
+        return Patches(there[:, np.random.default_rng(0 if len(there) != 16 else None).permutation(there.shape[1])])
+
+
+class Elsewhere(Sound):
+    """Draws otherwise in another process."""
+
+    def context(self, target, grid, rng):
+        import multiprocessing
+
+        there = super().context(target, grid, rng).index
+        return Patches(there if multiprocessing.parent_process() is None else there.flip(1))
+
+
+class Unsaid:
+    """Does not say whether contexts are ragged."""
+
+    def __call__(self, batch, grid, rng):
+        return Sound()(batch, grid, rng)
+
+
+class Whole(Sound):
+    """Returns indices that are no whole numbers."""
+
+    def context(self, target, grid, rng):
+        return Patches(super().context(target, grid, rng).index.float())
+
+
 MASKS = {
+    RareOutside: "legal",
+    RareOverlap: "disjoint",
+    Empty: "legal",
+    Nothing: "legal",
+    Turned: "upright",
+    Drifting: "repeats",
+    Crowded: "batches",
+    ByPosition: "batches",
+    PythonRandom: "chance",
+    NumpyRandom: "chance",
+    OwnRandom: "repeats",
+    Unsaid: "made",
+    Whole: "shapes",
     LastRow: "reaches",
     Shared: "apart",
     Raster: "mirrored",
     Batchy: "batches",
     Endless: "oblong",
-    Global: "workers",
+    Global: "chance",
+    Elsewhere: "workers",
     Forgetful: "repeats",
     Overlapping: "disjoint",
     Twice: "unique",
@@ -175,11 +313,13 @@ class Guess(nn.Module):
     def seen(self, tokens):
         if tokens.length is None:
             return tokens.patches.mean(1)
-        true = (torch.arange(tokens.patches.shape[1]) < tokens.length[:, None])[..., None]
+        true = (torch.arange(tokens.patches.shape[1], device=tokens.length.device) < tokens.length[:, None])[..., None]
         return (tokens.patches * true).sum(1) / tokens.length[:, None]
 
     def rows(self, tokens, target):
-        place = torch.sin(target.index[..., None] * torch.linspace(0.1, 1, tokens.patches.shape[-1]))
+        place = torch.sin(
+            target.index[..., None] * torch.linspace(0.1, 1, tokens.patches.shape[-1], device=target.index.device)
+        )
         return self.out(self.blocks[0](self.seen(tokens)[:, None, None] + place))
 
     def forward(self, tokens, target, at):
@@ -269,7 +409,74 @@ class Breaks(Guess):
         self.blocks = nn.ModuleList([Breaks.Block(encoder.width)])
 
 
+class Plain(Guess):
+    """Holds a tensor that is no buffer."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.shift = [torch.ones(encoder.width)]
+
+
+class Scalar(Guess):
+    """Has a weight without dimensions."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def rows(self, tokens, target):
+        return super().rows(tokens, target) * self.scale
+
+
+class Tired(Guess):
+    """Says something else after ten calls."""
+
+    calls = 0
+
+    def rows(self, tokens, target):
+        self.calls += not self.training
+        return super().rows(tokens, target) * (1 + self.calls // 10)
+
+
+class Settled(Guess):
+    """Makes its tensors on the CPU, wherever it is."""
+
+    def seen(self, tokens):
+        return super().seen(tokens) + torch.arange(tokens.patches.shape[-1]) * 0.01
+
+
+class Unprojected(Guess):
+    """Forgets an attribute of its contract."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        del self.projector
+        self.projecter = None
+
+
+class Handful(Guess):
+    """Lets two sequences read one another, but not three."""
+
+    def seen(self, tokens):
+        x = super().seen(tokens)
+        return x + x.mean() if len(x) == 2 else x
+
+
+class Blunt(Guess):
+    """Takes other arguments than it is given."""
+
+    def forward(self, tokens, target):
+        return super().forward(tokens, target, None)
+
+
 PREDICTORS = {
+    Plain: "stored",
+    Scalar: "stored",
+    Tired: "repeats",
+    Settled: "moves",
+    Unprojected: "made",
+    Handful: "alone",
+    Blunt: "made",
     WrongWidth: "outputs",
     Needy: "unmasked",
     Idle: "learns",
@@ -346,28 +553,16 @@ class Hasty(Follow):
 
 
 class Unsaved(Follow):
-    """Keeps state that is no buffer."""
+    """Keeps state that is not saved."""
 
-    def __init__(self, student):
-        super().__init__(student)
-        self.seen = torch.zeros(())
+    seen = 0
 
     def forward(self, batch, student, at):
         return {"patch": super().forward(batch, student, at)["patch"] + self.seen}
 
     def after_step(self, student, at):
         super().after_step(student, at)
-        self.seen = self.seen + 1
-
-    def __deepcopy__(self, memo):
-        other = Unsaved.__new__(Unsaved)
-        nn.Module.__init__(other)
-        import copy
-
-        other.encoder, other.outputs = copy.deepcopy(self.encoder, memo), self.outputs
-        other.register_buffer("shift", self.shift.clone())
-        other.seen = torch.zeros(())
-        return other
+        self.seen += 1
 
 
 class Centred(Follow):
@@ -378,7 +573,74 @@ class Centred(Follow):
         return {"patch": x - x.mean(0)}
 
 
+class Words(Follow):
+    """A generator of class ids that keeps its contract: the nearest of five levels of brightness."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.outputs = {"patch": Signal("patch", 5, ids=True)}
+
+    def forward(self, batch, student, at):
+        return {"patch": (super().forward(batch, student, at)["patch"].mean(1).sigmoid() * 5).long().clamp(max=4)}
+
+
+class FromOne(Words):
+    """Numbers classes from 1 to K."""
+
+    def forward(self, batch, student, at):
+        return {"patch": super().forward(batch, student, at)["patch"] + 1}
+
+
+class FloatIds(Words):
+    """Returns class ids as floating numbers."""
+
+    def forward(self, batch, student, at):
+        return {"patch": super().forward(batch, student, at)["patch"].float()}
+
+
+class PlainShift(Follow):
+    """Holds a tensor that is no buffer."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.mean = torch.zeros(3)
+
+
+class Settling(Follow):
+    """Makes its tensors on the CPU, wherever it is."""
+
+    def forward(self, batch, student, at):
+        x = super().forward(batch, student, at)["patch"]
+        return {"patch": x * torch.linspace(0.9, 1.1, x.shape[1])}
+
+
+class Wandering(Follow):
+    """Drifts with every call."""
+
+    calls = 0
+
+    def forward(self, batch, student, at):
+        self.calls += 1
+        return {"patch": super().forward(batch, student, at)["patch"] + self.calls // 8}
+
+
+class Motionless(Follow):
+    """Has no after_step."""
+
+    after_step = None
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.after_stp = self.forward
+
+
 TARGETS = {
+    FromOne: "outputs",
+    FloatIds: "outputs",
+    PlainShift: "stored",
+    Settling: "moves",
+    Wandering: "repeats",
+    Motionless: "made",
     TooFew: "outputs",
     Leaky: "still",
     Training: "frozen",
@@ -463,7 +725,76 @@ class Moving(Square):
         return rows + self.mean
 
 
+class Rounded(Square):
+    """Computes in float32 inside, which is no defect."""
+
+    def rows(self, prediction, target):
+        return super().rows(prediction.float(), target.float())
+
+
+class Bent(Square):
+    """Has kinks, which are no defect."""
+
+    def rows(self, prediction, target):
+        return F.smooth_l1_loss(prediction.float(), target.float(), reduction="none", beta=0.01).mean(1)
+
+
+class Entropy(nn.Module):
+    """A loss on class ids that keeps its contract."""
+
+    needs_target = True
+    class_ids = True
+
+    def __init__(self, signal):
+        super().__init__()
+        if signal.kind != "patch":
+            raise ValueError("of patch signals")
+
+    def forward(self, prediction, target, pairing, at):
+        return (F.cross_entropy(prediction, target, reduction="none") * pairing.weight).sum(), {}
+
+
+class FromOneToK(Entropy):
+    """Takes class ids to begin at 1."""
+
+    def forward(self, prediction, target, pairing, at):
+        return super().forward(prediction, target - 1, pairing, at)
+
+
+class RoundedWrong(WrongSlope):
+    """Has a gradient that is not its own, and computes in float32 inside."""
+
+    def rows(self, prediction, target):
+        return super().rows(prediction.float(), target.float())
+
+
+class Stowed(Square):
+    """Holds a tensor that is no buffer."""
+
+    def __init__(self, signal):
+        super().__init__(signal)
+        self.center = torch.zeros(signal.width)
+
+
+class Scribbling(Square):
+    """Writes into its target."""
+
+    def rows(self, prediction, target):
+        return super().rows(prediction, target.clamp_(-3, 1))
+
+
+class Silent(Square):
+    """Does not say whether it needs a target."""
+
+    needs_target = "yes"
+
+
 LOSSES = {
+    FromOneToK: "returns",
+    RoundedWrong: "gradient",
+    Stowed: "stored",
+    Scribbling: "pure",
+    Silent: "made",
     NotScalar: "returns",
     WrongSlope: "gradient",
     Unweighted: "weights",
@@ -494,7 +825,7 @@ class Look(nn.Module):
 
         grid = self.grid(tuple(pixels.shape[-2:]))
         x = patchify(self.shown(pixels, context, grid), (8, 8))
-        index = torch.arange(x.shape[1]).expand(len(x), -1) if context is None else context.index
+        index = self.index(x, context)
         x = self.embed(x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))) + self.place(index, grid)
         outs = []
         for block in self.blocks:
@@ -503,11 +834,14 @@ class Look(nn.Module):
         x = self.last(x)
         return Tokens(x, index, x.mean(1), grid, layers=tuple(outs[len(outs) - layers :]))
 
+    def index(self, x, context):
+        return torch.arange(x.shape[1], device=x.device).expand(len(x), -1) if context is None else context.index
+
     def shown(self, pixels, context, grid):
         return pixels
 
     def place(self, index, grid):
-        return torch.sin(index[..., None] * torch.linspace(0.1, 1, 16))
+        return torch.sin(index[..., None] * torch.linspace(0.1, 1, 16, device=index.device))
 
     def last(self, x):
         return x
@@ -524,14 +858,14 @@ class ByOrder(Look):
     """Gives places by order, not by index."""
 
     def place(self, index, grid):
-        return super().place(torch.arange(index.shape[1]).expand_as(index), grid)
+        return super().place(torch.arange(index.shape[1], device=index.device).expand_as(index), grid)
 
 
 class Placeless(Look):
     """Knows no places."""
 
     def place(self, index, grid):
-        return torch.zeros(16)
+        return torch.zeros(16, device=index.device)
 
 
 class OneGrid(Look):
@@ -577,7 +911,53 @@ class Narrow(Look):
         self.width = 8
 
 
+class Shuffled(Look):
+    """Says that its tokens stand in other places than they do."""
+
+    def forward(self, pixels, context=None, layers=0):
+        from dataclasses import replace
+
+        tokens = super().forward(pixels, context, layers)
+        return tokens if context is None else replace(tokens, index=tokens.index.flip(1))
+
+
+class Loose(Look):
+    """Holds a tensor that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = {"sin": torch.zeros(3)}
+
+
+class Local(Look):
+    """Makes its tensors on the CPU, wherever it is."""
+
+    def place(self, index, grid):
+        return torch.sin(index[..., None] * torch.linspace(0.1, 1, 16))
+
+
+class Aging(Look):
+    """Says something else after a while."""
+
+    calls = 0
+
+    def last(self, x):
+        self.calls += not self.training
+        return x * (1 + self.calls // 15)
+
+
+class Mute(Look):
+    """Does not say whether it takes ragged contexts."""
+
+    ragged = None
+
+
 ENCODERS = {
+    Shuffled: "seen",
+    Loose: "stored",
+    Local: "moves",
+    Aging: "repeats",
+    Mute: "made",
     Narrow: "returns",
     Peeks: "hidden",
     ByOrder: "order",
@@ -587,6 +967,15 @@ ENCODERS = {
     Padded: "ragged",
     Spare: "learns",
     Crowd: "alone",
+}
+
+
+SOUND = {
+    "masks": (Sound,),
+    "predictors": (Guess,),
+    "targets": (Follow, Words),
+    "losses": (Square, Rounded, Bent, Entropy),
+    "encoders": (Look,),
 }
 
 
