@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 from sslzoo import hooks
+from sslzoo.scaffold.api import NAMES, describe
 
 HEAD = """# Hooks: what a plugin can offer
 
@@ -31,5 +32,24 @@ def hooks_page() -> str:
     return "\n".join(parts)
 
 
+API = """# What authors import
+
+Every public name, with its docstring; `sslzoo show Rng` prints one. The letters of shapes are explained in
+[contracts](contracts.md).
+
+This page is made from the code by `python docs/generate.py`.
+"""
+
+
+def api_page() -> str:
+    """docs/api.md, from the docstrings of all that plugins may import."""
+    parts = [API]
+    for home, names in NAMES.items():
+        parts.append(f"## `{home}`\n")
+        parts += [f"### `{name}`\n\n```text\n{describe(name)}```\n" for name in names.split()]
+    return "\n".join(parts)
+
+
 if __name__ == "__main__":
+    Path(__file__).with_name("api.md").write_text(api_page())
     Path(__file__).with_name("hooks.md").write_text(hooks_page())

@@ -19,16 +19,23 @@ from sslzoo.cli.options import recipe_options
 def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, ...], as_json: bool) -> None:
     """A part (FAMILY NAME) with every key, its type and default; or a RECIPE with every default written out.
 
+    Also a name that authors of plugins import, such as Rng: its docstring and methods.
+
     \b
     Examples:
       sslzoo show masks multiblock
       sslzoo show tiny/ijepa
+      sslzoo show Rng
       sslzoo show tiny/ijepa --set run.steps=60 > mine.yaml
     """
     from sslzoo.cli import echo_json
     from sslzoo.errors import UserError, did_you_mean
     from sslzoo.plugins import FAMILIES, catalogue
+    from sslzoo.scaffold import api
 
+    if len(words) == 1 and words[0] in api.HOME:
+        click.echo(api.describe(words[0]), nl=False)
+        return
     if len(words) == 1:
         _recipe(words[0], sets, plugins, as_json)
         return

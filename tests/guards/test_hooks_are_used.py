@@ -13,6 +13,17 @@ def test_the_page_of_hooks_is_up_to_date():
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert (ROOT / "docs" / "hooks.md").read_text() == generate.hooks_page(), "run: python docs/generate.py"
+    assert (ROOT / "docs" / "api.md").read_text() == generate.api_page(), "run: python docs/generate.py"
+
+
+def test_every_name_that_plugins_may_import_is_on_the_page_with_a_docstring():
+    import sslzoo
+    from sslzoo.scaffold.api import HOME, NAMES, describe
+
+    assert set(sslzoo.__all__) - set(NAMES["sslzoo"].split()) <= {
+        "Grid", "PluginError", "RecipeError", "RunError", "__version__", "catalogue", "load",
+    }  # fmt: skip
+    assert all(len(describe(name).splitlines()) > 2 for name in HOME)
 
 
 def test_every_hook_is_used_by_a_shipped_plugin():

@@ -1,0 +1,54 @@
+"""What may an author import, and what does each name do? Its docstring as text, for docs/api.md and `sslzoo show Rng`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from importlib import import_module
+from typing import Any
+
+# By the module that authors import from; in the order of the page.
+NAMES = {
+    "sslzoo": "Rng Mask Patches Tokens Signal Batch Group Pairing Reading Student Features Progress Schedule Duration "
+    "gather all_mean all_sum world_size hookimpl UserError",
+    "sslzoo.nn": "Block LayerNorm Positions sincos patchify pixels_of key_mask splits start_normal start_xavier",
+    "sslzoo.blocks": "check_ranges size_of draw_size sizes places covered chance",
+}
+HOME = {name: home for home, names in NAMES.items() for name in names.split()}
+
+
+def describe(name: str) -> str:
+    """One public name: how it is called, its docstring, and its public methods and properties."""
+    thing = getattr(import_module(HOME[name]), name)
+    lines = [f"{HOME[name]}.{name}{_signature(thing)}", "", _doc(thing)]
+    for key, member in _members(thing):
+        called = key if isinstance(member, property) or not callable(member) else f"{key}{_signature(member)}"
+        lines += ["", f"  .{called}", *(f"    {line}".rstrip() for line in _doc(member).splitlines())]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _members(thing: Any) -> list[tuple[str, Any]]:
+    if not inspect.isclass(thing):
+        return []
+    found = [
+        (key, value) for key, value in vars(thing).items() if not key.startswith("_") and key not in _fields(thing)
+    ]
+    found = [(key, getattr(value, "__func__", value)) for key, value in found]  # classmethods and staticmethods
+    return [(key, value) for key, value in found if isinstance(value, property) or (callable(value) or _doc(value))]
+
+
+def _fields(thing: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else set()
+
+
+def _doc(thing: Any) -> str:
+    return inspect.getdoc(thing) or ""
+
+
+def _signature(thing: Any) -> str:
+    try:
+        found = inspect.signature(thing)
+    except (TypeError, ValueError):
+        return ""
+    given = [p for p in found.parameters.values() if p.name != "self"]
+    return str(found.replace(parameters=given)).replace("'", "").replace(" -> None", "")
