@@ -1,4 +1,4 @@
-"""What may an author import, and what does each name do? Its docstring as text, for docs/api.md and `sslzoo show Rng`."""
+"""What may an author import, and what does each name do? Docstrings as text: docs/api.md and `sslzoo show Rng`."""
 
 from __future__ import annotations
 
