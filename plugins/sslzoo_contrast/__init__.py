@@ -27,7 +27,7 @@ class NtXent(nn.Module):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature: found {temperature:g}; above 0")
-        if signal.kind == "patch":
+        if signal.kind != "image":
             raise ValueError("this loss is of whole images, but the signal is of patches")
         self.temperature = temperature
 

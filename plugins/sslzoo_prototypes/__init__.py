@@ -97,7 +97,7 @@ class Assign(nn.Module):
         _check_temperature(temperature)
         if prototypes < 2 or balance < 0:
             raise ValueError(f"prototypes, balance: found {prototypes}, {balance}; 2 or more, and 0 or more")
-        if signal.kind == "patch":
+        if signal.kind != "image":
             raise ValueError("this loss is of whole images, but the signal is of patches")
         self.temperature, self.balance, self.sharpen = temperature, balance, Schedule.parse(sharpen)
         self.weights = mean_entropy, entropy
