@@ -34,6 +34,7 @@ class Clusters(nn.Module):
     """
 
     whole_batch = True  # shares are balanced over the images of a batch
+    trains = True  # the clusters learn, from misfit
 
     def __init__(
         self,

@@ -166,6 +166,8 @@ def restores(make: Make) -> str:
 def weightless(make: Make) -> None:
     """What it says of an image does not depend on the other images."""
     part, who = _part(make)
+    if getattr(part, "whole_batch", False):
+        raise Skip("declares whole_batch")
     if any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in part.modules()):
         raise Skip("it normalises over the batch")
     part.eval()

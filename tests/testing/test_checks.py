@@ -120,6 +120,8 @@ KEYS = {
     "ijepa": SMALL,
     "cross": SMALL,
     "mae": SMALL,
+    "regressor": {"heads": 4},
+    "vit-rope": {**SMALL, "patch": 8},
     "scenes": {"length": 50, "size": 32},
 }
 PARTS = catalogue().parts
