@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from sslzoo import catalogue
 from sslzoo.recipe import build, recipe
+from sslzoo.recipe.recipe import names
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 REST = """
@@ -32,4 +35,19 @@ def test_every_fragment_takes_a_step_that_teaches_every_weight(text, tmp_path):
 
 
 def test_the_page_has_its_fragments():
-    assert len(fragments()) == 5
+    assert len(fragments()) == 8
+
+
+def test_the_table_says_what_the_recipes_say():
+    known = names(catalogue())
+    rows = re.findall(
+        r"^\| ((?:tiny|combos)/\w+) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", PAGE.read_text(), flags=re.M
+    )
+    assert len(rows) >= 9
+    assert {name for name in known if name.startswith("combos/")} <= {name for name, *_ in rows}
+    for name, *cells in rows:
+        tree = yaml.safe_load(known[name].read_text())
+        ones = [{"one": tree["encoder"]}, {"one": tree["predictor"]}]
+        wanted = [tree["masks"], *ones, tree["targets"], tree["losses"]]
+        for cell, parts in zip(cells, wanted, strict=True):
+            assert re.findall(r"`(.+?)`", cell) == list(dict.fromkeys(part["use"] for part in parts.values())), name
