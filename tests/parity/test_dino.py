@@ -67,6 +67,10 @@ def method_of(tensors, facts):
 def optim_of(facts):
     opt = facts["opt"]
     warmup = {"epochs": opt["warmup_epochs"], "from": 0.0, "to": opt["base_lr"] * facts["batch"] / 256}
+    groups = {"*.bias": NONE, "*norm*.weight": NONE}
+    if opt["freeze_last_layer"]:
+        thawed = {"piecewise": {0: 0, f"{opt['freeze_last_layer']} epochs": 1}}
+        groups["*last_layer*"] = Factors(lr=Schedule.parse(thawed))
     return Optim(
         lr={"warmup": warmup | {"then": {"cosine": opt["min_lr"]}}, "counting": "inclusive"},
         weight_decay={"cosine": [opt["weight_decay"], opt["weight_decay_end"]]},
@@ -74,7 +78,7 @@ def optim_of(facts):
         eps=opt["eps"],
         clip=opt["clip_grad"],
         clip_each=True,
-        groups={"*.bias": NONE, "*norm*.weight": NONE},
+        groups=groups,
     )
 
 
@@ -176,9 +180,6 @@ def test_every_step_and_the_final_weights(path):
             assert term == pytest.approx(facts[listed][step], rel=1e-5)
         loss.backward()
         optim.clip(method, settings.clip, settings.clip_each)
-        if facts["last_layer_frozen"][step]:
-            for one in method.student.predictor.projector.last_layer.parameters():
-                one.grad = None
         optim.step(optimizer, torch.tensor(True))
         teacher.after_step(method.student, at)
         close(teacher.center.mean, tensors[f"step{step}.center_after"].flatten())
