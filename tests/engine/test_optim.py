@@ -199,7 +199,7 @@ def test_what_cannot_be_split_over_ranks_is_refused_before_a_start(toy, monkeypa
 
 def test_metrics_are_means_over_micro_batches_as_the_loss_is(tmp_path, toy):
     lines = [
-        Folder(run(toy("jepa"), tmp_path / name, "run.steps=1", *sets)).metrics.read()[0]
+        Folder(run(toy("jepa"), tmp_path / name, "run.steps=1", "optim.lr=0.01", *sets)).metrics.read()[0]
         for name, sets in (("whole", ()), ("parts", ("run.micro=4",)))
     ]
     whole, parts = lines
@@ -215,6 +215,6 @@ def test_the_gradient_is_computed_outside_autocast(tmp_path, toy, monkeypatch):
         return backward(x, *words, **keys)
 
     monkeypatch.setattr(torch.Tensor, "backward", noted)
-    run(toy("jepa"), tmp_path / "run", "run.steps=2", "run.precision=bf16")
+    run(toy("jepa"), tmp_path / "run", "run.steps=2", "optim.lr=0.01", "run.precision=bf16")
     assert len(seen) >= 2
     assert not any(seen)
