@@ -13,6 +13,7 @@ from sslzoo.rng import generator
 
 CHUNK = 16_384  # rows of training features at a time
 QUERIES = 2_048  # rows of test features at a time
+WHOLE = 2**26  # numbers of standardized features that are kept, rather than made anew in each pass: 256 MiB
 
 
 class Knn:
@@ -90,53 +91,67 @@ class Linear:
 
     def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float]:
         """{"task/top1": percent, "task/penalty": chosen}."""
-        x, there = Rows(train.x.to(train.device)), Rows(test.x.to(train.device))
-        there.mean, there.std = x.mean, x.std
+        x = Rows(train.x.to(train.device))
+        there = Rows(test.x.to(train.device), None, x.moments)
         order = torch.randperm(len(train.x), generator=generator(seed, "linear")).to(train.device)
         cut = max(1, int(self.held_out * len(order)))
-        aside, used = order[:cut], order[cut:]
+        aside, used = x.part(order[:cut]), x.part(order[cut:])
         figures: dict[str, float] = {}
         for task, classes in train.tasks.items():
             y = train.labels[task].to(train.device)
             scores, start = [], None
             for penalty in sorted(self.penalties, reverse=True):  # strong first: each starts from the last
-                start = fit(x, y, used, classes, penalty, start)
-                scores.append((_percent(x.told(start, aside) == y[aside]), penalty))
+                start = fit(used, y[order[cut:]], classes, penalty, start)
+                scores.append((_percent(aside.told(start) == y[order[:cut]]), penalty))
             best = max(scores)[1]
-            weight = fit(x, y, None, classes, best, start)
+            weight = fit(x, y, classes, best, start)
             figures[f"{task}/top1"] = _percent(there.told(weight).cpu() == test.labels[task])
             figures[f"{task}/penalty"] = best
         return figures
 
 
 class Rows:
-    """Standardized features with a column of ones, some rows at a time: no copy of the whole is made."""
+    """Standardized features with a column of ones, all or those `of` some rows; as a whole only where that is small."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-        parts = x.split(CHUNK)
-        self.mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(x)
-        squares = torch.stack([(part.double() - self.mean).square().sum(0) for part in parts]).sum(0)
-        self.std = (squares / max(1, len(x) - 1)).sqrt() + 1e-6
+    def __init__(self, x: Tensor, of: Tensor | None = None, moments: tuple[Tensor, Tensor] | None = None) -> None:
+        self.x, self.of = x, of
+        self.moments = _moments(x) if moments is None else moments
+        self.count = len(x) if of is None else len(of)
+        self.whole = self._ready(slice(None)) if self.count * x.shape[1] <= WHOLE else None
 
-    def chunks(self, of: Tensor | None = None) -> Iterator[Tensor]:
-        """All rows, or those named, in order: [at most CHUNK, d+1] fp32."""
-        for start in range(0, len(self.x if of is None else of), CHUNK):
+    def part(self, of: Tensor) -> Rows:
+        """Some of the rows, standardized with the moments of all."""
+        return Rows(self.x, of, self.moments)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """The rows in order: [at most CHUNK, d+1] fp32."""
+        for start in range(0, self.count, CHUNK):
             here = slice(start, start + CHUNK)
-            rows = self.x[here] if of is None else self.x[of[here]]
-            yield F.pad((rows.float() - self.mean.float()) / self.std.float(), (0, 1), value=1.0)
+            yield self._ready(here) if self.whole is None else self.whole[here]
 
-    def told(self, weight: Tensor, of: Tensor | None = None) -> Tensor:
+    def told(self, weight: Tensor) -> Tensor:
         """The class that weights [d+1 classes] give each row."""
-        return torch.cat([(rows @ weight.float()).argmax(1) for rows in self.chunks(of)])
+        return torch.cat([(rows @ weight.float()).argmax(1) for rows in self.chunks()])
+
+    def _ready(self, here: slice) -> Tensor:
+        rows = self.x[here] if self.of is None else self.x[self.of[here]]
+        mean, std = self.moments
+        return F.pad((rows.float() - mean) / std, (0, 1), value=1.0)
 
 
-def fit(x: Rows, y: Tensor, of: Tensor | None, classes: int, penalty: float, start: Tensor | None) -> Tensor:
-    """Weights and biases [d+1 classes] of the rows `of` x: least mean cross-entropy + penalty * sum of weights squared.
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column, summed in fp64: two [d] in fp32."""
+    parts = x.split(CHUNK)
+    mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(x)
+    squares = torch.stack([(part.double() - mean).square().sum(0) for part in parts]).sum(0)
+    return mean.float(), ((squares / max(1, len(x) - 1)).sqrt() + 1e-6).float()
+
+
+def fit(x: Rows, y: Tensor, classes: int, penalty: float, start: Tensor | None) -> Tensor:
+    """Weights and biases [d+1 classes] for classes y [n]: least mean cross-entropy + penalty * sum of squared weights.
 
     Deterministic; the gradient is written out, so that memory is that of a chunk.
     """
-    y = y if of is None else y[of]
     weight = torch.zeros(x.x.shape[1] + 1, classes, dtype=torch.double, device=y.device) if start is None else start
     weight = weight.clone().requires_grad_(True)
     solver = torch.optim.LBFGS([weight], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
@@ -144,7 +159,7 @@ def fit(x: Rows, y: Tensor, of: Tensor | None, classes: int, penalty: float, sta
     @torch.no_grad()
     def loss() -> Tensor:
         value, grad = torch.zeros((), dtype=torch.double, device=y.device), torch.zeros_like(weight)
-        for rows, told in zip(x.chunks(of), y.split(CHUNK), strict=True):
+        for rows, told in zip(x.chunks(), y.split(CHUNK), strict=True):
             log = (rows @ weight.float()).log_softmax(1)
             value -= log.gather(1, told[:, None]).double().sum()
             share = log.exp_()

@@ -178,6 +178,29 @@ def test_old_words_are_told_their_new_names():
     assert did_you_mean("centre", ["crop", "center"]) == "; it is called center now"
 
 
+def test_many_views_of_an_image_read_it_once():
+    from sslzoo.run.data import Micros, Order, Sources, Split, Views
+
+    read = []
+
+    class Counted:
+        def __init__(self):
+            self.tasks = {}
+
+        def __len__(self):
+            return 8
+
+        def image(self, i):
+            read.append(i)
+            return noise()
+
+    views = {"whole": Views(Crop(size=16), 2), "local": Views(Crop(size=8), 8, "context")}
+    grids = {"whole": (1, 1), "local": (1, 1)}
+    batch = Micros(Sources(Counted(), views, {}), grids, Order(8, 4, 0), Split(4, 1, 1), 0)[0]
+    assert batch.groups["local"].pixels.shape[:2] == (8, 4)
+    assert sorted(read) == sorted(batch.samples)
+
+
 def documented():
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     return yaml.safe_load("ijepa:" + text.split("```yaml\nijepa:")[1].split("```")[0])
