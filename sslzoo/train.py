@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,12 @@ from sslzoo.recipe.recipe import Recipe, Run, warmups
 from sslzoo.rng import derive_seed
 from sslzoo.run import checkpoint, data, optim
 from sslzoo.run.clock import Clock
+from sslzoo.run.compiling import compile_blocks
 from sslzoo.run.folder import Folder
 from sslzoo.run.guard import Guard, Unreadable
 from sslzoo.run.metrics import collect, mask_shares
 from sslzoo.run.monitor import monitor_pixels, rank_of
-from sslzoo.run.parallel import World, agree, barrier, data_parallel, no_sync, transformer_blocks
+from sslzoo.run.parallel import World, agree, barrier, data_parallel, no_sync
 from sslzoo.run.stop import Stop, Stopped
 from sslzoo.step import Method
 
@@ -95,6 +95,7 @@ def train(
     milestone = run.milestones.steps(order.epoch_steps) if run.milestones else None
     guard, unreadable = Guard(folder, world, watch.stop), Unreadable(folder, run.unreadable, watch.say)
     clock = Clock(flow.flops, world, run.batch)
+    saver = checkpoint.Saver(folder.checkpoints, run.keep, milestone, watch.saved, write=world.first)
 
     for step in range(start, steps):
         at = Progress(step, steps, order.epoch_steps)
@@ -122,7 +123,9 @@ def train(
         unreadable.note(fresh, (step + 1 - start) * shares.micro * shares.accumulate)
         if log_due:
             metrics |= {"loss": loss, "grad_norm": norm} | own_metrics(method, at)
-            line = {"step": step + 1, "epoch": (step + 1) / order.epoch_steps} | collect(metrics) | numbers
+            line = (
+                {"step": step + 1, "epoch": (step + 1) / order.epoch_steps} | collect(metrics, world.device) | numbers
+            )
             line |= mask_shares(fresh[0], grids) | clock.read(step + 1 - start)
             if monitored is not None and ((step + 1) % monitor_every < run.log_every or at.last):
                 line["rankme"] = rank_of(method, monitored, world.device, cast)
@@ -132,14 +135,12 @@ def train(
                 watch.show(at, line)
         if at.last or guard.stopping or (step + 1) % save_every == 0:
             guard.settle()
-            since = time.perf_counter()
-            checkpoint.save(folder.checkpoints, step + 1, method, optimizer, write=world.first)
-            if world.first:
-                checkpoint.prune(folder.checkpoints, run.keep, milestone)
-            watch.saved(step + 1, time.perf_counter() - since)
+            saver.save(step + 1, method, optimizer)
         if guard.stopping and not at.last:
+            saver.join()
             barrier()  # nobody leaves before the checkpoint is on disk
             raise Stopped(f"{guard.stopping} after step {step + 1} of {steps}: saved; the same command goes on")
+    saver.join()
     return method
 
 
@@ -172,7 +173,7 @@ def opened(
 
 def resume(folder: Folder, method: Method, optimizer: torch.optim.Optimizer, world: World, say: Say) -> int:
     """Restores the newest checkpoint, if any; returns the steps done."""
-    saved = checkpoint.newest(folder.checkpoints, lambda text: say(f"warning: {text}"))
+    saved = checkpoint.agreed(folder.checkpoints, lambda text: say(f"warning: {text}"), world)
     agree("none" if saved is None else f"step {saved.step}, checksum {saved.checksum:08x}", world)
     if saved is not None:
         checkpoint.restore(saved, method, optimizer)
@@ -199,8 +200,7 @@ def ready(
 def prepare(method: Method, run: Run, world: World, unused: bool) -> nn.Module:
     """Compiles block by block where asked, and distributes them over the ranks."""
     if run.compile:
-        for block in transformer_blocks(method):
-            block.compile(dynamic=None)
+        compile_blocks(method)
     return data_parallel(method, world, run.shard, unused)
 
 
@@ -214,8 +214,8 @@ def monitored_images(recipe: Recipe, catalogue: Catalogue, sources: data.Sources
     return monitor_pixels(sources.data, view, run.monitor, run.seed)
 
 
-def own_metrics(method: Method, at: Progress) -> dict[str, Tensor]:
-    """What targets and predictors say of themselves, as 0-d tensors."""
+def own_metrics(method: Method, at: Progress) -> dict[str, Tensor | float]:
+    """What targets and predictors say of themselves: 0-d tensors, or numbers that are equal on every rank."""
     found = {}
     named: dict[str, Any] = {"predictor": method.student.predictor, **method.targets}
     for name, part in named.items():

@@ -124,9 +124,9 @@ class Ema(nn.Module):
             if center is not None:
                 center.follow()
 
-    def metrics(self, at: Progress) -> dict[str, Tensor]:
+    def metrics(self, at: Progress) -> dict[str, float]:
         """The momentum of this step."""
-        return {"momentum": torch.tensor(self.momentum(at), dtype=torch.float64)}
+        return {"momentum": self.momentum(at)}
 
     def _summary(self, tokens: Tokens) -> Tensor:
         said = tokens.summary if self.projector is None else self.projector(tokens.summary)

@@ -12,12 +12,16 @@ import json
 import os
 import re
 import struct
+import threading
+import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,7 +29,7 @@ from torch.distributed.tensor import DTensor
 
 from sslzoo.errors import RunError
 from sslzoo.run.optim import trainable
-from sslzoo.run.parallel import full_tensor, split_as
+from sslzoo.run.parallel import World, full_tensor, split_as
 from sslzoo.step import Method
 
 NAME = re.compile(r"step-(\d{9})\.safetensors")
@@ -49,20 +53,81 @@ def save(folder: Path, step: int, method: Method, optimizer: torch.optim.Optimiz
     Raises:
         RunError: it could not be written, such as on a full disk; earlier checkpoints are untouched.
     """
-    tensors, place = _snapshot(method, optimizer, write), place_of(folder, step)
-    if not write:
-        return place
+    tensors = _snapshot(method, optimizer, write, {})
+    if write:
+        _write(folder, step, tensors)
+    return place_of(folder, step)
+
+
+@dataclass
+class Saver:
+    """Saves while the run goes on: the step waits for a copy of its tensors alone; a thread checksums and writes it.
+
+    Every rank has one, since weights may be split over ranks; one has `write`. The copies are kept for the next save
+    (page-locked beside a GPU), so a run holds its checkpoint once in the host's memory.
+    """
+
+    folder: Path
+    keep: int
+    milestone: int | None
+    told: Callable[[int, float], None] = lambda *_: None  # in the main thread: a step that is on disk, and seconds
+    write: bool = True
+    _copies: dict[str, Tensor] = field(default_factory=dict)
+    _thread: threading.Thread | None = None
+    _error: Exception | None = None
+    _done: tuple[int, float] | None = None
+
+    def save(self, step: int, method: Method, optimizer: torch.optim.Optimizer) -> None:
+        """Begins to save `step` steps done, once the save before it is on disk; older ones are pruned after it.
+
+        Raises:
+            RunError: the save before could not be written.
+        """
+        self.join()
+        since = time.perf_counter()
+        self._copies = _snapshot(method, optimizer, self.write, self._copies)
+        if self.write:
+            # Not a daemon: a run that fails elsewhere still finishes the save it began.
+            self._thread = threading.Thread(target=self._finish, args=(step, since), name=f"save of step {step}")
+            self._thread.start()
+
+    def join(self) -> None:
+        """Waits until the last save is on disk.
+
+        Raises:
+            RunError: it could not be written, such as on a full disk; earlier checkpoints are untouched.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if self._done is not None:
+            done, self._done = self._done, None
+            self.told(*done)
+
+    def _finish(self, step: int, since: float) -> None:
+        try:
+            _write(self.folder, step, self._copies)
+            prune(self.folder, self.keep, self.milestone)
+            self._done = step, time.perf_counter() - since
+        except Exception as error:  # told by the main thread, in `join`
+            self._error = error
+
+
+def _write(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
+    place = place_of(folder, step)
     beside = place.with_suffix(".writing")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, beside, {"step": str(step), "crc32": str(_checksum(step, tensors))})
+        save_file(dict(tensors), beside, {"step": str(step), "crc32": str(_checksum(step, tensors))})
         _flush(beside)
         beside.rename(place)
         _flush(folder)
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
         raise RunError(f"the checkpoint of step {step} could not be written to {folder}: {error}") from error
-    return place
 
 
 def steps(folder: Path) -> list[int]:
@@ -114,6 +179,42 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Saved | None:
     return None
 
 
+def agreed(folder: Path, warn: Callable[[str], None], world: World) -> Saved | None:
+    """`newest`, read and checked by the first rank alone and sent to the others: all start from one, or none does.
+
+    Raises:
+        RunError: as `newest`, on every rank.
+    """
+    if world.size == 1 or not dist.is_initialized():
+        return newest(folder, warn)
+    saved: Saved | None = None
+    told: list[Any] = [None]
+    if world.first:
+        try:
+            saved = newest(folder, warn)
+            told = [saved and (saved.step, saved.path, _listed(saved), saved.checksum)]
+        except RunError as error:
+            told = [str(error)]
+    dist.broadcast_object_list(told, 0, device=world.device)
+    word: Any = told[0]
+    if isinstance(word, str):
+        raise RunError(word)
+    if word is None:
+        return None
+    step, path, listed, checksum = word
+    tensors = {}
+    for name, dtype, shape in listed:
+        own = saved.tensors[name] if saved else torch.empty(shape, dtype=dtype)
+        sent = own.to(world.device)
+        dist.broadcast(sent, 0)
+        tensors[name] = own if saved else sent.cpu()
+    return Saved(step, path, tensors, checksum)
+
+
+def _listed(saved: Saved) -> list[tuple[str, torch.dtype, torch.Size]]:
+    return [(name, value.dtype, value.shape) for name, value in saved.tensors.items()]
+
+
 def restore(saved: Saved, method: Method, optimizer: torch.optim.Optimizer) -> None:
     """Puts a checkpoint into a method and optimizer.
 
@@ -160,8 +261,10 @@ def prune(folder: Path, keep: int, milestone: int | None) -> None:
             place_of(folder, step).unlink(missing_ok=True)
 
 
-def _snapshot(method: Method, optimizer: torch.optim.Optimizer, write: bool) -> dict[str, Tensor]:
-    """Copies on the CPU, tied weights twice, of one whole tensor after the other; nothing where nobody writes."""
+def _snapshot(
+    method: Method, optimizer: torch.optim.Optimizer, write: bool, copies: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Copies on the CPU, into `copies` where there are, tied weights twice; nothing where nobody writes."""
     tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in trainable(method):
@@ -172,12 +275,21 @@ def _snapshot(method: Method, optimizer: torch.optim.Optimizer, write: bool) -> 
                 tensors[f"optim.number:{slot}.{name}"] = torch.tensor(value)
         if (count := groups[parameter].get("step")) is not None:  # timm counts by group
             tensors[f"optim.group:step.{name}"] = torch.as_tensor(count)
-    found = {}
+    found, waiting = {}, False
     for name, value in tensors.items():
-        full = full_tensor(value.detach())
-        if write:
-            found[name] = full.to("cpu", copy=True).contiguous()
+        full = full_tensor(value.detach())  # one whole tensor after the other; all ranks take part
+        if not write:
+            continue
+        found[name] = copies[name] if name in copies else _room(full)
+        found[name].copy_(full, non_blocking=True)
+        waiting |= full.device.type == "cuda"
+    if waiting:
+        torch.cuda.current_stream().synchronize()
     return found
+
+
+def _room(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=like.device.type == "cuda")
 
 
 def _checksum(step: int, tensors: Mapping[str, Tensor]) -> int:

@@ -274,7 +274,9 @@ def weigh(batches: Sequence[Batch], world: World) -> list[Batch]:
     with n real rows in all weighs ranks * micros / n. The count over ranks never visits the CPU.
     """
     pairs = [(batch.pairing, batch.seen or batch.pairing) for batch in batches]
-    rows = torch.tensor([[float(len(one.sequence)) for one in both] for both in pairs], device=world.device).sum(0)
+    counts = [float(sum(len(one.sequence) for one in rows)) for rows in zip(*pairs, strict=True)]
+    # Filled on the device: a copy of numbers would wait for it.
+    rows = torch.stack([torch.full((), count, device=world.device) for count in counts])
     asked, seen = (world.size * len(batches) / all_sum(rows).clamp(min=1)).unbind()
     moved = [batch.to(world.device) for batch in batches]
     return [

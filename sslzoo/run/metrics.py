@@ -58,12 +58,13 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for card, peak in PEAK.items() if card in name), None)
 
 
-def collect(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """0-d tensors, averaged over ranks, as numbers: one transfer and one reduction for all."""
-    if not metrics:
-        return {}
-    values = torch.stack([value.detach().double() for value in metrics.values()])
-    return dict(zip(metrics, all_mean(values).tolist(), strict=True))
+def collect(metrics: Mapping[str, Tensor | float], device: torch.device) -> dict[str, float]:
+    """Metrics as numbers: 0-d tensors averaged over ranks, in one reduction and one transfer; numbers as they are."""
+    values = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
+    if values:
+        stacked = torch.stack([value.detach().to(device, torch.float64) for value in values.values()])
+        values = dict(zip(values, all_mean(stacked).tolist(), strict=True))
+    return {name: values.get(name, value) for name, value in metrics.items()}  # type: ignore[misc]
 
 
 class Lines:

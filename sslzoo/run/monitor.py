@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sslzoo.contracts import Dataset, View
 from sslzoo.errors import RunError
 from sslzoo.rng import derive_seed
+from sslzoo.run.compiling import eager
 from sslzoo.run.data import readable, seed_views
 from sslzoo.run.metrics import rankme
 from sslzoo.step import Method
@@ -35,11 +36,12 @@ def monitor_pixels(data: Dataset, view: View, count: int, seed: int) -> Tensor:
 def rank_of(method: Method, pixels: Tensor, device: torch.device, cast: AbstractContextManager[Any]) -> float:
     """RankMe of the summaries of monitored images, from the teacher where there is one."""
     encoder = evaluated_encoder(method)
-    mode = encoder.training
+    modes = [(module, module.training) for module in encoder.modules()]  # a teacher's are mixed: it drops nothing
     encoder.eval()
-    with cast:
+    with cast, eager():
         found = [encoder(some.to(device)).summary.float() for some in pixels.split(64)]
-    encoder.train(mode)
+    for module, mode in modes:
+        module.training = mode
     return rankme(torch.cat(found)).item()
 
 

@@ -243,11 +243,18 @@ def agree(what: str, world: World) -> None:
         raise RunError(f"the processes do not start from the same checkpoint, so none starts:{rows}")
 
 
-def transformer_blocks(method: nn.Module) -> Iterator[nn.Module]:
-    """Every block of a method: what stands in a list called `blocks`, wherever it is."""
-    for module in method.modules():
+def block_lists(method: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Every list of blocks of a method, by its owner's name: what is called `blocks`, wherever it is."""
+    for name, module in method.named_modules():
         listed = getattr(module, "blocks", None)
-        yield from listed if isinstance(listed, nn.ModuleList) else ()
+        if isinstance(listed, nn.ModuleList) and len(listed):
+            yield name, listed
+
+
+def transformer_blocks(method: nn.Module) -> Iterator[nn.Module]:
+    """Every block of a method."""
+    for _, listed in block_lists(method):
+        yield from listed
 
 
 def copies(size: int, shard: int) -> int:

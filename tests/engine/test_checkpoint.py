@@ -99,3 +99,41 @@ def test_the_last_few_and_milestones_are_kept(tmp_path):
         checkpoint.save(tmp_path, step, method, optimizer)
         checkpoint.prune(tmp_path, keep=2, milestone=4)
     assert checkpoint.steps(tmp_path) == [4, 8, 9, 10]
+
+
+# --- saved while the run goes on ---
+
+
+def test_what_is_saved_aside_is_the_moment_of_saving(tmp_path):
+    method, optimizer = stepped(3)
+    saver = checkpoint.Saver(tmp_path / "aside", keep=2, milestone=None)
+    for step in range(3, 7):
+        checkpoint.save(tmp_path, step, method, optimizer)
+        saver.save(step, method, optimizer)
+        with torch.no_grad():  # the run goes on at once
+            for parameter in method.parameters():
+                parameter.add_(1.0)
+    saver.join()
+    assert checkpoint.steps(tmp_path / "aside") == [5, 6]
+    for step in (5, 6):
+        here, aside = (
+            checkpoint.read(checkpoint.place_of(folder, step)).tensors for folder in (tmp_path, tmp_path / "aside")
+        )
+        assert here.keys() == aside.keys()
+        assert all(torch.equal(here[name], aside[name]) for name in here)
+
+
+def test_a_save_that_fails_aside_is_told_at_the_next_join(tmp_path, monkeypatch):
+    saver = checkpoint.Saver(tmp_path, keep=2, milestone=None)
+    saver.save(3, *stepped())
+    saver.join()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_flush", full)
+    saver.save(5, *stepped())
+    with pytest.raises(RunError, match="No space left"):
+        saver.save(6, *stepped())
+    saver.join()
+    assert checkpoint.steps(tmp_path) == [3]

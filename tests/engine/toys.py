@@ -94,7 +94,7 @@ class Tiny(nn.Module):
     def forward(self, pixels, context=None, layers=0):
         s, (h, w) = len(pixels), self.grid(tuple(pixels.shape[-2:]))
         patches = F.unfold(pixels, 2, stride=2).transpose(1, 2)
-        places = torch.cartesian_prod(torch.linspace(0, 1, h), torch.linspace(0, 1, w)).to(pixels.device)
+        places = torch.cartesian_prod(*(torch.linspace(0, 1, n, device=pixels.device) for n in (h, w)))
         x, index = self.embed(patches), torch.arange(h * w, device=pixels.device).expand(s, -1)
         if context is not None and self.hidden == "fill":
             seen = torch.zeros(s, h * w, 1, device=x.device).scatter(1, context.index[..., None], 1.0)

@@ -178,7 +178,7 @@ def test_a_teacher_drops_nothing_at_random():
 
 
 def test_momentum_is_reported():
-    assert Ema(student()).metrics(Progress(5, 10))["momentum"].item() == pytest.approx(0.998)
+    assert Ema(student()).metrics(Progress(5, 10))["momentum"] == pytest.approx(0.998)
 
 
 # --- pixels ---

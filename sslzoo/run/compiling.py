@@ -1,0 +1,41 @@
+"""What does a compiler make of a method? Blocks alone, and few graphs: each list of blocks has its own.
+
+All blocks of a list share their graphs, for they differ in weights only. Graphs are found by code object; so without
+code of its own for each list, a teacher that sees all patches would be compiled anew for the student's changing
+number of them, and pay for sizes that never change there.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslzoo.run.parallel import block_lists
+
+
+def compile_blocks(method: nn.Module) -> None:
+    """Compiles every block of a method, before it is distributed."""
+    torch._dynamo.config.optimize_ddp = (
+        False  # it would cut each block's graph at DDP's buckets, which hold many blocks
+    )
+    for name, blocks in block_lists(method):
+        called = _compiled(name)
+        for block in blocks:
+            block.forward = partial(called, type(block).forward, block)
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Runs blocks as they were written: what is run seldom, or at other sizes, flips no compiled graph."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def _compiled(name: str) -> Any:
+    def call(forward: Any, block: nn.Module, *given: Any, **named: Any) -> Any:
+        return forward(block, *given, **named)
+
+    call.__code__ = call.__code__.replace(co_name=f"blocks of {name}")
+    return torch.compile(call, dynamic=None)

@@ -1,0 +1,213 @@
+"""A GPU that is not there: `train` runs whole on tensors without numbers, and every crossing to or from the host is seen.
+
+Two kinds, each blind to something. `cuda`: fake tensors that say they are on a GPU, under CUDA's autocast; they pass
+where a kernel would refuse tensors of two devices, and autograd has no engine for them, so gradients are made up.
+`meta`: tensors of shapes alone; they refuse other devices and have gradients, and know no autocast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+import sslzoo.train as loop
+from sslzoo.recipe import build as parts
+from sslzoo.recipe.build import Flow
+from sslzoo.run import checkpoint, data
+from sslzoo.run.parallel import World
+from sslzoo.step import Method
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Something that passed between host and device."""
+
+    step: int  # from 0; -1 before the first
+    way: str  # in, out
+    op: str
+    shape: tuple[int, ...]
+    blocks: bool  # the host waits until the device has come so far
+
+
+class StandIn(TorchDispatchMode):
+    """Notes crossings and kernels; answers what only a device could."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.step = kind, -1
+        self.crossings: list[Crossing] = []
+        self.kernels: Counter[int] = Counter()
+        self._pinned: set[int] = set()
+        self._kept: list[Tensor] = []  # so that ids stay theirs
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is aten.is_pinned.default:
+            return id(args[0]) in self._pinned
+        if func is aten._pin_memory.default:
+            return self._pin(args[0].clone())
+        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        inside, outside = self._here(tensors), [x for x in tensors if x.device.type == "cpu"]
+        if inside and _waits(func, args):
+            self._note("out", func, inside[0], blocks=True)
+        if func is aten._local_scalar_dense.default and (inside or self.kind == "cuda"):
+            return 0.0  # no tensor here has numbers
+        if func is aten._to_copy.default:
+            return self._copy(func, args, kwargs)
+        if func is aten.copy_.default and args[0].device.type != args[1].device.type:
+            blocks = not ((len(args) > 2 and args[2]) or kwargs.get("non_blocking"))
+            self._note("in" if inside and self._here([args[0]]) else "out", func, args[1], blocks)
+        elif inside and any(x.ndim for x in outside):
+            self._note("in", func, next(x for x in outside if x.ndim), blocks=True)
+        out = func(*args, **kwargs)
+        if self._here([x for x in tree_flatten(out)[0] if isinstance(x, Tensor)]) and not func.is_view:
+            self.kernels[self.step] += 1
+        return out
+
+    def _here(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [x for x in tensors if x.device.type == self.kind]
+
+    def _copy(self, func: Any, args: Any, kwargs: Any) -> Any:
+        x, to = args[0], kwargs.get("device")
+        if to is None or torch.device(to).type == x.device.type:
+            self.kernels[self.step] += bool(self._here([x]))
+            return func(*args, **kwargs)
+        if torch.device(to).type == self.kind:
+            quick = kwargs.get("non_blocking") and id(x) in self._pinned
+            self._note("in", func, x, blocks=not quick)
+            return func(*args, **kwargs)
+        self._note("out", func, x, blocks=not kwargs.get("non_blocking"))  # the host's side is pinned by PyTorch
+        if self.kind == "meta":
+            return torch.zeros(x.shape, dtype=kwargs.get("dtype") or x.dtype, device="cpu")
+        return func(*args, **kwargs)
+
+    def _pin(self, x: Tensor) -> Tensor:
+        self._pinned.add(id(x))
+        self._kept.append(x)
+        return x
+
+    def _note(self, way: str, func: Any, x: Tensor, blocks: bool) -> None:
+        self.crossings.append(Crossing(self.step, way, str(func), tuple(x.shape), bool(blocks)))
+
+
+def _waits(func: Any, args: Any) -> bool:
+    """Whether an operation's result or its size is for the host to read."""
+    if func is aten.index.Tensor:
+        return any(x is not None and x.dtype == torch.bool for x in args[1])
+    tags = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+    return any(tag in func.tags for tag in tags)
+
+
+def run(recipe: Any, catalogue: Any, kind: str, out: Path) -> StandIn:
+    """Trains a recipe on a stand-in of this kind; its data set is never opened."""
+    stand_in, batches = StandIn(kind), _batches(recipe, catalogue)
+    with contextlib.ExitStack() as entered:
+        fake = entered.enter_context(_Fake()) if kind == "cuda" else None
+        if fake is not None:
+            batches = [batch.map(fake.from_tensor) for batch in batches]
+        for owner, name, other in (*_anywhere(stand_in, batches), *(_CUDA if kind == "cuda" else _META)):
+            entered.enter_context(mock.patch.object(owner, name, other))
+        entered.enter_context(stand_in)
+        loop.train(recipe, catalogue, Flow((), {}, 1.0, ()), out, World(device=torch.device(kind)))
+    return stand_in
+
+
+def _batches(recipe: Any, catalogue: Any) -> list[data.Batch]:
+    """A batch for each step: real masks, of changing context lengths, and empty pixels."""
+    with torch.device("meta"):
+        method, sources = parts._build(recipe, catalogue, [])
+    found, places = [], range(recipe.run.batch)
+    for step in range(recipe.run.steps):
+        groups = {}
+        for name, views in sources.views.items():
+            sampler, grid = sources.masks.get(name), method.student.encoder.grid(views.view.size)
+            mask = None if sampler is None else data.draw_mask(sampler, grid, 0, step, places, views.count)
+            pixels = torch.zeros(1).expand(views.count, len(places), 3, *views.view.size)
+            groups[name] = data.Group(pixels, torch.zeros(views.count, len(places), 4), mask, views.role)
+        found.append(data.Batch(groups, data.pair(groups), tuple(places), seen=data.pair(groups, "context")))
+    return found
+
+
+def _anywhere(stand_in: StandIn, batches: list[data.Batch]) -> Iterator[tuple[Any, str, Any]]:
+    """What stands for the data set and the disk."""
+
+    def build(recipe: Any, catalogue: Any) -> tuple[Method, data.Sources]:
+        with torch.device(stand_in.kind):
+            method, sources = parts._build(recipe, catalogue, [])
+        stand_in.method = method
+        return method, data.Sources(_Pictures(), sources.views, sources.masks)  # type: ignore[arg-type]
+
+    def loader(*_given: Any, **_named: Any) -> Iterator[data.Batch]:
+        for stand_in.step, batch in enumerate(batches):
+            yield batch.pin_memory() if stand_in.kind == "cuda" else batch
+
+    def images(_recipe: Any, _catalogue: Any, sources: data.Sources, _world: World) -> Tensor:
+        return torch.zeros(8, 3, *next(iter(sources.views.values())).view.size)
+
+    yield from ((loop, "build", build), (loop, "monitored_images", images), (data, "loader", loader))
+    yield Method, "to", lambda self, *_: self  # made where it belongs
+    yield checkpoint, "Saver", lambda *_, **__: _Unsaved()
+
+
+class _Fake(FakeTensorMode):
+    def __deepcopy__(self, _memo: object) -> _Fake:
+        return self  # a teacher is a copy, of the same mode
+
+
+class _Pictures:
+    """A data set of nothing."""
+
+    tasks: Any = MappingProxyType({})
+
+    def __len__(self) -> int:
+        return 100_000
+
+
+class _Unsaved:
+    def save(self, *_given: Any) -> None: ...
+
+    def join(self) -> None: ...
+
+
+class _Event:
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+def _made_up_gradients(loss: Tensor, *_given: Any, **_named: Any) -> None:
+    assert loss.requires_grad
+    stand_in = next(
+        mode for mode in torch.utils._python_dispatch._get_current_dispatch_mode_stack() if isinstance(mode, StandIn)
+    )
+    for parameter in stand_in.method.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+_CUDA = (
+    (torch.Tensor, "backward", _made_up_gradients),
+    (torch.cuda, "Event", _Event),
+    (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
+    (torch.cuda, "get_device_name", lambda *_: "A100"),
+    (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+)
+_META = (
+    (torch, "autocast", lambda *_, **__: contextlib.nullcontext()),
+    (sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["meta"]),
+)

@@ -1,0 +1,60 @@
+"""How many graphs does a compiled run make? Counted by a backend that only counts."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sslzoo.recipe.build import check
+from sslzoo.recipe.recipe import load
+from sslzoo.run.folder import Folder
+from sslzoo.run.parallel import World, data_parallel
+from sslzoo.train import Watch, train
+
+STEPS = 14
+
+
+@pytest.fixture(params=["alone", "ddp"])
+def _parallel(request, tmp_path, monkeypatch):
+    """One process: alone, or in data parallel with itself."""
+    if request.param == "alone":
+        yield
+        return
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "meet"), 1), rank=0, world_size=1)
+    wrapped = lambda method, _world, *rest: data_parallel(method, World(size=2), *rest)  # noqa: E731
+    monkeypatch.setattr("sslzoo.train.data_parallel", wrapped)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Graphs as they are compiled: the shapes of the tokens they take."""
+    found = []
+
+    def counting(module, given):
+        found.append([tuple(x.shape) for x in given if isinstance(x, torch.Tensor) and x.ndim == 3])
+        return module.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    yield found
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_parallel")
+def test_few_graphs_are_made_and_none_anew(graphs, tmp_path):
+    sets = (f"run.steps={STEPS}", "run.compile=true", "run.batch=4", "run.log_every=1", "run.monitor=8")
+    recipe, installed = load("tiny/ijepa", (*sets, "run.monitor_every=5 steps", "data.length=40", "data.cache=false"))
+    made = []
+    watch = Watch(show=lambda at, line: made.append(len(graphs)))
+    torch._dynamo.config.optimize_ddp = True  # as PyTorch has it: cut at DDP's buckets
+    train(recipe, installed, check(recipe, installed), tmp_path / "run", World(), watch)
+    assert [line["step"] for line in Folder(tmp_path / "run").metrics.read() if "rankme" in line] == [5, 10, 14]
+    contexts = {line["context_share/image"] for line in Folder(tmp_path / "run").metrics.read()}
+    assert len(contexts) > 1, "contexts differ in length, or this test shows nothing"
+    assert len(graphs) <= 5, graphs
+    assert made[-1] == made[4], "none is made after the first few steps"
+    constant = [shapes for shapes in graphs if shapes and all(type(n) is int for n in shapes[0])]
+    assert any(shape[0][1] == 64 for shape in constant), "the teacher's own graph knows its 64 patches"

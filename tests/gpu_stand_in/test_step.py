@@ -1,0 +1,118 @@
+"""Whole steps on a GPU that is not there: every shipped recipe at full size, and every toy method."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from stand_in import run
+
+from sslzoo import catalogue
+from sslzoo.recipe.recipe import load, names
+from sslzoo.run import data, metrics
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+from toy_recipes import METHODS, write
+
+KINDS = ("cuda", "meta")
+
+
+GROWING = ("tiny", "cifar10", "vitb", "vitl", "vith", "vitg")
+
+
+def shape(name):
+    """What a step of a recipe is made of, sizes aside."""
+    recipe, _ = load(name)
+    wiring = (recipe.targets, recipe.losses, {"encoder": recipe.encoder, "predictor": recipe.predictor})
+    parts = [(key, spec["use"], spec.get("to"), spec.get("hidden")) for part in wiring for key, spec in part.items()]
+    return str([parts, recipe.optim.use, len(recipe.views)])
+
+
+def size(name):
+    return max(number for number, word in enumerate(GROWING) if word in name)
+
+
+# Of those made alike, the largest stands for all; `check` rehearses each of the others (tests/guards/test_recipes.py).
+LARGEST = {shape(name): name for name in sorted(names(catalogue()), key=size)}.values()
+
+
+def shallow(recipe):
+    """At full width and grid, of two blocks: all blocks of a list are alike."""
+    encoder = {**recipe.encoder, "depth": 2}
+    return replace(recipe, encoder=encoder, predictor={**recipe.predictor, "depth": 2})
+
+
+def shortened(recipe):
+    """A quiet step, and a last one with a log line and the monitor."""
+    short = {"steps": 2, "epochs": None, "batch": 2, "micro": None, "log_every": 2, "compile": False, "monitor": 8}
+    return replace(recipe, run=recipe.run.model_copy(update=short))
+
+
+def assert_nobody_waits(seen):
+    """Between log lines the host never waits for the device, and one small copy leaves it: the votes."""
+    quiet = [crossing for crossing in seen.crossings if crossing.step == 0]
+    assert not [crossing for crossing in quiet if crossing.blocks]
+    assert [(c.step, c.shape) for c in quiet if c.way == "out"] == [(0, (2,))]
+    assert [crossing for crossing in seen.crossings if crossing.step == 1 and crossing.blocks], "a log line is read"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", sorted(LARGEST))
+def test_every_shape_of_shipped_recipe_takes_steps(name, kind, tmp_path):
+    recipe, installed = load(name)
+    recipe = shallow(recipe) if "vit" in name else recipe
+    seen = run(shortened(recipe), installed, kind, tmp_path)
+    if kind == "cuda":
+        assert_nobody_waits(seen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(names(catalogue())))
+def test_every_shipped_recipe_takes_steps_in_full_depth(name, tmp_path):
+    recipe, installed = load(name)
+    assert_nobody_waits(run(shortened(recipe), installed, "cuda", tmp_path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_kind_of_method_takes_steps(method, kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLZOO_PLUGINS", "")
+    recipe, installed = load(str(write(tmp_path, method)))
+    seen = run(shortened(recipe), installed, kind, tmp_path / "run")
+    if kind == "cuda":
+        assert_nobody_waits(seen)
+
+
+# --- the stand-ins see what they are for: the code before them fails ---
+
+
+def test_a_metric_on_another_device_is_seen(tmp_path, monkeypatch):
+    def stacked(given, _device):
+        given = {name: torch.tensor(x) if isinstance(x, float) else x for name, x in given.items()}
+        return dict(zip(given, torch.stack([x.double() for x in given.values()]).tolist(), strict=True))
+
+    monkeypatch.setattr("sslzoo.train.collect", stacked)
+    recipe, installed = load("tiny/ijepa")
+    with pytest.raises(RuntimeError, match="device"):
+        run(shortened(recipe), installed, "meta", tmp_path)
+
+
+def test_a_number_copied_to_the_device_is_seen(tmp_path, monkeypatch):
+    full = torch.full
+
+    def copied(size, value, **named):
+        return torch.tensor(value, **named) if size == () else full(size, value, **named)
+
+    monkeypatch.setattr(data.torch, "full", copied)
+    recipe, installed = load("tiny/ijepa")
+    seen = run(shortened(recipe), installed, "cuda", tmp_path)
+    with pytest.raises(AssertionError):
+        assert_nobody_waits(seen)
+
+
+def test_numbers_stay_and_tensors_are_averaged():
+    found = metrics.collect({"a": torch.tensor(2.0), "m": 0.9, "b": torch.tensor(3)}, torch.device("cpu"))
+    assert found == {"a": 2.0, "m": 0.9, "b": 3.0}
+    assert list(found) == ["a", "m", "b"]
+    assert metrics.collect({}, torch.device("cpu")) == {}
