@@ -10,7 +10,7 @@ from typing import Any
 # By the module that authors import from; in the order of the page.
 NAMES = {
     "sslzoo": "Rng Mask Patches Tokens Signal Batch Group Pairing Reading Student Features Progress Schedule Duration "
-    "gather all_mean all_sum world_size hookimpl UserError",
+    "Free gather all_mean all_sum world_size hookimpl UserError",
     "sslzoo.nn": "Block LayerNorm Positions sincos patchify pixels_of key_mask splits start_normal start_xavier",
     "sslzoo.blocks": "check_ranges size_of draw_size sizes places covered chance",
 }

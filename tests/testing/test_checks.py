@@ -121,6 +121,8 @@ KEYS = {
     "cross": SMALL,
     "mae": SMALL,
     "regressor": {"heads": 4},
+    "join": {"parts": {"one": {"use": "ijepa", **SMALL}, "two": {"use": "cross", **SMALL}}},
+    "convolutions": {"noise": 0.0},  # else it draws noise, from torch's generator, also in eval mode
     "vit-rope": {**SMALL, "patch": 8},
     "scenes": {"length": 50, "size": 32},
 }
