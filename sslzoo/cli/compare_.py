@@ -1,0 +1,50 @@
+"""`sslzoo compare`: a study, or runs that exist, as a table that may be trusted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from sslzoo.cli.options import as_json as json_option
+
+
+@click.command("compare")
+@click.argument("what", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Study folder; runs/NAME if left out.")
+@click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path, exists=True), help="Plugin file.")
+@click.option("--dry-run", is_flag=True, help="Tell the cells and their cost; run nothing.")
+@click.option("--jobs", default=1, type=click.IntRange(1), help="Cells trained at a time on this machine.")
+@click.option("--cluster", help="Cluster profile: one job array instead of this machine.")
+@click.option("--strict", is_flag=True, help="Exit with code 1 if the comparison is unfair.")
+@click.option("--baseline", help="For runs: the variant that others are compared to; the first if left out.")
+@json_option
+def command(
+    what: tuple[Path, ...],
+    out: Path | None,
+    plugins: tuple[Path, ...],
+    dry_run: bool,
+    jobs: int,
+    cluster: str | None,
+    strict: bool,
+    baseline: str | None,
+    as_json: bool,
+) -> None:
+    """Run the study WHAT (a YAML file), or compare the run folders WHAT, and write a page.
+
+    A study goes on where it was left: finished cells are not run again.
+
+    \b
+    Examples:
+      sslzoo compare masks.yaml --dry-run
+      sslzoo compare masks.yaml
+      sslzoo compare runs/ijepa-a runs/ijepa-b --strict
+    """
+    from sslzoo.compare.command import Asked, compare_runs, run_study
+
+    asked = Asked(out, plugins, dry_run, jobs, cluster, baseline, as_json)
+    study = len(what) == 1 and what[0].suffix in (".yaml", ".yml") and what[0].is_file()
+    fair = run_study(what[0], asked) if study else compare_runs(what, asked)
+    if strict and not fair:
+        sys.exit(1)

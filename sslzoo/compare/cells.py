@@ -1,0 +1,158 @@
+"""How are the cells of a study run? One after another or several at a time, here or as one array; none twice."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from sslzoo.compare.study import Cell, Study
+from sslzoo.errors import RunError, UserError
+from sslzoo.launch.state import State
+from sslzoo.launch.submit import Asked, Element, submit
+from sslzoo.recipe.recipe import resolve
+from sslzoo.run.folder import Folder
+
+LOOK = 1.0  # seconds between looks at running cells
+Say = Callable[[str], None]
+
+
+@dataclass
+class Running:
+    """A cell that trains in a process of its own."""
+
+    cell: Cell
+    process: subprocess.Popen[bytes]
+
+
+def refuse_edited(study: Study) -> None:
+    """Before anything runs: every folder that exists holds the cell as the study now says it.
+
+    Raises:
+        UserError: the study was edited after some of it ran; names those cells and what changed.
+    """
+    edited = []
+    for cell in study.cells:
+        if Folder(cell.folder).recipe.exists():
+            try:
+                Folder(cell.folder).prepare(resolve(cell.recipe, cell.installed))
+            except RunError as error:
+                edited.append(f"  {cell.variant}, seed {cell.seed}: {error}")
+    if edited:
+        raise UserError(
+            f"the study was edited after {len(edited)} of its {len(study.cells)} cells had begun:\n"
+            + "\n".join(edited)
+            + f"\nput the study back, remove those folders, or run it elsewhere with --out (here: {study.folder})"
+        )
+
+
+def is_done(cell: Cell) -> bool:
+    """Whether a cell has been trained to its end."""
+    return State(cell.folder).now.get("state") == "done"
+
+
+def prepare(study: Study) -> list[Cell]:
+    """Writes the recipe of each cell to its folder; the cells that are still to be run."""
+    refuse_edited(study)
+    left = [cell for cell in study.cells if not is_done(cell)]
+    for cell in left:
+        Folder(cell.folder).prepare(resolve(cell.recipe, cell.installed))
+    return left
+
+
+def here(study: Study, jobs: int, console: Console) -> None:
+    """Trains what is left of a study in processes of this machine, `jobs` at a time; Ctrl-C saves them all.
+
+    Raises:
+        UserError: a cell failed; the others were run to their end. Or it was stopped; the same command goes on.
+    """
+    waiting, running, failed = prepare(study), [], []
+    stopped = False
+    try:
+        with Live(console=console, refresh_per_second=2, transient=True, auto_refresh=False) as live:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    running.append(_start(waiting.pop(0)))
+                time.sleep(LOOK)
+                for one in [one for one in running if one.process.poll() is not None]:
+                    running.remove(one)
+                    name = f"{one.cell.variant}, seed {one.cell.seed}"
+                    console.print(_ended(one, name), markup=False, highlight=False)
+                    failed += [name] if one.process.returncode else []
+                if console.is_terminal:
+                    live.update(progress(study), refresh=True)
+    except KeyboardInterrupt:
+        stopped = True
+    finally:
+        for one in running:
+            one.process.send_signal(signal.SIGTERM)
+        for one in running:
+            one.process.wait()
+    if stopped:
+        raise UserError("stopped; what ran is saved, and the same command goes on")
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(study.cells)} cells failed: {'; '.join(failed)}; see `sslzoo status {study.folder}`"
+        )
+
+
+def _start(cell: Cell) -> Running:
+    log = (cell.folder / "output.txt").open("ab")
+    command = [sys.executable, "-m", "sslzoo", "train", str(cell.folder), "--no-evaluate"]
+    with log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    return Running(cell, process)
+
+
+def _ended(one: Running, name: str) -> str:
+    if one.process.returncode == 0:
+        return f"{name}: done"
+    reason = State(one.cell.folder).reason or _last_line(one.cell.folder / "output.txt")
+    return f"{name}: failed: {reason}"
+
+
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()] if path.exists() else []
+    return lines[-1] if lines else "no word"
+
+
+def progress(study: Study) -> Table:
+    """Where each cell stands, a row each."""
+    table = Table("variant", "seed", "state", "step", "loss", "images/s", "left", box=None, header_style="bold")
+    for cell in study.cells:
+        now = State(cell.folder).now
+        moving = now.get("state") == "running"
+        table.add_row(
+            cell.variant,
+            str(cell.seed),
+            now.get("state", "waiting"),
+            f"{now.get('step', 0)}/{now.get('steps', '?')}" if now else "",
+            f"{now['loss']:.4f}" if "loss" in now else "",
+            f"{now['rate']:.0f}" if moving and "rate" in now else "",
+            _clock(now.get("left")) if moving else "",
+        )
+    return table
+
+
+def _clock(seconds: float | None) -> str:
+    whole = int(seconds or 0)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if seconds else ""
+
+
+def on_cluster(study: Study, asked: Asked, words: Sequence[str], say: Say) -> None:
+    """Submits what is left of a study as one job array."""
+    left = prepare(study)
+    if not left:
+        say("every cell is done")
+        return
+    jobs = submit([Element(cell.folder, cell.recipe, cell.installed) for cell in left], asked, words)
+    array = jobs[0].split("_")[0]
+    say(f"submitted {len(jobs)} cells as job {array}; the same command compares them when they are done")

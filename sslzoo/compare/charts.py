@@ -1,0 +1,200 @@
+"""What does a study look like? Charts as SVG, each with its numbers as CSV and a caption for a reader of papers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sslzoo.compare.records import Record
+from sslzoo.compare.statistics import Difference
+
+# Okabe and Ito's colours, told apart by people who are colour-blind too; and a mark for each, for print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B", "#8A6D00")
+MARKS = "osD^vP*X"
+SVG = {"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+SVG |= {"text.color": "#777777", "axes.labelcolor": "#777777", "axes.edgecolor": "#999999", "xtick.color": "#777777"}
+SVG |= {"ytick.color": "#777777", "svg.hashsalt": "sslzoo"}  # greys that can be read on white and on black
+Rows = list[dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of the page."""
+
+    name: str  # of its files
+    title: str
+    caption: str
+    svg: str
+    csv: str
+
+
+def chart(name: str, title: str, caption: str, figure: Figure, rows: Rows) -> Chart:
+    """A matplotlib figure and its numbers as a chart."""
+    with rc_context(SVG):
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return Chart(name, title, caption, _own_names(svg, name), as_csv(rows))
+
+
+def _own_names(svg: str, name: str) -> str:
+    """Several SVGs stand in one page: names of clips and markers are made each figure's own."""
+    for attribute in ('id="', 'href="#', "url(#"):
+        svg = svg.replace(attribute, f"{attribute}{name}-")
+    return svg
+
+
+def as_csv(rows: Rows) -> str:
+    """Rows with the same keys as CSV."""
+    out = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return out.getvalue()
+
+
+def colour(names: Sequence[str], name: str) -> tuple[str, str]:
+    """A variant's colour and mark, the same in every chart."""
+    place = list(names).index(name)
+    return COLOURS[place % len(COLOURS)], MARKS[place % len(MARKS)]
+
+
+def against_cost(
+    variants: Mapping[str, Sequence[Record]],
+    figure: Callable[[Record], float | None],
+    unit: str,
+    lines: Mapping[str, float],
+    title: str,
+) -> Chart:
+    """A figure against images, arithmetic and device time, every seed a point; untrained and chance as lines."""
+    axes_of = (
+        ("images seen", lambda record: record.images),
+        ("training FLOPs", lambda record: record.flops),
+        ("device seconds", lambda record: record.seconds),
+    )
+    rows: Rows = []
+    with rc_context(SVG):
+        page = Figure(figsize=(10, 3.2), layout="constrained")
+        for ax, (label, cost) in zip(page.subplots(1, 3, sharey=True), axes_of, strict=True):
+            for name, records in variants.items():
+                points = [(cost(record), figure(record), record.seed) for record in records]
+                known = [(x, y, seed) for x, y, seed in points if x is not None and y is not None]
+                c, mark = colour(list(variants), name)
+                ax.scatter(
+                    [x for x, *_ in known], [y for _, y, _ in known], s=34, c=c, marker=mark, alpha=0.85, label=name
+                )
+                rows += [{"variant": name, "seed": seed, "cost": label, "x": x, "y": y} for x, y, seed in known]
+            _levels(ax, lines)
+            ax.set_xlabel(label)
+            ax.margins(x=0.15, y=0.12)
+            ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        page.axes[0].set_ylabel(unit)
+        _legend(page, page.axes[0])
+    caption = (
+        f"{title} ({unit}) of each run against what its training cost: images seen, arithmetic (multiply and add count "
+        "as two, forward and backward, mean over mask draws) and time in the training loop times processes. Every seed "
+        "is a point; lines: the same encoder before training, and the commonest class."
+    )
+    return chart("cost", title, caption, page, rows)
+
+
+def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str) -> Chart:
+    """Paired differences to the baseline with intervals, a panel for each figure."""
+    rows: Rows = []
+    names = list(found)
+    some = list(next(iter(found.values()), {}))
+    with rc_context(SVG):
+        page = Figure(figsize=(10, 0.9 + 0.34 * max(1, len(names)) * ((len(some) + 2) // 3)), layout="constrained")
+        across = min(3, max(1, len(some)))
+        grid = page.subplots(max(1, -(-len(some) // across)), across, squeeze=False, sharey=True).flatten()
+        for ax, what in zip(grid, some, strict=False):
+            for place, name in enumerate(names):
+                one = found[name][what]
+                c = COLOURS[(place + 1) % len(COLOURS)]
+                ax.scatter(one.values, [place] * len(one.values), s=12, c=c, alpha=0.45)
+                if one.low is not None and one.high is not None:
+                    ax.plot([one.low, one.high], [place, place], c=c, linewidth=2)
+                ax.scatter([one.mean], [place], s=42, c=c, marker="D")
+                rows.append(
+                    {
+                        "variant": name,
+                        "figure": what,
+                        "difference": one.mean,
+                        "low": one.low,
+                        "high": one.high,
+                        "p": one.p,
+                    }
+                )
+            ax.axvline(0, color="#999999", linewidth=1)
+            ax.set_title(what, fontsize=9)
+            ax.set_yticks(range(len(names)), names)
+            ax.set_ylim(len(names) - 0.5, -0.5)
+        for ax in grid[len(some) :]:
+            ax.set_axis_off()
+    caption = (
+        f"Difference to {baseline} in points of percent, seed by seed (dots), their mean (diamond), and a 95 % "
+        "interval by a bootstrap over seeds and test images together. Left of the line: worse than the baseline."
+    )
+    return chart("differences", f"Differences to {baseline}", caption, page, rows)
+
+
+def curves(variants: Mapping[str, Sequence[Record]], keys: Mapping[str, str], name: str, caption: str) -> Chart:
+    """Metrics over images seen: mean over seeds, with a band from the lowest to the highest."""
+    rows: Rows = []
+    with rc_context(SVG):
+        page = Figure(figsize=(10, 3.0), layout="constrained")
+        for ax, (key, label) in zip(page.subplots(1, len(keys), squeeze=False)[0], keys.items(), strict=True):
+            for variant, records in variants.items():
+                x, lines = aligned(records, key)
+                if not len(x):
+                    continue
+                c, _ = colour(list(variants), variant)
+                mean = lines.mean(0)
+                ax.plot(x, mean, color=c, linewidth=1.6, label=variant)
+                ax.fill_between(x, lines.min(0), lines.max(0), color=c, alpha=0.18, linewidth=0)
+                for place, value in zip(x, mean, strict=True):
+                    rows.append({"variant": variant, "metric": key, "images": float(place), "mean": float(value)})
+            ax.set_title(label, fontsize=10, loc="left")
+            ax.set_xlabel("images seen")
+            ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        _legend(page, page.axes[0])
+    return chart(name, "While training", caption, page, rows)
+
+
+def aligned(records: Iterable[Record], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """A metric of several seeds at the steps that all logged: images [n], values [seeds n], smoothed a little."""
+    each = []
+    for record in records:
+        points = {line["step"] * record.batch: line[key] for line in record.lines if line.get(key) is not None}
+        if points:
+            each.append(points)
+    if not each:
+        return np.zeros(0), np.zeros((0, 0))
+    x = sorted(set.intersection(*(set(points) for points in each)))
+    values = np.array([[points[place] for place in x] for points in each], np.float64)
+    wide = max(1, len(x) // 40)
+    if wide > 1 and len(x):
+        kernel = np.ones(wide) / wide
+        padded = np.pad(values, ((0, 0), (wide // 2, wide - 1 - wide // 2)), mode="edge")
+        values = np.stack([np.convolve(line, kernel, mode="valid") for line in padded])
+    return np.array(x, np.float64), values
+
+
+def _levels(ax: Axes, lines: Mapping[str, float]) -> None:
+    for number, (name, value) in enumerate(lines.items()):
+        ax.axhline(value, color="#999999", linewidth=1, linestyle=("--", ":", "-.")[number % 3], label=name)
+
+
+def _legend(page: Figure, ax: Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        page.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)

@@ -1,0 +1,108 @@
+"""What does `sslzoo compare` do, from the words on the command line to the page?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from sslzoo.compare import cells, evaluation, fairness, page, records, study, table
+from sslzoo.compare.records import Record
+from sslzoo.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of the command."""
+
+    out: Path | None
+    plugins: tuple[Path, ...]
+    dry_run: bool
+    jobs: int
+    cluster: str | None
+    baseline: str | None
+    as_json: bool
+
+
+def run_study(path: Path, asked: Asked) -> bool:
+    """Runs what is left of a study, evaluates it, writes its page; returns whether the comparison is fair."""
+    console = Console(stderr=asked.as_json)
+    read = study.read(path, asked.out, asked.plugins)
+    if asked.dry_run:
+        console.print(_costs(read))
+        return True
+    if asked.cluster is not None:
+        from sslzoo.launch.submit import Asked as Submission
+
+        submission = Submission(asked.cluster, evaluate=False)
+        if any(not cells.is_done(cell) for cell in read.cells):
+            cells.on_cluster(read, submission, sys.argv[1:], click.echo)
+            return True
+    cells.here(read, asked.jobs, console)
+    evaluation.evaluate(read, console)
+    variants = {
+        one.name: [records.read(cell.folder, one.name) for cell in read.cells if cell.variant == one.name]
+        for one in read.variants
+    }
+    commands = f"sslzoo compare {path}\n\n{path.read_text()}"
+    return _tell(read.name, variants, read.baseline, read.named(), read.keys.budget.equal, read.folder, commands, asked)
+
+
+def compare_runs(folders: Sequence[Path], asked: Asked) -> bool:
+    """The reading half, for any runs that exist."""
+    variants = records.by_recipe(list(folders))
+    baseline = asked.baseline or next(iter(variants))
+    if baseline not in variants:
+        message = f"no variant is called {baseline!r}{did_you_mean(baseline, variants)}"
+        raise UserError(f"{message}\nvariants: {', '.join(variants)}")
+    place = asked.out or Path("runs") / "compared"
+    commands = "sslzoo compare " + " ".join(map(str, folders))
+    return _tell("comparison", variants, baseline, {}, "images", place, commands, asked)
+
+
+def _tell(
+    name: str,
+    variants: Mapping[str, Sequence[Record]],
+    baseline: str,
+    named: Mapping[str, tuple[str, ...]],
+    held: str,
+    place: Path,
+    commands: str,
+    asked: Asked,
+) -> bool:
+    fair = fairness.box(variants, named, held)
+    found = table.compare(variants, baseline)
+    console = Console(stderr=asked.as_json)
+    for line in table.verdict(found):
+        console.print(line, markup=False, highlight=False)
+    console.print(table.shown(found))
+    for finding in fair.unfair:
+        console.print(f"unfair: {finding}", markup=False, highlight=False)
+    for line in found.left_out:
+        console.print(f"left out: {line}", markup=False, highlight=False)
+    written = page.write(place / "report", name, variants, found, fair, commands)
+    console.print(f"page: {written}", markup=False, highlight=False)
+    if asked.as_json:
+        from sslzoo.cli import echo_json
+
+        echo_json(table.as_json(found, fair))
+    return not fair.unfair
+
+
+def _costs(read: study.Study) -> Table:
+    """What a study will cost, before any of it runs."""
+    shown = Table("variant", "changes", "steps", "images", "FLOPs a run", box=None, header_style="bold")
+    for one in read.variants:
+        images = one.steps * one.cost.batch
+        sets = ", ".join(one.sets) or "(the base)"
+        shown.add_row(one.name, sets, str(one.steps), f"{images:,}", f"{images * one.cost.flops:.3g}")
+    total = sum(one.steps * one.cost.batch * one.cost.flops for one in read.variants) * len(read.seeds)
+    shown.caption = (
+        f"{len(read.cells)} cells ({len(read.variants)} variants x {len(read.seeds)} seeds), {total:.3g} FLOPs"
+    )
+    return shown

@@ -1,0 +1,210 @@
+"""Is a comparison fair? What differs and was named, what differs beside, what makes it unfair, what is the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sslzoo.compare.records import Record
+
+CLOSE = 0.02  # relative; costs nearer than this are equal
+SLOW = 0.1  # relative; device time is noisy
+KEPT = 0.05  # share of its starting weights that a teacher may keep
+WARM = 0.2  # share of a run that may be warm-up
+OWN = ("name", "run.seed", "plugins")  # what tells runs apart, and no question
+# Which keys of a recipe say how it is run or told, not what is learnt.
+HOW = (
+    "run.workers",
+    "run.log_every",
+    "run.save_every",
+    "run.keep",
+    "run.milestones",
+    "run.monitor",
+    "run.monitor_every",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that differs: what, and its value in each variant."""
+
+    what: str
+    values: Mapping[str, str]
+    why: str = ""
+
+    def __str__(self) -> str:
+        shown = "; ".join(f"{name}: {value}" for name, value in self.values.items())
+        return f"{self.what}: {shown}" + (f" ({self.why})" if self.why else "")
+
+
+@dataclass(frozen=True)
+class Box:
+    """The four sides of the fairness box."""
+
+    question: list[Finding] = field(default_factory=list)
+    beside: list[Finding] = field(default_factory=list)
+    unfair: list[Finding] = field(default_factory=list)
+    same: list[Finding] = field(default_factory=list)
+
+
+def box(variants: Mapping[str, Sequence[Record]], named: Mapping[str, Iterable[str]], held: str = "images") -> Box:
+    """Compares variants, each with the records of its seeds.
+
+    Args:
+        variants: records by variant.
+        named: places of the recipe that a study names, by variant; empty where runs were not made by a study.
+        held: what the budget held equal; other costs then differ by design, and are told beside the question.
+    """
+    found = Box()
+    if not variants:
+        return found
+    _recipes(found, variants, {place for places in named.values() for place in places}, known=bool(named))
+    for what, value, close in _COSTS:
+        _cost(found, variants, what, value, close, held)
+    for what, value in _FACTS:
+        _fact(found, variants, what, value)
+    for rule in _RULES:
+        found.unfair.extend(rule(variants))
+    _seeds(found, variants)
+    return found
+
+
+def _recipes(found: Box, variants: Mapping[str, Sequence[Record]], named: set[str], known: bool) -> None:
+    leaves = {name: records[0].leaves for name, records in variants.items()}
+    places = sorted({place for one in leaves.values() for place in one})
+    for place in places:
+        if place.startswith(OWN) or place.startswith("evaluate"):
+            continue
+        values = {name: _short(one.get(place, "(absent)")) for name, one in leaves.items()}
+        if len(set(values.values())) == 1:
+            continue
+        asked = any(place == one or place.startswith(one + ".") or one.startswith(place + ".") for one in named)
+        if place.startswith(HOW):
+            found.beside.append(Finding(place, values, "how it is run, not what is learnt"))
+        elif asked or not known:
+            found.question.append(Finding(place, values))
+        else:
+            found.beside.append(Finding(place, values))
+
+
+def _cost(
+    found: Box,
+    variants: Mapping[str, Sequence[Record]],
+    what: str,
+    value: Callable[[Record], float | None],
+    close: float,
+    held: str,
+) -> None:
+    means = {name: _mean(value(record) for record in records) for name, records in variants.items()}
+    if any(mean is None for mean in means.values()):
+        missing = [name for name, mean in means.items() if mean is None]
+        found.beside.append(Finding(what, dict.fromkeys(missing, "not recorded")))
+        return
+    numbers = {name: mean for name, mean in means.items() if mean is not None}
+    values = {name: _count(mean) for name, mean in numbers.items()}
+    low, high = min(numbers.values()), max(numbers.values())
+    if high - low <= close * max(high, 1e-12):
+        found.same.append(Finding(what, values))
+    elif what.startswith(held):
+        found.unfair.append(Finding(what, values, "the budget should have held this equal"))
+    else:
+        found.unfair.append(Finding(what, values, f"up to {high / max(low, 1e-12):.2f} times"))
+
+
+def _fact(found: Box, variants: Mapping[str, Sequence[Record]], what: str, value: Callable[[Record], Any]) -> None:
+    values = {name: sorted({str(value(record)) for record in records}) for name, records in variants.items()}
+    shown = {name: ", ".join(some) for name, some in values.items()}
+    alike = len({one for some in values.values() for one in some}) == 1
+    (found.same if alike else found.unfair).append(Finding(what, shown))
+
+
+def _seeds(found: Box, variants: Mapping[str, Sequence[Record]]) -> None:
+    seeds = {name: ", ".join(str(record.seed) for record in records) for name, records in variants.items()}
+    if len(set(seeds.values())) > 1:
+        found.unfair.append(Finding("seeds", seeds, "only seeds that all have are pairs"))
+    else:
+        found.same.append(Finding("seeds", seeds))
+
+
+_COSTS: tuple[tuple[str, Callable[[Record], float | None], float], ...] = (
+    ("images seen", lambda record: record.images, CLOSE),
+    ("steps", lambda record: record.step, CLOSE),
+    ("flops", lambda record: record.flops, CLOSE),
+    ("seconds of device time", lambda record: record.seconds, SLOW),
+    ("patch tokens seen", lambda record: record.tokens, CLOSE),
+)
+_FACTS: tuple[tuple[str, Callable[[Record], Any]], ...] = (
+    ("evaluation", lambda record: record.evaluation),
+    ("networks evaluated", lambda record: ", ".join(sorted(record.networks))),
+    ("training data", lambda record: record.data),
+    ("versions", lambda record: record.versions),
+    ("machine", lambda record: record.machine),
+    ("threads", lambda record: record.threads),
+    ("precision", lambda record: record.leaves.get("run.precision")),
+)
+
+
+def _teachers(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
+    kept = {
+        name: max((r.kept for r in records if r.kept is not None), default=None) for name, records in variants.items()
+    }
+    bad = {name: f"{share:.0%}" for name, share in kept.items() if share is not None and share > KEPT}
+    if bad:
+        yield Finding("share of its starting weights that the teacher kept", bad, f"more than {KEPT:.0%}: train longer")
+
+
+def _warm_ups(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
+    bad = {name: f"{r[0].warm_up:.0%}" for name, r in variants.items() if r[0].warm_up > WARM}
+    if bad:
+        yield Finding("share of the run that is warm-up", bad, f"more than {WARM:.0%}")
+
+
+def _skipped(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
+    bad = {
+        name: str(sum(r.skipped for r in records))
+        for name, records in variants.items()
+        if any(r.skipped for r in records)
+    }
+    if bad:
+        yield Finding("steps skipped, for they were not finite", bad)
+
+
+def _health(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
+    bad = {name: ", ".join(sorted({r.health for r in records if r.health})) for name, records in variants.items()}
+    bad = {name: words for name, words in bad.items() if words}
+    if bad:
+        yield Finding("health", bad)
+
+
+def _unfinished(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
+    bad = {
+        name: "; ".join(
+            f"seed {r.seed} is {r.state} at step {r.step} of {r.steps}" for r in records if r.state != "done"
+        )
+        for name, records in variants.items()
+    }
+    bad = {name: words for name, words in bad.items() if words}
+    if bad:
+        yield Finding("runs that are not finished", bad)
+
+
+_RULES = (_teachers, _warm_ups, _skipped, _health, _unfinished)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return sum(known) / len(known) if known else None
+
+
+def _count(value: float) -> str:
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.4g}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,180 @@
+"""What does a reader see of a comparison? One HTML file that opens offline: the verdict first, then all it rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from sslzoo.compare import charts
+from sslzoo.compare.fairness import Box
+from sslzoo.compare.records import Record
+from sslzoo.compare.statistics import told
+from sslzoo.compare.table import Comparison, verdict
+
+SIDES = (
+    ("question", "The question"),
+    ("beside", "Beside the question"),
+    ("unfair", "Unfair"),
+    ("same", "The same"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: what is shown, and what it is sorted by."""
+
+    text: str
+    value: float | str
+
+
+def write(
+    place: Path, title: str, variants: Mapping[str, Sequence[Record]], found: Comparison, fair: Box, commands: str
+) -> Path:
+    """Writes the page, and beside it every chart as SVG with its numbers as CSV; returns the page."""
+    place.mkdir(parents=True, exist_ok=True)
+    drawn = list(_charts(variants, found))
+    for one in drawn:
+        (place / f"{one.name}.svg").write_text(one.svg)
+        (place / f"{one.name}.csv").write_text(one.csv)
+    environment = Environment(loader=PackageLoader("sslzoo.compare", "."), autoescape=select_autoescape(["html"]))
+    records = [one for each in variants.values() for one in each]
+    seeds = sorted({one.seed for one in records})
+    many, told_seeds = len(variants), ", ".join(str(seed) for seed in seeds)
+    html = environment.get_template("page.html").render(
+        title=title,
+        subtitle=f"{many} variant{'s' if many != 1 else ''}, seeds {told_seeds}; baseline {found.baseline}",
+        verdict=verdict(found),
+        left_out=found.left_out,
+        sides=[(name, heading, getattr(fair, name)) for name, heading in SIDES] if many > 1 else [],
+        tables=list(_tables(variants, found)),
+        charts=drawn,
+        sources=_sources(records, commands),
+    )
+    page = place / "index.html"
+    page.write_text(html)
+    return page
+
+
+def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison):
+    if found.figures:
+        rows = []
+        for name, figures in found.summaries.items():
+            row = [Cell(name, name)]
+            for what in found.figures:
+                one = figures[what]
+                spread = "" if one.std is None else f" ± {one.std:.1f}"
+                row.append(Cell(f"{one.mean:.1f}{spread}", one.mean))
+            rows.append(row)
+        note = "Top-1 in percent on test images: mean ± standard deviation over seeds."
+        yield "Figures", note, ["variant", *found.figures], rows
+    if found.differences:
+        rows = [
+            [Cell(name, name), *(Cell(told(one[what]), one[what].mean) for what in found.figures)]
+            for name, one in found.differences.items()
+        ]
+        note = (
+            f"Points of percent above {found.baseline}, paired by seed; 95 % interval by a bootstrap over seeds and "
+            "test images; p of a paired t-test over seeds, corrected by Holm's method for all cells of this table."
+        )
+        yield "Differences", note, ["variant", *found.figures], rows
+    rows = [_cost_row(name, records) for name, records in variants.items()]
+    head = ["variant", "images", "steps", "training FLOPs", "device s", "patch tokens", "parameters", "peak memory"]
+    yield "Cost", "Means over seeds. FLOPs: forward and backward, mean over mask draws.", head, rows
+
+
+def _cost_row(name: str, records: Sequence[Record]) -> list[Cell]:
+    values = [
+        _mean([one.images for one in records]),
+        _mean([float(one.step) for one in records]),
+        _mean([one.flops for one in records]),
+        _mean([one.seconds for one in records]),
+        _mean([one.tokens for one in records]),
+        _mean([one.facts.get("parameters_total") for one in records]),
+        _mean([one.facts.get("peak_memory") for one in records]),
+    ]
+    return [
+        Cell(name, name),
+        *(Cell("?" if math.isnan(x) else _engineering(x), -1 if math.isnan(x) else x) for x in values),
+    ]
+
+
+def _engineering(value: float) -> str:
+    if math.isnan(value):
+        return "?"
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e4)):
+        if abs(value) >= size:
+            return f"{value / (1e3 if unit == 'k' else size):.3g} {unit}"
+    return f"{value:.4g}"
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else float("nan")
+
+
+def _charts(variants: Mapping[str, Sequence[Record]], found: Comparison):
+    if found.figures:
+        what = _main_figure(found)
+        network, _, key = what.partition(" ")
+        levels = _levels(variants, network, key)
+        value = lambda one: one.figures.get(network, {}).get(f"{key}/top1")  # noqa: E731
+        yield charts.against_cost(variants, value, "top-1 in percent", levels, f"{what} against cost")
+    if found.differences:
+        yield charts.differences(found.differences, found.baseline)
+    lines = {key for records in variants.values() for one in records for line in one.lines for key in line}
+    keys = {key: label for key, label in {"rankme": "RankMe", "grad_norm": "gradient norm"}.items() if key in lines}
+    if _one_kind_of_target(variants):
+        keys = {"loss": "loss"} | keys
+    if keys and any(one.lines for records in variants.values() for one in records):
+        caption = (
+            "Mean over seeds with the range of all seeds. RankMe: effective rank of the summaries of a fixed batch of "
+            "training images (Garrido et al. 2023); a fall is collapse."
+        )
+        if "loss" not in keys:
+            caption += " Losses are not drawn: their targets are of different kinds, so they cannot be compared."
+        yield charts.curves(variants, keys, "curves", caption)
+
+
+def _main_figure(found: Comparison) -> str:
+    linear = [what for what in found.figures if " linear" in what]
+    return (linear or list(found.figures))[0]
+
+
+def _levels(variants: Mapping[str, Sequence[Record]], network: str, key: str) -> dict[str, float]:
+    task = key.rpartition("/")[2]
+    records = [one for each in variants.values() for one in each]
+    untrained = [
+        one.untrained[network][f"{key}/top1"] for one in records if f"{key}/top1" in one.untrained.get(network, {})
+    ]
+    chance = [one.chance[task] for one in records if task in one.chance]
+    levels = {"untrained": sum(untrained) / len(untrained)} if untrained else {}
+    return levels | ({"chance": sum(chance) / len(chance)} if chance else {})
+
+
+def _one_kind_of_target(variants: Mapping[str, Sequence[Record]]) -> bool:
+    kinds = {
+        str(records[0].tree.get("losses")) + str(records[0].tree.get("targets"))
+        for records in variants.values()
+        if records
+    }
+    return len(kinds) <= 1
+
+
+def _sources(records: Sequence[Record], commands: str) -> list[tuple[str, str]]:
+    versions = sorted({one.versions for one in records})
+    machines = sorted({f"{one.machine}, {one.threads} threads" for one in records})
+    data = sorted({one.data for one in records})
+    recipes = "\n\n".join(
+        f"# {one.folder}\n{(one.folder / 'recipe.yaml').read_text()}" for one in records if one.seed == records[0].seed
+    )
+    return [
+        ("Commands", commands),
+        ("Versions", "\n".join(versions)),
+        ("Machines", "\n".join(machines)),
+        ("Training data", "\n".join(data)),
+        ("Resolved recipes", recipes),
+    ]

@@ -1,0 +1,122 @@
+"""How sure is a difference? Means over seeds, paired differences with intervals, p-values corrected for many.
+
+Seeds are pairs: variant and baseline of one seed share the order of images, the views, and the start of the parts they
+have in common; so their difference is taken seed by seed. Its interval is a bootstrap over seeds and test images
+together (the pigeonhole bootstrap, Owen 2007), so that it speaks of other seeds and of other images. Its p-value is a
+paired t-test over seeds (scipy), corrected by Holm's step-down method (Holm 1979) for all variants and figures of a
+table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+LEAST = 3  # seeds below which no test is made
+DRAWS = 2000  # of the bootstrap
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One figure of one variant over its seeds, in the figure's unit."""
+
+    mean: float
+    std: float | None  # over seeds, n - 1; None for one seed
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A variant less the baseline, paired by seed."""
+
+    mean: float
+    low: float | None  # 95 % interval
+    high: float | None
+    p: float | None  # of the paired t-test; after `holm`, corrected
+    values: tuple[float, ...]
+    why: str = ""  # why there is no test
+
+    @property
+    def sure(self) -> bool:
+        """Whether the corrected p-value is below 0.05."""
+        return self.p is not None and self.p < 0.05
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Mean and spread over seeds."""
+    x = np.asarray(values, np.float64)
+    return Summary(float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else None, tuple(map(float, x)))
+
+
+def difference(
+    ours: Sequence[float], theirs: Sequence[float], correct: tuple[Array, Array] | None = None, seed: int = 0
+) -> Difference:
+    """Our figures less theirs, seed by seed.
+
+    Args:
+        ours: a figure of the variant, one for each seed.
+        theirs: the same of the baseline, in the same order of seeds.
+        correct: for each, whether each test image was told right, [seeds images]; without it only seeds are resampled.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: they are not pairs.
+    """
+    if len(ours) != len(theirs) or not len(ours):
+        raise ValueError(f"{len(ours)} and {len(theirs)} figures are no pairs")
+    gaps = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    values = tuple(map(float, gaps))
+    if len(gaps) < LEAST:
+        why = f"{len(gaps)} seed{'s' if len(gaps) > 1 else ''}: a test needs at least {LEAST}"
+        return Difference(float(gaps.mean()), None, None, None, values, why)
+    low, high = _interval(gaps, correct, seed)
+    return Difference(float(gaps.mean()), low, high, _paired_t(gaps), values)
+
+
+def _paired_t(gaps: Array) -> float:
+    """Two-sided p of a mean of pairs; where all pairs differ equally, there is no spread to test against."""
+    if np.ptp(gaps) == 0:
+        return 1.0 if gaps[0] == 0 else 0.0
+    return float(stats.ttest_1samp(gaps, 0.0)[1])
+
+
+def _interval(gaps: Array, correct: tuple[Array, Array] | None, seed: int) -> tuple[float, float]:
+    """The middle 95 % of means over resampled seeds, and images where their answers are known."""
+    draw = np.random.default_rng(seed)
+    seeds = draw.multinomial(len(gaps), np.full(len(gaps), 1 / len(gaps)), DRAWS) / len(gaps)
+    if correct is None:
+        means = seeds @ gaps
+    else:
+        apart = (correct[0].astype(np.float64) - correct[1].astype(np.float64)) * 100  # seeds, images; in percent
+        images = apart.shape[1]
+        means = np.empty(DRAWS)
+        for some in np.array_split(np.arange(DRAWS), max(1, DRAWS * images // 20_000_000)):
+            weights = draw.multinomial(images, np.full(images, 1 / images), len(some)) / images
+            means[some] = np.einsum("ds,si,di->d", seeds[some], apart, weights, optimize=True)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def holm(differences: Sequence[Difference]) -> list[Difference]:
+    """The same differences, p-values corrected for as many tests as there are (Holm 1979)."""
+    tested = sorted((one.p, place) for place, one in enumerate(differences) if one.p is not None)
+    found, highest = list(differences), 0.0
+    for rank, (p, place) in enumerate(tested):
+        highest = max(highest, min(1.0, (len(tested) - rank) * p))
+        found[place] = replace(differences[place], p=highest)
+    return found
+
+
+def told(one: Difference) -> str:
+    """In a person's words: `+2.1 [+0.4, +3.9], p 0.03`."""
+    if one.low is None or one.high is None or one.p is None:
+        return f"{one.mean:+.1f}, no test: {one.why}"
+    p = "p < 0.001" if one.p < 0.001 else f"p {one.p:.2g}" if not math.isnan(one.p) else "p ?"
+    return f"{one.mean:+.1f} [{one.low:+.1f}, {one.high:+.1f}], {p}"

@@ -1,0 +1,205 @@
+"""What does a study ask? YAML to cells: a base recipe, named variants as lists of changes, seeds, a budget.
+
+study: masks
+base: tiny/ijepa
+set: [run.workers=0]
+variants:
+multiblock: []
+random: ["masks.image={use: random, hide: 0.6}"]
+baseline: multiblock
+seeds: 3
+budget: {equal: images}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from sslzoo.compare.budget import Budget, Cost, changes, cost_of, steps_for
+from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
+from sslzoo.plugins import Catalogue
+from sslzoo.recipe import signature, yamltext
+from sslzoo.recipe.build import check
+from sslzoo.recipe.recipe import Recipe, find, load
+
+METHOD = ("views", "masks", "predictor", "targets", "losses", "optim")  # what makes a method, with equal encoders
+LENGTH = ("run.steps", "run.epochs")  # the budget's business
+
+
+class Own(BaseModel):
+    """A variant with a base of its own, such as another method."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str
+    set: list[str] = []
+
+
+class Keys(BaseModel):
+    """The keys of a study."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    study: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,79}$")
+    base: str
+    set: list[str] = []
+    plugins: list[str] = []
+    variants: dict[str, list[str] | Own] = Field(min_length=1)
+    baseline: str | None = None
+    seeds: int | list[int] = 3
+    budget: Budget = Budget(equal="images", length=None)
+    evaluate: dict[str, Any] | None = None
+    networks: Literal["all", "teacher", "student"] = "all"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant: its changes to the base, those that the budget adds, and what a step of it costs."""
+
+    name: str
+    base: str
+    sets: tuple[str, ...]
+    scaled: tuple[str, ...]
+    steps: int
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    variant: str
+    seed: int
+    folder: Path
+    recipe: Recipe
+    installed: Catalogue
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that was read and checked: its variants, seeds and cells."""
+
+    name: str
+    keys: Keys
+    baseline: str
+    seeds: tuple[int, ...]
+    variants: tuple[Variant, ...]
+    cells: tuple[Cell, ...]
+    folder: Path
+
+    def named(self) -> dict[str, tuple[str, ...]]:
+        """Places of the recipe that each variant names: what is asked. Another base asks for another method."""
+        shared = self.variants[0].base
+        return {
+            one.name: (
+                *(change.partition("=")[0].strip() for change in one.sets),
+                *(METHOD if any(other.base != shared for other in self.variants) else ()),
+            )
+            for one in self.variants
+        }
+
+
+def read(path: Path, out: Path | None = None, plugins: Sequence[Path] = ()) -> Study:
+    """Reads a study, and checks every variant as `sslzoo check` would.
+
+    Raises:
+        RecipeError: everything wrong with the study or its variants, at once.
+        UserError: it names a base or baseline that there is not.
+    """
+    text = yamltext.read(path, str(path))
+    values, problems = signature.validate(Keys, text.tree, "", "a study")
+    if problems:
+        raise RecipeError(text.source, [Problem(p.place.lstrip("."), p.message, text.line(p.place)) for p in problems])
+    keys = Keys.model_construct(**values)
+    baseline, seeds = _baseline(keys, text), _seeds(keys, text)
+    files = [*((path.parent / one).resolve() for one in keys.plugins), *plugins]
+    common = [*keys.set, *([f"evaluate={_flow(keys.evaluate)}"] if keys.evaluate else [])]
+    variants, problems = _variants(keys, path.parent, common, files, baseline)
+    if problems:
+        raise RecipeError(text.source, [Problem(p.place, p.message, text.line(p.place)) for p in problems])
+    folder = out or Path("runs") / keys.study
+    cells = tuple(
+        Cell(one.name, seed, folder / one.name / f"seed-{seed}", *_load(one, common, seed, files))
+        for one in variants
+        for seed in seeds
+    )
+    return Study(keys.study, keys, baseline, seeds, tuple(variants), cells, folder)
+
+
+def _load(one: Variant, common: Sequence[str], seed: int, files: Sequence[Path]) -> tuple[Recipe, Catalogue]:
+    name = f"name={one.name}-seed-{seed}"
+    return load(one.base, [*common, *one.sets, *one.scaled, f"run.seed={seed}", name], files)
+
+
+def _base(name: str, folder: Path, files: Sequence[Path]) -> str:
+    """A base beside the study, or a recipe by name."""
+    beside = folder / name
+    if beside.is_file():
+        return str(beside)
+    find(name, files)  # refuses a name that there is not
+    return name
+
+
+def _baseline(keys: Keys, text: yamltext.Text) -> str:
+    baseline = keys.baseline or next(iter(keys.variants))
+    if baseline not in keys.variants:
+        message = f"no variant is called {baseline!r}{did_you_mean(baseline, keys.variants)}"
+        there = f"{message}\nvariants: {', '.join(keys.variants)}"
+        raise RecipeError(text.source, [Problem("baseline", there, text.line("baseline"))])
+    wrong = [name for name in keys.variants if not _is_plain(name)]
+    if wrong:
+        message = f"found {wrong[0]!r}; letters, digits, '.', '-' and '_', for it names a folder"
+        raise RecipeError(text.source, [Problem("variants", message, text.line("variants"))])
+    return baseline
+
+
+def _seeds(keys: Keys, text: yamltext.Text) -> tuple[int, ...]:
+    seeds = tuple(range(keys.seeds)) if isinstance(keys.seeds, int) else tuple(keys.seeds)
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        message = f"found {keys.seeds!r}; how many, at least 1, or a list of different numbers from 0 on"
+        raise RecipeError(text.source, [Problem("seeds", message, text.line("seeds"))])
+    return seeds
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and name[0].isalnum() and len(name) <= 80 and all(c.isalnum() or c in "._-" for c in name)
+
+
+def _variants(
+    keys: Keys, folder: Path, common: Sequence[str], files: Sequence[Path], baseline: str
+) -> tuple[list[Variant], list[Problem]]:
+    """Every variant with the changes that the budget asks for; the baseline's cost is the measure of all."""
+    found: dict[str, tuple[str, list[str], Recipe, Catalogue, Cost]] = {}
+    problems: list[Problem] = []
+    for name, given in keys.variants.items():
+        own, base = (given.set, given.base) if isinstance(given, Own) else (given, keys.base)
+        place = f"variants.{name}"
+        lengths = [one for one in own if one.partition("=")[0].strip() in LENGTH]
+        if lengths:
+            problems.append(Problem(place, f"found {lengths[0]}; the budget sets how long a variant trains"))
+            continue
+        try:
+            base = _base(base, folder, files)
+            recipe, installed = load(base, [*common, *own], files)
+            found[name] = base, own, recipe, installed, cost_of(recipe, installed, keys.budget, check(recipe, installed))
+        except UserError as error:
+            problems.append(Problem(place, str(error)))
+    if problems:
+        return [], problems
+    measure = found[baseline][-1]
+    variants = []
+    for name, (base, own, recipe, installed, cost) in found.items():
+        steps = steps_for(cost, measure, keys.budget)
+        scaled = tuple(changes(recipe, installed, cost, steps))
+        variants.append(Variant(name, base, tuple(own), scaled, steps, cost))
+    return variants, []
+
+
+def _flow(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(value), default_flow_style=True, width=100_000).strip()

@@ -1,0 +1,175 @@
+"""Which figures are compared, and what do they say? The verdict in words first, then the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from rich.table import Table
+
+from sslzoo.compare.fairness import Box
+from sslzoo.compare.records import Record
+from sslzoo.compare.statistics import Difference, Summary, difference, holm, summary
+
+UNTRAINED = "untrained"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every variant's figures, and its differences to the baseline."""
+
+    baseline: str
+    networks: tuple[str, ...]
+    figures: tuple[str, ...]  # "network probe/task"
+    summaries: Mapping[str, Mapping[str, Summary]]  # by variant, by figure
+    differences: Mapping[str, Mapping[str, Difference]]  # without the baseline
+    gains: Mapping[str, Mapping[str, float]]  # trained less untrained
+    left_out: Sequence[str] = field(default=())  # what could not be compared, and why
+
+
+def compare(variants: Mapping[str, Sequence[Record]], baseline: str) -> Comparison:
+    """Summaries and paired differences of all top-1 figures that every variant has.
+
+    Only finished runs with figures count, and only the seeds that both sides have are paired.
+    """
+    ready = {
+        name: [one for one in records if one.state == "done" and one.figures] for name, records in variants.items()
+    }
+    left_out = [
+        f"{name}, seed {one.seed}: {_why_not(one)}"
+        for name, records in variants.items()
+        for one in records
+        if one not in ready[name]
+    ]
+    ready = {name: records for name, records in ready.items() if records}
+    figures = _common(ready)
+    summaries = {
+        name: {what: summary([_value(one, what) for one in records]) for what in figures}
+        for name, records in ready.items()
+    }
+    gains = {
+        name: {
+            what: float(np.mean([_value(one, what) - _value(one, what, UNTRAINED) for one in records]))
+            for what in figures
+        }
+        for name, records in ready.items()
+    }
+    flat: list[tuple[str, str, Difference]] = []
+    if baseline in ready:
+        for name in ready:
+            if name != baseline:
+                flat += [(name, what, _paired(ready[name], ready[baseline], what)) for what in figures]
+    corrected = holm([one for *_, one in flat])
+    found: dict[str, dict[str, Difference]] = {}
+    for (name, what, _), one in zip(flat, corrected, strict=True):
+        found.setdefault(name, {})[what] = one
+    networks = tuple(dict.fromkeys(what.split(" ")[0] for what in figures))
+    return Comparison(baseline, networks, tuple(figures), summaries, found, gains, tuple(left_out))
+
+
+def _is_ready(one: Record) -> bool:
+    return one.state == "done" and bool(one.figures)
+
+
+def _gain(records: Sequence[Record], what: str) -> float:
+    return float(np.mean([_value(one, what) - _value(one, what, UNTRAINED) for one in records]))
+
+
+def _why_not(one: Record) -> str:
+    return "no figures yet" if one.state == "done" else f"{one.state} at step {one.step} of {one.steps}"
+
+
+def _common(ready: Mapping[str, Sequence[Record]]) -> list[str]:
+    sets = []
+    for records in ready.values():
+        for one in records:
+            own = {
+                f"{network} {key.removesuffix('/top1')}"
+                for network, figures in one.figures.items()
+                for key in figures
+                if key.endswith("/top1")
+            }
+            sets.append(own)
+    return sorted(set.intersection(*sets)) if sets else []
+
+
+def _value(one: Record, what: str, column: str = "trained") -> float:
+    network, _, key = what.partition(" ")
+    figures = one.figures[network] if column == "trained" else one.untrained.get(network, {})
+    return figures.get(f"{key}/top1", float("nan"))
+
+
+def _paired(ours: Sequence[Record], theirs: Sequence[Record], what: str) -> Difference:
+    other = {one.seed: one for one in theirs}
+    pairs = [(one, other[one.seed]) for one in ours if one.seed in other]
+    if not pairs:
+        gap = float(np.mean([_value(one, what) for one in ours]) - np.mean([_value(one, what) for one in theirs]))
+        return Difference(gap, None, None, None, (), "no seed in common, so nothing is paired")
+    values = [[_value(one, what) for one in side] for side in zip(*pairs, strict=True)]
+    correct = [[one.correct(what) for one in side] for side in zip(*pairs, strict=True)]
+    known = all(x is not None for side in correct for x in side)
+    alike = known and len({len(x) for side in correct for x in side if x is not None}) == 1
+    answers = (np.stack(correct[0]), np.stack(correct[1])) if alike else None  # type: ignore[arg-type]
+    return difference(values[0], values[1], answers)
+
+
+def verdict(found: Comparison) -> list[str]:
+    """What may be said, in sentences."""
+    if not found.summaries:
+        return ["No run is finished and evaluated, so there is nothing to compare yet."]
+    lines = []
+    for what in found.figures:
+        order = sorted(found.summaries, key=lambda name: -found.summaries[name][what].mean)
+        best = order[0]
+        mean = found.summaries[best][what].mean
+        words = f"{what}: {best} is highest with {mean:.1f} %"
+        against = found.differences.get(best, {}).get(what)
+        if best == found.baseline:
+            close = [name for name in order[1:] if name in found.differences and not found.differences[name][what].sure]
+            words += ", the baseline" + (
+                f"; not surely above {', '.join(close)}" if close else "; surely above all others"
+            )
+        elif against is not None and against.sure:
+            words += f", surely above {found.baseline} ({against.mean:+.1f} points, p {against.p:.2g})"
+        elif against is not None:
+            words += f", not surely above {found.baseline} ({against.mean:+.1f} points{_why(against)})"
+        lines.append(words + ".")
+    unlearnt = [name for name, gains in found.gains.items() if gains and all(not gain > 0.5 for gain in gains.values())]
+    if unlearnt:
+        lines.append(f"Not above its untrained encoder on any figure: {', '.join(unlearnt)}.")
+    return lines
+
+
+def _why(one: Difference) -> str:
+    return f"; {one.why}" if one.why else f", p {one.p:.2g}"
+
+
+def shown(found: Comparison) -> Table:
+    """The figures for a terminal."""
+    drawn = Table("top-1, percent", *found.summaries, box=None, header_style="bold")
+    for column in drawn.columns[1:]:
+        column.justify = "right"
+    for what in found.figures:
+        row = []
+        for name, figures in found.summaries.items():
+            one = figures[what]
+            spread = "" if one.std is None else f" ±{one.std:.1f}"
+            sure = "*" if name in found.differences and found.differences[name][what].sure else ""
+            row.append(f"{one.mean:.1f}{spread}{sure}")
+        drawn.add_row(what, *row)
+    if found.differences:
+        drawn.caption = f"* differs from {found.baseline}: p < 0.05, paired over seeds, corrected (Holm)"
+    return drawn
+
+
+def as_json(found: Comparison, fair: Box) -> dict[str, object]:
+    """The same for a script."""
+    return {
+        "baseline": found.baseline,
+        "figures": {name: {what: asdict(one) for what, one in own.items()} for name, own in found.summaries.items()},
+        "differences": {name: {w: asdict(one) for w, one in own.items()} for name, own in found.differences.items()},
+        "fairness": asdict(fair),
+        "left_out": list(found.left_out),
+        "verdict": verdict(found),
+    }

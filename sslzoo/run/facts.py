@@ -1,0 +1,71 @@
+"""What must a table know of a run beside its figures? Its arithmetic, its data, its machine, and what it ran with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslzoo.run.parallel import World
+
+PACKAGES = ("sslzoo", "torch", "torchvision", "timm", "numpy", "pillow")
+
+
+def of_machine(world: World) -> dict[str, Any]:
+    """The device's model, how many processes, threads of each, and versions of all that computes."""
+    found: dict[str, Any] = {"device": device_name(world.device), "processes": world.size}
+    found |= {"threads": torch.get_num_threads(), "python": platform.python_version(), "versions": versions()}
+    commit = source_commit()
+    return found | ({"commit": commit} if commit else {})
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the GPU or CPU that computes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions() -> Mapping[str, str]:
+    """Versions of the packages whose arithmetic a run's numbers are."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def source_commit() -> str:
+    """The commit of the checkout that sslzoo runs from, marked where files differ from it; empty if it is none."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return ""
+    git = ["git", "-C", os.fspath(folder)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit + ("+changes" if changed.strip() else "")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has held, in bytes: on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
