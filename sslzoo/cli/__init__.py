@@ -24,6 +24,7 @@ COMMANDS = {
     "logs": "What a run printed.",
     "cancel": "End a run; what it saved stays.",
     "resume": "Go on with a run, the way it was started.",
+    "compare": "Run a study, or compare runs: a table that may be trusted.",
     "eval": "Probe the frozen encoder of a run.",
 }
 

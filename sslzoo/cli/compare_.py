@@ -31,20 +31,21 @@ def command(
     baseline: str | None,
     as_json: bool,
 ) -> None:
-    """Run the study WHAT (a YAML file), or compare the run folders WHAT, and write a page.
+    """Run the study WHAT (a YAML file, or the name of a shipped one), or compare the run folders WHAT, and write a page.
 
     A study goes on where it was left: finished cells are not run again.
 
     \b
     Examples:
-      sslzoo compare masks.yaml --dry-run
+      sslzoo compare tiny/masks --dry-run
       sslzoo compare masks.yaml
       sslzoo compare runs/ijepa-a runs/ijepa-b --strict
     """
     from sslzoo.compare.command import Asked, compare_runs, run_study
+    from sslzoo.compare.study import find_study
 
     asked = Asked(out, plugins, dry_run, jobs, cluster, baseline, as_json)
-    study = len(what) == 1 and what[0].suffix in (".yaml", ".yml") and what[0].is_file()
-    fair = run_study(what[0], asked) if study else compare_runs(what, asked)
+    study = find_study(what[0], plugins) if len(what) == 1 else None
+    fair = compare_runs(what, asked) if study is None else run_study(study, asked)
     if strict and not fair:
         sys.exit(1)

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sslzoo.compare.budget import Budget, Cost, changes, cost_of, steps_for
 from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
-from sslzoo.plugins import Catalogue
+from sslzoo.plugins import Catalogue, catalogue
 from sslzoo.recipe import signature, yamltext
 from sslzoo.recipe.build import check
 from sslzoo.recipe.recipe import Recipe, find, load
@@ -103,6 +103,27 @@ class Study:
             )
             for one in self.variants
         }
+
+
+def find_study(name: Path, plugins: Sequence[Path] = ()) -> Path | None:
+    """The file of a study: a .yaml file, or a name in the folder `studies` of a plugin's recipes; None for run folders.
+
+    Raises:
+        UserError: it is neither; names the nearest.
+    """
+    if name.is_file():
+        return name
+    if name.is_dir():
+        return None
+    known = {
+        str(path.relative_to(folder / "studies").with_suffix("")): path
+        for folder in catalogue(plugins).recipes
+        for path in sorted((folder / "studies").rglob("*.yaml"))
+    }
+    if str(name) in known:
+        return known[str(name)]
+    close = did_you_mean(str(name), known)
+    raise UserError(f"no study or run folder is called {str(name)!r}{close}\nshipped studies: {', '.join(known)}")
 
 
 def read(path: Path, out: Path | None = None, plugins: Sequence[Path] = ()) -> Study:
@@ -187,7 +208,13 @@ def _variants(
         try:
             base = _base(base, folder, files)
             recipe, installed = load(base, [*common, *own], files)
-            found[name] = base, own, recipe, installed, cost_of(recipe, installed, keys.budget, check(recipe, installed))
+            found[name] = (
+                base,
+                own,
+                recipe,
+                installed,
+                cost_of(recipe, installed, keys.budget, check(recipe, installed)),
+            )
         except UserError as error:
             problems.append(Problem(place, str(error)))
     if problems:

@@ -241,7 +241,7 @@ def names(installed: Catalogue) -> dict[str, Path]:
         str(path.relative_to(folder).with_suffix("")): path
         for folder in installed.recipes
         for path in sorted(folder.rglob("*.yaml"))
-        if path.relative_to(folder).parts[0] != "clusters"
+        if path.relative_to(folder).parts[0] not in ("clusters", "studies")
     }
 
 

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 # From the top; a room may import from rooms further down, and from its own row.
 ROWS = [
     "cli __main__",
+    "compare",
     "launch scaffold",
     "report",
     "evaluate",

@@ -1,0 +1,91 @@
+"""Studies: what is held equal, what scales with a length, and what is refused."""
+
+import math
+
+import pytest
+import yaml
+
+from sslzoo.compare import study
+from sslzoo.compare.budget import Budget, Cost, _follows, steps_for
+from sslzoo.errors import UserError
+
+SMALL = ["run.workers=0", "run.steps=40", "run.batch=8", "data.length=64", "data.cache=false"]
+RANDOM = "masks.image={use: random, hide: 0.6}"
+
+
+def write(tmp_path, **changes):
+    keys = {"study": "trial", "base": "tiny/ijepa", "set": SMALL, "seeds": 2}
+    keys |= {"variants": {"multiblock": [], "random": [RANDOM]}}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(keys | changes))
+    return path
+
+
+def cost(batch=8, flops=100.0, own=40, seconds=0.5):
+    return Cost(batch, flops, images=64, own=own, seconds=seconds)
+
+
+@pytest.mark.parametrize(("equal", "wanted"), [("images", 20), ("steps", 40), ("flops", 10), ("seconds", 80)])
+def test_a_budget_holds_what_it_says(equal, wanted):
+    ours, base = cost(batch=16, flops=200.0, seconds=0.25), cost()
+    assert steps_for(ours, base, Budget(equal=equal)) == wanted
+
+
+def test_a_shorter_teacher_keeps_as_much_of_its_start():
+    # The share of the starting weights that is left at the end stays what it was: that is what the horizon means.
+    for factor in (0.1, 0.5, 3.0):
+        kept = math.exp(1000 * math.log(0.996))
+        assert math.exp(1000 * factor * math.log(_follows(0.996, factor))) == pytest.approx(kept, rel=0.15)
+
+
+def test_durations_and_momentum_scale_with_the_length(tmp_path):
+    path = write(tmp_path, budget={"equal": "flops", "length": "20 steps"}, variants={"multiblock": []})
+    (one,) = study.read(path).variants
+    assert one.steps == 20
+    assert any(change.startswith("optim.lr=") and "steps: 300" in change for change in one.scaled)  # 600 of 40, by half
+    assert "targets.teacher.momentum={linear: [0.996, 1.0]}" in one.scaled  # 0.998: its horizon halves
+
+
+def test_without_another_length_nothing_changes(tmp_path):
+    read = study.read(write(tmp_path))
+    assert {one.scaled for one in read.variants} == {()}
+    assert [(cell.variant, cell.seed) for cell in read.cells] == [
+        (v, s) for v in ("multiblock", "random") for s in (0, 1)
+    ]
+    assert [cell.recipe.run.seed for cell in read.cells] == [0, 1, 0, 1]
+    assert len({cell.recipe.name for cell in read.cells}) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"variants": {"a": ["run.steps=7"]}}, "the budget sets how long"),
+        ({"variants": {"a": ["mask.image=1"]}}, "did you mean masks"),
+        ({"variants": {"a": [], "../b": []}}, "names a folder"),
+        ({"baseline": "multibock"}, "did you mean multiblock"),
+        ({"seeds": [1, 1]}, "different numbers"),
+        ({"seeds": 0}, "at least 1"),
+        ({"budget": {"equal": "epochs"}}, "budget"),
+        ({"base": "tiny/ijpea"}, "did you mean tiny/ijepa"),
+        ({"varients": {}}, "did you mean variants"),
+        ({"study": "../x"}, "study"),
+    ],
+)
+def test_what_is_wrong_is_told(tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        study.read(write(tmp_path, **changes))
+
+
+def test_another_base_asks_for_another_method(tmp_path):
+    read = study.read(write(tmp_path, variants={"ijepa": [], "mae": {"base": "tiny/mae"}}))
+    assert "targets" in read.named()["mae"]
+    assert "encoder" not in read.named()["mae"]
+
+
+def test_shipped_studies_are_found_by_name_and_a_slip_is_told(tmp_path):
+    from pathlib import Path
+
+    assert study.find_study(Path("tiny/masks")).name == "masks.yaml"
+    assert study.find_study(tmp_path) is None
+    with pytest.raises(UserError, match="did you mean tiny/masks"):
+        study.find_study(Path("tiny/mask"))
