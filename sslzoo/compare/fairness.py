@@ -137,7 +137,6 @@ _COSTS: tuple[tuple[str, Callable[[Record], float | None], float], ...] = (
 )
 _FACTS: tuple[tuple[str, Callable[[Record], Any]], ...] = (
     ("evaluation", lambda record: record.evaluation),
-    ("networks evaluated", lambda record: ", ".join(sorted(record.networks))),
     ("training data", lambda record: record.data),
     ("versions", lambda record: record.versions),
     ("machine", lambda record: record.machine),
@@ -190,7 +189,14 @@ def _unfinished(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
         yield Finding("runs that are not finished", bad)
 
 
-_RULES = (_teachers, _warm_ups, _skipped, _health, _unfinished)
+def _networks(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
+    """Where variants have no kind of network in common, figures of a teacher would stand beside those of a student."""
+    kinds = {name: set.intersection(*(set(r.networks) for r in records)) for name, records in variants.items()}
+    if any(kinds.values()) and not set.intersection(*kinds.values()):
+        yield Finding("networks evaluated", {name: ", ".join(sorted(kind)) for name, kind in kinds.items()})
+
+
+_RULES = (_networks, _teachers, _warm_ups, _skipped, _health, _unfinished)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -10,7 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from sslzoo.errors import RunError
 from sslzoo.launch.state import State
@@ -32,10 +36,7 @@ class Record:
     steps: int
     facts: Mapping[str, Any] = field(default_factory=dict)  # of its last attempt: machine, versions, arithmetic
     lines: tuple[Mapping[str, float], ...] = ()  # metrics
-    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by network, "probe/task/figure"
-    untrained: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # the same before training
-    chance: Mapping[str, float] = field(default_factory=dict)  # by task
-    told: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by network, what the figures were made with
+    evaluated: Mapping[str, Evaluation] = field(default_factory=dict)  # by kind of network: teacher, student
     health: str = ""
 
     @cached_property
@@ -101,15 +102,40 @@ class Record:
         """Steps that were not finite and changed nothing."""
         return len(list((self.folder / "nonfinite").glob("*-rank-0.txt")))
 
+    @cached_property
+    def figures(self) -> dict[str, Mapping[str, float]]:
+        """Figures of the trained encoder, by kind of network: "probe/task/figure"."""
+        return {kind: _trained(one) for kind, one in self.evaluated.items()}
+
+    @cached_property
+    def untrained(self) -> dict[str, Mapping[str, float]]:
+        """The same of the encoder as it started."""
+        return {kind: one.columns.get("untrained", {}) for kind, one in self.evaluated.items()}
+
+    @cached_property
+    def chance(self) -> Mapping[str, float]:
+        """What telling the commonest class scores, by task."""
+        return next((one.columns.get("chance", {}) for one in self.evaluated.values()), {})
+
+    def correct(self, what: str) -> NDArray[np.bool_] | None:
+        """Whether each test image was told right, for "NETWORK probe/task"; None where it was not kept."""
+        kind, _, key = what.partition(" ")
+        path = self.evaluated[kind].path.with_suffix(".safetensors")
+        name = f"{_column(self.evaluated[kind])}/{key}/correct"
+        try:
+            return load_file(path)[name]
+        except (OSError, SafetensorError, KeyError):
+            return None
+
     @property
     def networks(self) -> tuple[str, ...]:
         """Networks that were evaluated."""
-        return tuple(self.figures)
+        return tuple(self.evaluated)
 
     @property
     def evaluation(self) -> str:
         """Data, view, probes and pooling of the evaluation, as one line."""
-        settings = {json.dumps(one.get("settings"), sort_keys=True, default=str) for one in self.told.values()}
+        settings = {_plain(one.settings) for one in self.evaluated.values()}
         return "; ".join(sorted(settings)) or "none"
 
     @property
@@ -148,7 +174,7 @@ def read(folder: Path, variant: str = "") -> Record:
     now, attempts = state.now, state.attempts
     steps = int(now.get("steps") or run.get("steps") or (lines[-1]["step"] if lines else 0))
     step = int(now.get("step") or (lines[-1]["step"] if lines else 0))
-    figures, told = _figures(folder, step)
+    found = {_kind(tree, one.network): one for one in evaluations(folder) if one.step == step}
     facts = next((one["facts"] for one in reversed(attempts) if "facts" in one), {})
     own = now.get("state", "not started")
     return Record(
@@ -172,21 +198,59 @@ def by_recipe(folders: list[Path]) -> dict[str, list[Record]]:
     return named
 
 
-def _figures(folder: Path, step: int) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
-    """Figures of the run's last step by network, and `untrained/NETWORK` and `chance`; what each was made with."""
-    figures: dict[str, dict[str, float]] = {}
-    told: dict[str, dict[str, Any]] = {}
+@dataclass(frozen=True)
+class Evaluation:
+    """One file of figures of a run folder."""
+
+    path: Path
+    network: str
+    step: int
+    told: Mapping[str, Any]
+
+    def holds(self, told: Mapping[str, Any]) -> bool:
+        """Whether its figures were made with these data, view, probes and pooling."""
+        return all(_plain(self.told.get(key)) == _plain(value) for key, value in told.items())
+
+    @property
+    def columns(self) -> Mapping[str, Mapping[str, float]]:
+        """Figures of the trained and the untrained encoder, and chance."""
+        return self.told["figures"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything its figures depend on beside the encoder."""
+        own = ("figures", "run", "step", "network", "run_seed", "versions", "time")
+        return {key: value for key, value in self.told.items() if key not in own}
+
+
+def evaluations(folder: Path) -> list[Evaluation]:
+    """Every evaluation of the newest step that was evaluated, oldest first; files that cannot be read are passed over."""
+    found = []
     for path in sorted((folder / "eval").glob("*.json"), key=lambda path: path.stat().st_mtime):
         try:
-            found = json.loads(path.read_text())
-        except (OSError, ValueError):
+            told = json.loads(path.read_text())
+            found.append(Evaluation(path, str(told["network"]), int(told["step"]), told))
+        except (OSError, ValueError, KeyError, TypeError):
             continue
-        if found.get("step") != step or "network" not in found:
-            continue
-        network = found["network"]
-        figures[network] = found["figures"].get("trained") or next(iter(found["figures"].values()))
-        told[network] = found
-    return figures, told
+    last = max((one.step for one in found), default=0)
+    return [one for one in found if one.step == last]
+
+
+def _column(one: Evaluation) -> str:
+    return "trained" if "trained" in one.columns else next(iter(one.columns))
+
+
+def _trained(one: Evaluation) -> Mapping[str, float]:
+    return one.columns[_column(one)]
+
+
+def _kind(tree: Mapping[str, Any], network: str) -> str:
+    """Teacher or student, so that networks of one kind are compared whatever a recipe calls them."""
+    return "teacher" if network in (tree.get("targets") or {}) else network
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sslzoo.compare.fairness import box
-from sslzoo.compare.records import Record
+from sslzoo.compare.records import Evaluation, Record
 
 TREE = {
     "name": "a",
@@ -19,9 +19,14 @@ FACTS = {"flops_per_image": 10.0, "patches_per_image": 64, "processes": 1, "devi
 FACTS |= {"versions": {"torch": "2"}, "images": 1000}
 
 
+def evaluated(network, **settings):
+    told = {"figures": {"trained": {"knn/x/top1": 1.0}}, "network": network, "step": 1000, **settings}
+    return {network: Evaluation(Path("nowhere"), network, 1000, told)}
+
+
 def record(seed=0, tree=None, facts=None, line=None, **changes):
     keys = {"folder": Path("nowhere"), "variant": "a", "seed": seed, "tree": {**TREE, **(tree or {})}, "state": "done"}
-    keys |= {"step": 1000, "steps": 1000, "facts": FACTS | (facts or {}), "figures": {"teacher": {"knn/x/top1": 1.0}}}
+    keys |= {"step": 1000, "steps": 1000, "facts": FACTS | (facts or {}), "evaluated": evaluated("teacher")}
     keys |= {"lines": ({"step": 1000, "seconds": 50.0, "context_share/image": 0.4} | (line or {}),)}
     return Record(**(keys | changes))
 
@@ -54,8 +59,8 @@ def test_what_differs_and_was_not_named_stands_beside_the_question():
         ({"facts": {"flops_per_image": 12.0}}, "flops"),
         ({"line": {"seconds": 80.0}}, "seconds of device time"),
         ({"line": {"context_share/image": 0.2}}, "patch tokens seen"),
-        ({"figures": {"student": {}}}, "networks evaluated"),
-        ({"told": {"teacher": {"settings": {"layers": 4}}}}, "evaluation"),
+        ({"evaluated": evaluated("student")}, "networks evaluated"),
+        ({"evaluated": evaluated("teacher", pooling="4 layers")}, "evaluation"),
         ({"facts": {"threads": 2}}, "threads"),
         ({"facts": {"versions": {"torch": "3"}}}, "versions"),
         ({"facts": {"device": "A100"}}, "machine"),
