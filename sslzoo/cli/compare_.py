@@ -31,7 +31,7 @@ def command(
     baseline: str | None,
     as_json: bool,
 ) -> None:
-    """Run the study WHAT (a YAML file, or the name of a shipped one), or compare the run folders WHAT, and write a page.
+    """Run the study WHAT (a YAML file, or a shipped one's name), or compare the run folders WHAT; write a page.
 
     A study goes on where it was left: finished cells are not run again.
 

@@ -177,9 +177,8 @@ def read(folder: Path, variant: str = "") -> Record:
     found = {_kind(tree, one.network): one for one in evaluations(folder) if one.step == step}
     facts = next((one["facts"] for one in reversed(attempts) if "facts" in one), {})
     own = now.get("state", "not started")
-    return Record(
-        folder, variant or str(tree.get("name")), int(run["seed"]), tree, own, step, steps, facts, lines, figures, told
-    )
+    name, seed = variant or str(tree.get("name")), int(run["seed"])
+    return Record(folder, name, seed, tree, own, step, steps, facts, lines, found)
 
 
 def by_recipe(folders: list[Path]) -> dict[str, list[Record]]:
@@ -189,13 +188,25 @@ def by_recipe(folders: list[Path]) -> dict[str, list[Record]]:
         one = read(folder)
         own = {place: value for place, value in one.leaves.items() if place not in ("run.seed", "name")}
         groups.setdefault(json.dumps(own, sort_keys=True, default=str), []).append(one)
-    named: dict[str, list[Record]] = {}
-    for records in groups.values():
-        name = records[0].variant.removesuffix(f"-seed-{records[0].seed}")
-        while name in named:
-            name += "'"
-        named[name] = sorted(records, key=lambda one: one.seed)
-    return named
+    ordered = [sorted(records, key=lambda one: one.seed) for records in groups.values()]
+    names = [records[0].variant.removesuffix(f"-seed-{records[0].seed}") for records in ordered]
+    if len(set(names)) < len(names):
+        names = _by_difference([records[0].leaves for records in ordered])
+    return dict(zip(names, ordered, strict=True))
+
+
+def _by_difference(leaves: list[dict[str, Any]]) -> list[str]:
+    """A name for each recipe, of the values in which they differ; numbered where even those do not tell them apart."""
+    places = [
+        place
+        for place in sorted({place for one in leaves for place in one})
+        if not place.startswith(("run.seed", "name")) and len({str(one.get(place)) for one in leaves}) > 1
+    ]
+    names: list[str] = []
+    for one in leaves:
+        own = ", ".join(f"{place.rpartition('.')[2]}={one[place]}" for place in places if place in one)[:60]
+        names.append(own if own and own not in names else f"{own or 'variant'} ({len(names) + 1})")
+    return names
 
 
 @dataclass(frozen=True)
@@ -224,7 +235,7 @@ class Evaluation:
 
 
 def evaluations(folder: Path) -> list[Evaluation]:
-    """Every evaluation of the newest step that was evaluated, oldest first; files that cannot be read are passed over."""
+    """Every evaluation of the newest step that was evaluated, oldest first; unreadable files are passed over."""
     found = []
     for path in sorted((folder / "eval").glob("*.json"), key=lambda path: path.stat().st_mtime):
         try:
