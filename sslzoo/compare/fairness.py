@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sslzoo.compare.doctor import diagnose
 from sslzoo.compare.records import Record
 
 CLOSE = 0.02  # relative; costs nearer than this are equal
@@ -171,10 +172,10 @@ def _skipped(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
 
 
 def _health(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
-    bad = {name: ", ".join(sorted({r.health for r in records if r.health})) for name, records in variants.items()}
-    bad = {name: words for name, words in bad.items() if words}
+    verdicts = {name: {diagnose(r).verdict for r in records} - {"healthy"} for name, records in variants.items()}
+    bad = {name: ", ".join(sorted(found)) for name, found in verdicts.items() if found}
     if bad:
-        yield Finding("health", bad)
+        yield Finding("health", bad, "`sslzoo doctor` says why")
 
 
 def _unfinished(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:

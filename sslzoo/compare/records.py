@@ -37,7 +37,6 @@ class Record:
     facts: Mapping[str, Any] = field(default_factory=dict)  # of its last attempt: machine, versions, arithmetic
     lines: tuple[Mapping[str, float], ...] = ()  # metrics
     evaluated: Mapping[str, Evaluation] = field(default_factory=dict)  # by kind of network: teacher, student
-    health: str = ""
 
     @cached_property
     def leaves(self) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""`sslzoo doctor`: is a run healthy?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from sslzoo.cli.options import as_json as json_option
+
+
+@click.command("doctor")
+@click.argument("place", type=click.Path(path_type=Path, file_okay=False))
+@json_option
+def command(place: Path, as_json: bool) -> None:
+    """Say whether the run PLACE, or every run below it, is healthy: a verdict, its evidence, and what to try.
+
+    Exit code 1 if any is not.
+
+    \b
+    Examples:
+      sslzoo doctor runs/ijepa-tiny
+      sslzoo doctor runs --json
+    """
+    from sslzoo.cli import echo_json
+    from sslzoo.compare.doctor import diagnose
+    from sslzoo.compare.records import read
+    from sslzoo.launch.follow import folders
+
+    found = {str(run): diagnose(read(run)) for run in folders(place)}
+    if as_json:
+        rows = {name: {"verdict": one.verdict, "evidence": one.evidence} for name, one in found.items()}
+        echo_json({name: row | {"remedies": found[name].remedies} for name, row in rows.items()})
+    else:
+        for name, one in found.items():
+            click.echo(f"{name}: {one.verdict}")
+            for line in one.evidence:
+                click.echo(f"  {line}")
+            for line in one.remedies:
+                click.echo(f"  try: {line}")
+    if any(one.verdict != "healthy" for one in found.values()):
+        sys.exit(1)

@@ -1,0 +1,154 @@
+"""Is a run healthy? A verdict with its evidence and the two likeliest remedies, from what its folder recorded.
+
+Signs, in the order in which they are asked, since a run may show several:
+
+    diverged             its loss was not finite, or it ended for that
+    full collapse        all images alike: effective rank of the summaries near 1, or rows of targets without spread
+    teacher frozen       the teacher kept most of its starting weights
+    dimensional collapse the effective rank fell far below where it was, and few directions are left
+    not learning         probes find no more in the trained encoder than in the same encoder untrained
+    healthy              none of these
+
+RankMe: Garrido et al. 2023. Dimensional collapse: Jing et al. 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sslzoo.compare.records import Record
+from sslzoo.launch.state import State
+
+# Reference bands: of the shipped recipes and of runs made sick on purpose; docs/results.md has the figures.
+RANK_OF_ONE = 1.5  # effective rank at and below which all images look alike
+SPREAD_LEFT = 0.02  # share of the largest spread of target rows seen, below which targets are one point
+FELL = 0.5  # share of its own highest rank, and ...
+FEW = 0.06  # ... share of the encoder's width, below both of which directions were lost
+KEPT = 0.5  # share of its starting weights that a frozen teacher kept
+GAIN = 0.5  # points of percent above the untrained encoder, below which nothing was learnt
+
+REMEDIES: Mapping[str, tuple[str, str]] = {
+    "diverged": (
+        "lower optim.lr, or lengthen its warm-up",
+        "clip gradients (optim.clip: 1.0), or try run.precision: fp32",
+    ),
+    "full collapse": (
+        "give the targets a teacher that follows slowly (ema, momentum from 0.99 on), or stop their gradient",
+        "normalise the targets (norm: layer), or add a term that keeps variance",
+    ),
+    "teacher frozen": (
+        "lower the teacher's momentum: its horizon, 1 / (1 - momentum) steps, should be a small part of the run",
+        "train longer",
+    ),
+    "dimensional collapse": (
+        "raise the teacher's momentum, or average more of its layers as targets (layers: 4)",
+        "lower optim.lr; or mask larger blocks, so that copying neighbours no longer does",
+    ),
+    "not learning": (
+        "train longer, or raise optim.lr: compare lr and the loss in the run's curves",
+        "make the task harder or easier: look at its masks with `sslzoo draw`",
+    ),
+    "healthy": ("", ""),
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a run has, why one may say so, and what to try."""
+
+    verdict: str
+    evidence: tuple[str, ...]
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """The two likeliest, likeliest first."""
+        return tuple(one for one in REMEDIES[self.verdict] if one)
+
+
+def diagnose(record: Record) -> Diagnosis:
+    """The first sign that a run shows, with what was seen; a run without metrics has nothing to be judged by."""
+    if not record.lines:
+        return Diagnosis("healthy", ("no line of metrics yet, so nothing to judge by",))
+    for verdict, sign in _SIGNS:
+        evidence = tuple(sign(record))
+        if evidence:
+            return Diagnosis(verdict, evidence)
+    return Diagnosis("healthy", tuple(_vital(record)))
+
+
+def _diverged(record: Record) -> Iterator[str]:
+    missing = [int(line["step"]) for line in record.lines if "loss" in line and line["loss"] is None]
+    if "not finite" in State(record.folder).failure:
+        yield f"it ended for losses or gradients that were not finite, at step {record.step}"
+    elif missing:
+        yield f"the loss was not finite at step {missing[0]}"
+    losses = _series(record, "loss")
+    if len(losses) > 8 and min(losses) > 0 and losses[-1] > 100 * sorted(losses)[len(losses) // 2]:
+        yield f"the loss ended at {losses[-1]:.3g}, over 100 times its median"
+
+
+def _full_collapse(record: Record) -> Iterator[str]:
+    ranks = _series(record, "rankme")
+    if ranks and ranks[-1] <= RANK_OF_ONE:
+        yield f"effective rank of the summaries is {ranks[-1]:.2f} (RankMe; 1 is all alike)"
+    for key in sorted({key for line in record.lines for key in line if key.endswith("/target_std")}):
+        spread = _series(record, key)
+        if spread and spread[-1] < SPREAD_LEFT * max(spread):
+            yield f"{key} fell from {max(spread):.3g} to {spread[-1]:.3g}: targets of all patches are one point"
+
+
+def _frozen(record: Record) -> Iterator[str]:
+    if record.kept is not None and record.kept > KEPT:
+        yield f"the teacher still holds {record.kept:.0%} of its starting weights after {record.step} steps"
+
+
+def _dimensional(record: Record) -> Iterator[str]:
+    ranks, width = _series(record, "rankme"), record.facts.get("width")
+    if len(ranks) < 2:
+        return
+    few = FEW * width if width else 4.0
+    if ranks[-1] < FELL * max(ranks) and ranks[-1] < few:
+        yield f"effective rank fell from {max(ranks):.1f} to {ranks[-1]:.1f}" + (
+            f", of a width of {width}" if width else ""
+        )
+
+
+def _not_learning(record: Record) -> Iterator[str]:
+    for kind, figures in record.figures.items():
+        before = record.untrained.get(kind, {})
+        gains = {key: figures[key] - before[key] for key in figures if key.endswith("/top1") and key in before}
+        if gains and all(gain <= GAIN for gain in gains.values()):
+            best = max(gains, key=lambda key: gains[key])
+            what = f"no probe of the {kind} is {GAIN} points above the untrained encoder"
+            yield f"{what}; best: {best} {gains[best]:+.1f}"
+
+
+_SIGNS = (
+    ("diverged", _diverged),
+    ("full collapse", _full_collapse),
+    ("teacher frozen", _frozen),
+    ("dimensional collapse", _dimensional),
+    ("not learning", _not_learning),
+)
+
+
+def _vital(record: Record) -> Iterator[str]:
+    losses, ranks = _series(record, "loss"), _series(record, "rankme")
+    if losses:
+        yield f"loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+    if ranks:
+        yield f"effective rank between {min(ranks):.1f} and {max(ranks):.1f}, {ranks[-1]:.1f} at last"
+    for kind, figures in record.figures.items():
+        before = record.untrained.get(kind, {})
+        for key, value in figures.items():
+            if key.endswith("/top1") and key in before:
+                yield f"{kind} {key.removesuffix('/top1')}: {value:.1f} %, untrained {before[key]:.1f} %"
+    if not record.figures:
+        yield "not probed yet, so whether it learns is not known: `sslzoo eval`"
+
+
+def _series(record: Record, key: str) -> Sequence[float]:
+    values = [line.get(key) for line in record.lines]
+    return [value for value in values if value is not None and math.isfinite(value)]
