@@ -19,9 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import Flow, build
-from sslzoo.recipe.recipe import Recipe
+from sslzoo.recipe.recipe import Recipe, keys
 from sslzoo.recipe.schedule import Duration, Schedule
-from sslzoo.recipe.signature import keys_of
 
 TIMED = 12  # steps whose time is measured for a budget of device time
 WARM = 4  # steps before them
@@ -91,13 +90,9 @@ def changes(recipe: Recipe, installed: Catalogue, cost: Cost, steps: int) -> Ite
 
 def _schedules(recipe: Recipe, installed: Catalogue) -> Iterator[tuple[str, Any]]:
     """Every key of the recipe that takes a schedule, defaults included, as it would stand in YAML."""
-    yield "optim.lr", recipe.optim.lr.spec
-    yield "optim.weight_decay", recipe.optim.weight_decay.spec
-    for place, family, spec in recipe.specs():
-        for name, field in keys_of(installed.parts[family][spec["use"]].make).model_fields.items():
-            value = spec.get(name, field.default)
-            if field.annotation is Schedule and value is not None:
-                yield f"{place}.{name}", value.spec if isinstance(value, Schedule) else value
+    for key in keys(recipe, installed):
+        if key.declared is not None and key.declared.annotation is Schedule:
+            yield ".".join(key.place), key.value
 
 
 def _scaled(spec: Any, factor: float, epoch_steps: int) -> Any:
