@@ -383,8 +383,12 @@ class Optimizer(Protocol):
 class Probe(Protocol):
     """An evaluation of frozen features. Made with `(*, ...)`."""
 
-    def __call__(self, train: Features, test: Features, seed: int) -> Mapping[str, float]:
-        """Figures by name, such as `count/top1`, in percent or in the unit that the docstring names."""
+    def __call__(self, train: Features, test: Features, seed: int) -> Mapping[str, float | Tensor]:
+        """Figures by name, such as `count/top1`, in percent or in the unit that the docstring names.
+
+        `TASK/correct`, a bool tensor [n], may stand beside: which test images were told right. It is kept in a file of
+        its own, for comparisons that resample test images.
+        """
         ...
 
 

@@ -32,16 +32,18 @@ class Knn:
             raise ValueError(f"k, temperature: found {k}, {temperature}; neighbors at least 1, temperature above 0")
         self.k, self.temperature = k, temperature
 
-    def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float]:
-        """{"task/top1": percent, "task/top1@10": percent, ...}."""
+    def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float | Tensor]:
+        """{"task/top1": percent, "task/top1@10": percent, ..., "task/correct": bool [n] of the best k}."""
         ks = sorted({k for k in self.k if k <= len(train.x)}) or [len(train.x)]
         near, index = neighbors(train.x, test.x, max(ks), train.device)
         votes = (near / self.temperature).exp()
-        figures: dict[str, float] = {}
+        figures: dict[str, float | Tensor] = {}
         for task, classes in train.tasks.items():
             told = ballot(train.labels[task][index], votes, classes, ks)
             right = {k: _percent(told[k] == test.labels[task]) for k in ks}
-            figures[f"{task}/top1"] = max(right.values())
+            best = max(right, key=lambda k: right[k])
+            figures[f"{task}/top1"] = right[best]
+            figures[f"{task}/correct"] = told[best] == test.labels[task]
             figures |= {f"{task}/top1@{k}": value for k, value in right.items()}
         return figures
 
@@ -89,6 +91,7 @@ class Linear:
             raise ValueError(f"penalties, held_out: found {penalties}, {held_out}; penalties >= 0, a share below 1")
         self.penalties, self.held_out = penalties, held_out
 
+<<<<<<< HEAD
     def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float]:
         """{"task/top1": percent, "task/penalty": chosen}."""
         x = Rows(train.x.to(train.device))
@@ -97,6 +100,16 @@ class Linear:
         cut = max(1, int(self.held_out * len(order)))
         aside, used = x.part(order[:cut]), x.part(order[cut:])
         figures: dict[str, float] = {}
+=======
+    def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float | Tensor]:
+        """{"task/top1": percent, "task/penalty": chosen, "task/correct": bool [n]}."""
+        x, there = Rows(train.x.to(train.device)), Rows(test.x.to(train.device))
+        there.mean, there.std = x.mean, x.std
+        order = torch.randperm(len(train.x), generator=generator(seed, "linear")).to(train.device)
+        cut = max(1, int(self.held_out * len(order)))
+        aside, used = order[:cut], order[cut:]
+        figures: dict[str, float | Tensor] = {}
+>>>>>>> 546f5af (Studies wired: evaluation of every network, answers of each test image, facts of each attempt, seconds of training)
         for task, classes in train.tasks.items():
             y = train.labels[task].to(train.device)
             scores, start = [], None
@@ -104,8 +117,14 @@ class Linear:
                 start = fit(used, y[order[cut:]], classes, penalty, start)
                 scores.append((_percent(aside.told(start) == y[order[:cut]]), penalty))
             best = max(scores)[1]
+<<<<<<< HEAD
             weight = fit(x, y, classes, best, start)
             figures[f"{task}/top1"] = _percent(there.told(weight).cpu() == test.labels[task])
+=======
+            weight = fit(x, y, None, classes, best, start)
+            figures[f"{task}/correct"] = there.told(weight).cpu() == test.labels[task]
+            figures[f"{task}/top1"] = _percent(figures[f"{task}/correct"])
+>>>>>>> 546f5af (Studies wired: evaluation of every network, answers of each test image, facts of each attempt, seconds of training)
             figures[f"{task}/penalty"] = best
         return figures
 

@@ -18,7 +18,7 @@ from sslzoo.compare.study import Cell, Study
 from sslzoo.errors import RunError, UserError
 from sslzoo.launch.state import State
 from sslzoo.launch.submit import Asked, Element, submit
-from sslzoo.recipe.recipe import resolve
+from sslzoo.recipe.compare import claim, refuse
 from sslzoo.run.folder import Folder
 
 LOOK = 1.0  # seconds between looks at running cells
@@ -43,7 +43,7 @@ def refuse_edited(study: Study) -> None:
     for cell in study.cells:
         if Folder(cell.folder).recipe.exists():
             try:
-                Folder(cell.folder).prepare(resolve(cell.recipe, cell.installed))
+                refuse(Folder(cell.folder), cell.recipe, cell.installed)
             except RunError as error:
                 edited.append(f"  {cell.variant}, seed {cell.seed}: {error}")
     if edited:
@@ -64,7 +64,7 @@ def prepare(study: Study) -> list[Cell]:
     refuse_edited(study)
     left = [cell for cell in study.cells if not is_done(cell)]
     for cell in left:
-        Folder(cell.folder).prepare(resolve(cell.recipe, cell.installed))
+        claim(Folder(cell.folder), cell.recipe, cell.installed, print)
     return left
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -18,7 +19,7 @@ from sslzoo.compare.statistics import Difference
 # Okabe and Ito's colours, told apart by people who are colour-blind too; and a mark for each, for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B", "#8A6D00")
 MARKS = "osD^vP*X"
-SVG = {"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+SVG: Any = {"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 SVG |= {"text.color": "#777777", "axes.labelcolor": "#777777", "axes.edgecolor": "#999999", "xtick.color": "#777777"}
 SVG |= {"ytick.color": "#777777", "svg.hashsalt": "sslzoo"}  # greys that can be read on white and on black
 Rows = list[dict[str, object]]

@@ -20,6 +20,7 @@ from sslzoo.errors import RunError
 from sslzoo.launch.state import State
 from sslzoo.progress import Progress
 from sslzoo.recipe.schedule import Schedule
+from sslzoo.run import files
 from sslzoo.run.folder import Folder
 
 
@@ -88,7 +89,8 @@ class Record:
     @property
     def epoch_steps(self) -> int:
         """Steps of an epoch."""
-        return max(1, int(self.facts.get("images", self.steps * self.batch)) // self.batch)
+        images = (self.facts.get("data") or {}).get("images") or self.steps * self.batch
+        return max(1, int(images) // self.batch)
 
     @property
     def warm_up(self) -> float:
@@ -140,7 +142,8 @@ class Record:
     @property
     def data(self) -> str:
         """The training set, with its fingerprint."""
-        return f"{json.dumps(self.tree['data'], sort_keys=True, default=str)} {self.facts.get('data', '')}".strip()
+        found = self.facts.get("data")
+        return _plain(self.tree["data"]) + (f", identity {_plain(found)}" if found else "")
 
     @property
     def versions(self) -> str:
@@ -174,7 +177,9 @@ def read(folder: Path, variant: str = "") -> Record:
     steps = int(now.get("steps") or run.get("steps") or (lines[-1]["step"] if lines else 0))
     step = int(now.get("step") or (lines[-1]["step"] if lines else 0))
     found = {_kind(tree, one.network): one for one in evaluations(folder) if one.step == step}
-    facts = next((one["facts"] for one in reversed(attempts) if "facts" in one), {})
+    facts = next((one["facts"] for one in reversed(attempts) if isinstance(one.get("facts"), dict)), {})
+    known = [row for row in files.read_rows(folder / "data.jsonl")[0] if "fingerprint" in row]
+    facts = facts | {"peak_memory": now.get("peak_memory")} | ({"data": known[-1]} if known else {})
     own = now.get("state", "not started")
     name, seed = variant or str(tree.get("name")), int(run["seed"])
     return Record(folder, name, seed, tree, own, step, steps, facts, lines, found)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,8 @@ def _paired_t(gaps: Array) -> float:
     """Two-sided p of a mean of pairs; where all pairs differ equally, there is no spread to test against."""
     if np.ptp(gaps) == 0:
         return 1.0 if gaps[0] == 0 else 0.0
-    return float(stats.ttest_1samp(gaps, 0.0)[1])
+    found: Any = stats.ttest_1samp(gaps, 0.0)
+    return float(found.pvalue)
 
 
 def _interval(gaps: Array, correct: tuple[Array, Array] | None, seed: int) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from sslzoo.contracts import Dataset, View
 from sslzoo.errors import Problem, RecipeError, RunError
@@ -24,6 +24,7 @@ from sslzoo.run.monitor import evaluated_encoder
 from sslzoo.step import Method
 
 Figures = dict[str, float]
+Answers = dict[str, Tensor]
 Say = Callable[[str], None]
 
 
@@ -40,16 +41,18 @@ class Bench:
     workers: int
     remarks: tuple[str, ...] = ()  # what a reader of the figures should know of the data
 
-    def probe(self, encoder: nn.Module, device: torch.device) -> Figures:
-        """Figures of an encoder: "probe/task/figure"."""
+    def probe(self, encoder: nn.Module, device: torch.device) -> tuple[Figures, Answers]:
+        """Figures of an encoder, "probe/task/figure"; and which test images it told right, "probe/task/correct"."""
         told = {"layers": self.settings.layers, "batch": self.settings.batch, "device": device}
         told |= {"workers": self.workers, "bf16": self.bf16}
         train, test = (extract(encoder, data, self.view, **told) for data in (self.train, self.test))
-        return {
+        found = {
             f"{name}/{figure}": value
             for name, probe in self.probes.items()
             for figure, value in probe(train, test, self.settings.seed).items()
         }
+        answers = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in found.items() if name not in answers}, answers
 
     def chance(self) -> Figures:
         """What always telling the commonest class of the test set scores: "task"."""

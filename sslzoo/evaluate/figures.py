@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from sslzoo.evaluate.bench import Bench, Figures, Say, bench, network_of, untrained
 from sslzoo.plugins import Catalogue
@@ -34,15 +35,18 @@ def probe(
     """Figures of one network of some methods by name, beside chance; written to eval/ of the run folder."""
     for remark in opened.remarks:
         say(f"note: {remark}")
-    figures, name = {}, ""
+    figures, answers, name = {}, {}, ""
     for column, method in encoders.items():
         name = network_of(method, network)
         say(f"probing the {column} encoder ({name})")
-        figures[column] = opened.probe(evaluated_encoder(method, name).to(device), device)
+        figures[column], told = opened.probe(evaluated_encoder(method, name).to(device), device)
+        answers |= {f"{column}/{key}": value for key, value in told.items()}
     figures["chance"] = opened.chance()
     told = {"run": recipe.name, "step": step, "network": name, "run_seed": recipe.run.seed}
     told |= opened.told(recipe, installed) | {"versions": versions(recipe, installed)}
-    return figures, write(folder, figures, told)
+    path = write(folder, figures, told)
+    save_file(answers, path.with_suffix(".safetensors"))
+    return figures, path
 
 
 def finish(

@@ -22,7 +22,7 @@ from sslzoo.run import checkpoint
 from sslzoo.run.folder import Folder
 
 Say = Callable[[str], None]
-TIMING = ("images_per_second", "data_wait", "mfu")  # what may differ between equal runs
+TIMING = ("images_per_second", "data_wait", "mfu", "seconds")  # what may differ between equal runs
 PATIENCE = 3600.0  # seconds to wait for a queue
 
 

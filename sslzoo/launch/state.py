@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,8 +125,8 @@ class State:
                 f"if there were checkpoints, {again}; if none was ever saved, remove {self.folder / 'state.json'}"
             )
 
-    def begin(self, step: int, steps: int) -> None:
-        """A process group starts from `step`.
+    def begin(self, step: int, steps: int, facts: Mapping[str, Any] | None = None) -> None:
+        """A process group starts from `step`; `facts` are of its machine and its arithmetic.
 
         Raises:
             RunError: the last two attempts began there too, and did no step; or there were checkpoints and are none.
@@ -136,7 +136,7 @@ class State:
         reached = self.now.get("step") or step
         told = {"from": step, "repeats": max(0, reached - step), "time": time.time(), "host": socket.gethostname()}
         told |= {"job": os.environ.get("SLURM_JOB_ID"), "restart": restarts()}
-        files.append(self.folder / "attempts.jsonl", [told])
+        files.append(self.folder / "attempts.jsonl", [told | ({"facts": facts} if facts else {})])
         if len(before) >= 2 and all(one["from"] == step for one in before[-2:]) and reached <= step < steps:
             raise RunError(
                 f"the last two attempts began at step {step} and did no step, so this one does not try; see "

@@ -6,13 +6,15 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sslzoo.errors import RunError, UserError
 from sslzoo.evaluate.rehearse import rehearse
+from sslzoo.launch import facts
 from sslzoo.launch.blame import blame, explain
 from sslzoo.launch.grace import Grace, kill_wait
 from sslzoo.launch.state import InUse, State
@@ -128,7 +130,8 @@ def _first(
     """What the first process does beside training: holds the folder, tells how it goes on, probes at the end."""
     with state.locked(), Display(out / "log.txt") as display:
         display.say(f"{recipe.name} in {out}: {world}")
-        teller = Teller(state, display, recipe.run.batch, own, grace)
+        known = facts.of_run(flow) | facts.of_machine(world)
+        teller = Teller(state, display, recipe.run.batch, own, known, grace)
         try:
             train(recipe, installed, flow, out, world, teller.watch(stop))
         except Stopped:
@@ -140,7 +143,7 @@ def _first(
                 raise Stopped(f"stopped by {stop.asked}")
             teller.tell("probing")
             _probe(recipe, installed, out, world, display)
-        teller.tell("done", left=0)
+        teller.tell("done", left=0, peak_memory=facts.peak_memory(world.device))
 
 
 @dataclass
@@ -151,6 +154,7 @@ class Teller:
     display: Display
     batch: int
     own: Own
+    facts: Mapping[str, Any] = field(default_factory=dict)
     grace: Grace | None = None
     pace: float = 0.0  # seconds of a step
     warned: bool = False  # of too little grace
@@ -173,7 +177,7 @@ class Teller:
     def begin(self, step: int, steps: int) -> None:
         """The run begins, here or again; raises RunError where it must not."""
         faults, remembered, before = self.state.faults, self.state.saved, self.state.now
-        self.state.begin(step, steps)
+        self.state.begin(step, steps, self.facts)
         self.own.begin(step, steps)
         for fault in faults:
             self.display.say(f"warning: {fault}")

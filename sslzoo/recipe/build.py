@@ -6,6 +6,7 @@ backward on the meta device, where tensors have shapes and no numbers. It opens 
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslzoo.contracts import Batch, Dataset, Signal, Student
+from sslzoo.contracts import Batch, Dataset, Group, Signal, Student
 from sslzoo.errors import Problem, RecipeError, RunError, UserError, did_you_mean
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
@@ -42,6 +43,8 @@ class Flow:
     parameters: Mapping[str, int]
     flops: float  # of one image, forward and backward
     unused: tuple[str, ...]  # parameters that no gradient reaches
+    patches: int = 0  # of all views of an image that the student reads
+    width: int = 0  # of the encoder
 
     def __str__(self) -> str:
         wide = [max(len(row[column]) for row in self.rows) for column in (0, 1)]
@@ -302,9 +305,14 @@ def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
             raise recipe.text.error([Problem(where, f"failed in a rehearsed step: {_told(error)}")]) from error
     unused = tuple(name for name, parameter in trainable(method) if parameter.grad is None)
     counts = {name: _count(part) for name, part in _named(method).items()}
-    return Flow(
-        tuple(_rows(recipe, batch, method, counts, seen)), counts, counter.get_total_flops() / DRY_IMAGES, unused
-    )
+    read = [group for group in batch.groups.values() if group.role != "target"]
+    patches = sum(len(group.pixels) * math.prod(method.student.encoder.grid(_side(group))) for group in read)
+    rows, flops = tuple(_rows(recipe, batch, method, counts, seen)), counter.get_total_flops() / DRY_IMAGES
+    return Flow(rows, counts, flops, unused, patches, method.student.encoder.width)
+
+
+def _side(group: Group) -> tuple[int, int]:
+    return group.pixels.shape[-2], group.pixels.shape[-1]
 
 
 @contextmanager
@@ -353,7 +361,7 @@ def _rows(
     recipe: Recipe, batch: Batch, method: Method, counts: Mapping[str, int], seen: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
     for name, group in batch.groups.items():
-        grid = method.student.encoder.grid((group.pixels.shape[-2], group.pixels.shape[-1]))
+        grid = method.student.encoder.grid(_side(group))
         yield name, _letters(group.pixels), f"grid {grid[0]} x {grid[1]}, read by {_READERS[group.role]}"
         if group.mask is not None:
             context, target = group.mask.context.index, group.mask.target.index

@@ -30,6 +30,7 @@ class Clock:
     flops: float  # of one image, forward and backward
     world: World
     batch: int
+    seconds: float = 0.0  # of training up to here, in earlier attempts of the run
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
     steps: int = 0
@@ -45,7 +46,8 @@ class Clock:
         """Rates since the last reading; `steps` were done in this process so far."""
         now = time.perf_counter()
         took, rate = now - self.since, (steps - self.steps) * self.batch / (now - self.since)
-        found = {"images_per_second": rate, "data_wait": min(1.0, self.waited / took)}
+        self.seconds += took
+        found = {"images_per_second": rate, "data_wait": min(1.0, self.waited / took), "seconds": self.seconds}
         peak = peak_flops(self.world.device)
         if peak:
             found["mfu"] = rate * self.flops / (peak * self.world.size)

@@ -79,6 +79,11 @@ class Lines:
         if kept or self.path.exists():
             files.write_whole(self.path, "".join(kept))
 
+    def seconds(self) -> float:
+        """Seconds of training that the lines tell of, over all attempts."""
+        lines = self.read()
+        return lines[-1].get("seconds") or 0.0 if lines else 0.0
+
     def write(self, line: Mapping[str, float]) -> None:
         """Appends a line; numbers that JSON lacks (nan, inf) become null. Raises RunError if it cannot."""
         clean = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in line.items()}

@@ -12,9 +12,16 @@ from typing import Any
 
 import torch
 
+from sslzoo.recipe.build import Flow
 from sslzoo.run.parallel import World
 
 PACKAGES = ("sslzoo", "torch", "torchvision", "timm", "numpy", "pillow")
+
+
+def of_run(flow: Flow) -> dict[str, Any]:
+    """What a rehearsed step tells: arithmetic of an image (forward and backward), parameters by part, patches."""
+    found: dict[str, Any] = {"flops_per_image": flow.flops, "parameters": dict(flow.parameters), "width": flow.width}
+    return found | {"parameters_total": sum(flow.parameters.values()), "patches_per_image": flow.patches}
 
 
 def of_machine(world: World) -> dict[str, Any]:
