@@ -94,12 +94,8 @@ def train(
     save_every, monitor_every = (max(1, x.steps(order.epoch_steps)) for x in (run.save_every, run.monitor_every))
     milestone = run.milestones.steps(order.epoch_steps) if run.milestones else None
     guard, unreadable = Guard(folder, world, watch.stop), Unreadable(folder, run.unreadable, watch.say)
-<<<<<<< HEAD
-    clock = Clock(flow.flops, world, run.batch)
-    saver = checkpoint.Saver(folder.checkpoints, run.keep, milestone, watch.saved, write=world.first)
-=======
     clock = Clock(flow.flops, world, run.batch, folder.metrics.seconds())
->>>>>>> 546f5af (Studies wired: evaluation of every network, answers of each test image, facts of each attempt, seconds of training)
+    saver = checkpoint.Saver(folder.checkpoints, run.keep, milestone, watch.saved, write=world.first)
 
     for step in range(start, steps):
         at = Progress(step, steps, order.epoch_steps)

@@ -91,25 +91,14 @@ class Linear:
             raise ValueError(f"penalties, held_out: found {penalties}, {held_out}; penalties >= 0, a share below 1")
         self.penalties, self.held_out = penalties, held_out
 
-<<<<<<< HEAD
-    def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float]:
-        """{"task/top1": percent, "task/penalty": chosen}."""
+    def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float | Tensor]:
+        """{"task/top1": percent, "task/penalty": chosen, "task/correct": bool [n]}."""
         x = Rows(train.x.to(train.device))
         there = Rows(test.x.to(train.device), None, x.moments)
         order = torch.randperm(len(train.x), generator=generator(seed, "linear")).to(train.device)
         cut = max(1, int(self.held_out * len(order)))
         aside, used = x.part(order[:cut]), x.part(order[cut:])
-        figures: dict[str, float] = {}
-=======
-    def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float | Tensor]:
-        """{"task/top1": percent, "task/penalty": chosen, "task/correct": bool [n]}."""
-        x, there = Rows(train.x.to(train.device)), Rows(test.x.to(train.device))
-        there.mean, there.std = x.mean, x.std
-        order = torch.randperm(len(train.x), generator=generator(seed, "linear")).to(train.device)
-        cut = max(1, int(self.held_out * len(order)))
-        aside, used = order[:cut], order[cut:]
         figures: dict[str, float | Tensor] = {}
->>>>>>> 546f5af (Studies wired: evaluation of every network, answers of each test image, facts of each attempt, seconds of training)
         for task, classes in train.tasks.items():
             y = train.labels[task].to(train.device)
             scores, start = [], None
