@@ -106,14 +106,9 @@ class Linear:
                 start = fit(used, y[order[cut:]], classes, penalty, start)
                 scores.append((_percent(aside.told(start) == y[order[:cut]]), penalty))
             best = max(scores)[1]
-<<<<<<< HEAD
             weight = fit(x, y, classes, best, start)
-            figures[f"{task}/top1"] = _percent(there.told(weight).cpu() == test.labels[task])
-=======
-            weight = fit(x, y, None, classes, best, start)
-            figures[f"{task}/correct"] = there.told(weight).cpu() == test.labels[task]
-            figures[f"{task}/top1"] = _percent(figures[f"{task}/correct"])
->>>>>>> 546f5af (Studies wired: evaluation of every network, answers of each test image, facts of each attempt, seconds of training)
+            right = there.told(weight).cpu() == test.labels[task]
+            figures |= {f"{task}/correct": right, f"{task}/top1": _percent(right)}
             figures[f"{task}/penalty"] = best
         return figures
 
