@@ -75,8 +75,12 @@ def box(variants: Mapping[str, Sequence[Record]], named: Mapping[str, Iterable[s
 def _recipes(found: Box, variants: Mapping[str, Sequence[Record]], named: set[str], known: bool) -> None:
     leaves = {name: records[0].leaves for name, records in variants.items()}
     places = sorted({place for one in leaves.values() for place in one})
+    uses = [
+        place for place in places if place.endswith(".use") and len({one.get(place) for one in leaves.values()}) > 1
+    ]
+    swapped = tuple(place.removesuffix("use") for place in uses)  # of another part, the keys are no news
     for place in places:
-        if place.startswith(OWN) or place.startswith("evaluate"):
+        if place.startswith((*OWN, "evaluate")) or (place.startswith(swapped) and place not in uses):
             continue
         values = {name: _short(one.get(place, "(absent)")) for name, one in leaves.items()}
         if len(set(values.values())) == 1:
@@ -107,7 +111,7 @@ def _cost(
     values = {name: _count(mean) for name, mean in numbers.items()}
     low, high = min(numbers.values()), max(numbers.values())
     if high - low <= close * max(high, 1e-12):
-        found.same.append(Finding(what, values))
+        found.same.append(_alike(what, values))
     elif what.startswith(held):
         found.unfair.append(Finding(what, values, "the budget should have held this equal"))
     else:
@@ -118,7 +122,10 @@ def _fact(found: Box, variants: Mapping[str, Sequence[Record]], what: str, value
     values = {name: sorted({str(value(record)) for record in records}) for name, records in variants.items()}
     shown = {name: ", ".join(some) for name, some in values.items()}
     alike = len({one for some in values.values() for one in some}) == 1
-    (found.same if alike else found.unfair).append(Finding(what, shown))
+    if alike:
+        found.same.append(_alike(what, shown))
+    else:
+        found.unfair.append(Finding(what, {name: _short(text, 160) for name, text in shown.items()}))
 
 
 def _seeds(found: Box, variants: Mapping[str, Sequence[Record]]) -> None:
@@ -126,7 +133,7 @@ def _seeds(found: Box, variants: Mapping[str, Sequence[Record]]) -> None:
     if len(set(seeds.values())) > 1:
         found.unfair.append(Finding("seeds", seeds, "only seeds that all have are pairs"))
     else:
-        found.same.append(Finding("seeds", seeds))
+        found.same.append(_alike("seeds", seeds))
 
 
 _COSTS: tuple[tuple[str, Callable[[Record], float | None], float], ...] = (
@@ -212,6 +219,11 @@ def _count(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _short(value: Any) -> str:
+def _alike(what: str, values: Mapping[str, str]) -> Finding:
+    """What is the same is told once."""
+    return Finding(what, {"all": _short(next(iter(values.values())), 160)})
+
+
+def _short(value: Any, most: int = 60) -> str:
     text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."

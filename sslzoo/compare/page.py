@@ -176,5 +176,6 @@ def _sources(records: Sequence[Record], commands: str) -> list[tuple[str, str]]:
         ("Versions", "\n".join(versions)),
         ("Machines", "\n".join(machines)),
         ("Training data", "\n".join(data)),
+        ("Evaluation", "\n\n".join(sorted({one.evaluation for one in records}))),
         ("Resolved recipes", recipes),
     ]
