@@ -124,14 +124,17 @@ class SigReg(_OfImages):
         """The directions of a step, columns of length 1: [e directions]."""
         generator = torch.Generator().manual_seed(at.step)
         gaussian = torch.randn(x.shape[-1], self.directions, generator=generator, device="cpu")
-        return (gaussian / gaussian.norm(dim=0)).to(x)
+        drawn = gaussian / gaussian.norm(dim=0)
+        drawn = drawn.pin_memory() if x.is_cuda else drawn  # so that the copy waits for nothing
+        return drawn.to(x, non_blocking=True)
 
     def statistic(self, x: Tensor, directions: Tensor) -> Tensor:
         """Of each view and direction: [.. b e] and [e k] -> [.. k]."""
         t = torch.linspace(0, self.reach, self.knots, dtype=x.dtype, device=x.device)
         gauss = (-t.square() / 2).exp()
         weight = torch.full_like(t, 2 * self.reach / (self.knots - 1))  # doubled: the integrand is even in t
-        weight[[0, -1]] /= 2
+        weight[0] /= 2
+        weight[-1] /= 2
         angle = (x @ directions)[..., None] * t  # .. b k t
         real, imaginary = all_mean(angle.cos().mean(-3)), all_mean(angle.sin().mean(-3))
         gap = (real - gauss).square() + imaginary.square()
