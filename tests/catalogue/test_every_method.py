@@ -19,6 +19,8 @@ from sslzoo.recipe.recipe import load, names
 from sslzoo.run import checkpoint
 from sslzoo.run.folder import Folder
 
+pytestmark = pytest.mark.slow
+
 DRIVE = Path(__file__).parents[1] / "engine" / "drive.py"
 RECIPES = sorted(name for name in names(catalogue()) if name.startswith("tiny/"))
 SMALL = (
