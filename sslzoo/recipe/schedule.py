@@ -56,7 +56,7 @@ class Duration:
             return spec
         if isinstance(spec, str) and (written := _DURATION.fullmatch(spec)):
             spec = {"epochs" if written[2] == "epoch" else "steps": float(written[1])}
-        if isinstance(spec, int | float):
+        if isinstance(spec, int | float) and not isinstance(spec, bool):
             spec = {"steps": spec}
         if not isinstance(spec, Mapping) or len(spec) != 1 or next(iter(spec)) not in _UNITS:
             close = did_you_mean(next(iter(spec)), _UNITS) if isinstance(spec, Mapping) and spec else ""

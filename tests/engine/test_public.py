@@ -9,6 +9,7 @@ NAMES = [
     "Batch",
     "Duration",
     "Features",
+    "Free",
     "Grid",
     "Group",
     "Mask",
