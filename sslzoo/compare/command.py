@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,9 +89,7 @@ def _tell(
     written = page.write(place / "report", name, variants, found, fair, commands)
     console.print(f"page: {written}", markup=False, highlight=False)
     if asked.as_json:
-        from sslzoo.cli import echo_json
-
-        echo_json(table.as_json(found, fair))
+        click.echo(json.dumps(table.as_json(found, fair), indent=2, default=str))
     return not fair.unfair
 
 
