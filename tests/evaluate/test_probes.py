@@ -32,13 +32,15 @@ def test_knn_votes_as_a_loop_does():
             votes[int(train.labels["kind"][i])] += math.exp(torch.cosine_similarity(x, train.x[i], dim=0).item() / 0.07)
         right += votes.index(max(votes)) == int(y)
     figures = Knn(k=(7,))(train, test, 0)
+    answers = figures.pop("kind/correct")
+    assert (answers.dtype, answers.sum()) == (torch.bool, right)
     assert figures == {"kind/top1": pytest.approx(right / 40 * 100), "kind/top1@7": pytest.approx(right / 40 * 100)}
 
 
 def test_knn_reports_its_best_k_and_leaves_out_those_that_are_too_large():
     train, _ = clouds(60)
     figures = Knn(k=(1, 10, 500))(train, clouds(40, seed=1)[0], 0)
-    assert set(figures) == {"kind/top1", "kind/top1@1", "kind/top1@10"}
+    assert set(figures) == {"kind/top1", "kind/top1@1", "kind/top1@10", "kind/correct"}
     assert figures["kind/top1"] == max(figures["kind/top1@1"], figures["kind/top1@10"])
 
 
@@ -123,8 +125,12 @@ def test_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(sslzoo_probes, "QUERIES", 16)
     monkeypatch.setattr(sslzoo_probes, "WHOLE", 0)
     found = [probe(train, test, 0) for probe in (Knn(k=(1, 7, 40)), Linear(penalties=(1e-2, 1e-3)))]
+    answers = [[one.pop("kind/correct") for one in side] for side in (whole, found)]
     assert found[0] == whole[0]
-    assert found[1] == pytest.approx(whole[1], abs=1.2)  # sums of chunks round otherwise: one of 90 answers at most
+    assert torch.equal(answers[0][0], answers[1][0])
+    # Sums of chunks round otherwise, so of the linear probe's answers one may differ; what it chose may not.
+    assert found[1]["kind/penalty"] == whole[1]["kind/penalty"]
+    assert (answers[0][1] != answers[1][1]).sum() <= 1
 
 
 def test_weights_are_those_of_scikit_learn():
