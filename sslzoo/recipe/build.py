@@ -33,6 +33,7 @@ from sslzoo.step import CONTEXT, Method, Term, compute_loss
 
 DRY_IMAGES = 2  # images of the rehearsal
 DRAWN_STEPS, DRAWN_ROWS = 32, 512  # masks are drawn for so many steps, and so many images at the most
+COUNTED_STEPS = 128  # whose masks the arithmetic is a mean of
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Proble
 def _grid_and_masks(name: str, recipe: Recipe, method: Method, sources: Sources) -> Iterator[Problem]:
     """Whether images of a group make a grid, and masks can be drawn for it: those of the first steps of the run."""
     views, place, run = sources.views[name], f"views.{name}", recipe.run
-    rows = range(min(run.micro or run.batch, run.batch, DRAWN_ROWS))
+    rows = range(_rows_drawn(recipe))
     try:
         grid = method.student.encoder.grid(views.view.size)
         place = f"masks.{name}"
@@ -290,8 +291,39 @@ def _term(
                 )
 
 
+def _rows_drawn(recipe: Recipe) -> int:
+    """Images whose masks are drawn together: the real micro-batch, where it is not very large."""
+    return min(recipe.run.micro or recipe.run.batch, recipe.run.batch, DRAWN_ROWS)
+
+
+def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[int, float]:
+    """The step whose masks come nearest to the mean in arithmetic, and the mean over many draws in units of it.
+
+    Arithmetic goes nearly as weights times tokens: the encoder's by patches seen, the predictor's by patches seen and
+    asked for by each block; a teacher sees everything, forward only.
+    """
+    encoder, predictor = _count(method.student.encoder), _count(method.student.predictor)  # type: ignore[arg-type]
+    teachers = sum(hasattr(target, "encoder") for target in method.targets.values())
+    work = torch.ones(COUNTED_STEPS, dtype=torch.double)
+    for name, sampler in sources.masks.items():
+        views = sources.views[name]
+        grid = method.student.encoder.grid(views.view.size)
+        for step in range(COUNTED_STEPS):
+            seed, rows = derive_seed(recipe.run.seed, name), range(_rows_drawn(recipe))
+            mask = draw_mask(sampler, grid, seed, step, rows, views.count)
+            seen, asked = mask.context.index.numel(), mask.target.index.numel()
+            blocks = mask.target.index.shape[1]
+            work[step] += encoder * seen + predictor * (seen * blocks + asked)
+            work[step] += teachers * encoder * len(rows) * views.count * math.prod(grid) / 3
+    step = int((work - work.mean()).abs().argmin())
+    return step, (work.mean() / work[step]).item()
+
+
 def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
-    batch = fake_batch(sources, method.student.encoder, DRY_IMAGES, "meta")
+    rows, seed = _rows_drawn(recipe), recipe.run.seed
+    step, mean = _typical(recipe, method, sources)
+    drawn = max(DRY_IMAGES, rows)
+    batch = fake_batch(sources, method.student.encoder, DRY_IMAGES, "meta", seed=seed, step=step, drawn=drawn)
     at = Progress(0, 1)
     seen: dict[str, str] = {}
     with _shapes(method, seen), FlopCounterMode(display=False) as counter:
@@ -307,7 +339,7 @@ def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
     counts = {name: _count(part) for name, part in _named(method).items()}
     read = [group for group in batch.groups.values() if group.role != "target"]
     patches = sum(len(group.pixels) * math.prod(method.student.encoder.grid(_side(group))) for group in read)
-    rows, flops = tuple(_rows(recipe, batch, method, counts, seen)), counter.get_total_flops() / DRY_IMAGES
+    rows, flops = tuple(_rows(recipe, batch, method, counts, seen)), counter.get_total_flops() / DRY_IMAGES * mean
     return Flow(rows, counts, flops, unused, patches, method.student.encoder.width)
 
 

@@ -20,7 +20,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from sslzoo.contracts import Batch, Dataset, Encoder, Grid, Group, Mask, MaskSampler, Pairing, Patches, Role, View
+from sslzoo.contracts import (
+    Batch,
+    Dataset,
+    Encoder,
+    Grid,
+    Group,
+    Mask,
+    MaskSampler,
+    Pairing,
+    Patches,
+    Role,
+    View,
+)
 from sslzoo.errors import RunError, UserError
 from sslzoo.rng import Rng, derive_seed, generator
 from sslzoo.run.parallel import World, all_sum
@@ -348,14 +360,40 @@ def _deaf(_worker: int) -> None:
         signal.signal(one, signal.SIG_IGN)
 
 
-def fake_batch(sources: Sources, encoder: Encoder, images: int, device: torch.device | str = "cpu") -> Batch:
-    """A batch with real masks and empty pixels, for the dry run; the data set is not touched."""
+def fake_batch(
+    sources: Sources,
+    encoder: Encoder,
+    images: int,
+    device: torch.device | str = "cpu",
+    *,
+    seed: int = 0,
+    step: int = 0,
+    drawn: int | None = None,
+) -> Batch:
+    """A batch with real masks and empty pixels, for the dry run; the data set is not touched.
+
+    Masks are those of the first images of a step whose micro-batch has `drawn` images: their sizes may depend on it.
+    """
     groups = {}
     for name, views in sources.views.items():
         sampler = sources.masks.get(name)
-        grid = encoder.grid(views.view.size)
-        mask = None if sampler is None else draw_mask(sampler, grid, 0, 0, range(images), views.count)
+        mask = None
+        if sampler is not None:
+            rows, grid = drawn or images, encoder.grid(views.view.size)
+            whole = draw_mask(sampler, grid, derive_seed(seed, name), step, range(rows), views.count)
+            mask = _of_first_images(whole, images, rows)
         pixels = torch.zeros(1, 1, 1, 1, 1).expand(views.count, images, 3, *views.view.size)
         groups[name] = Group(pixels, torch.zeros(views.count, images, 4), mask, views.role)
     batch = Batch(groups, pair(groups), seen=pair(groups, "context"))
     return weigh([batch], World(device=torch.device(device)))[0]
+
+
+def _of_first_images(mask: Mask, images: int, batch: int) -> Mask:
+    """The masks of the first images of a batch; sequences are ordered (c v b)."""
+    rows = torch.arange(len(mask.context.index)).reshape(-1, batch)[:, :images].flatten()
+
+    def some(patches: Patches) -> Patches:
+        return Patches(patches.index[rows], None if patches.length is None else patches.length[rows])
+
+    source = None if mask.source is None else mask.source[rows] // batch * images + mask.source[rows] % batch
+    return Mask(some(mask.context), some(mask.target), source)
