@@ -32,8 +32,9 @@ from sslzoo.run.optim import trainable
 from sslzoo.step import CONTEXT, Method, Term, compute_loss
 
 DRY_IMAGES = 2  # images of the rehearsal
-DRAWN_STEPS, DRAWN_ROWS = 32, 512  # masks are drawn for so many steps, and so many images at the most
-COUNTED_STEPS = 128  # whose masks the arithmetic is a mean of
+DRAWN_STEPS, DRAWN_ROWS = 32, 64  # masks are drawn for so many steps, and so many images at the most ...
+DRAWN_TOGETHER = 512  # ... or so many, where masks depend on those they are drawn with
+COUNTED_STEPS = 64  # whose masks the arithmetic is a mean of
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Proble
 def _grid_and_masks(name: str, recipe: Recipe, method: Method, sources: Sources) -> Iterator[Problem]:
     """Whether images of a group make a grid, and masks can be drawn for it: those of the first steps of the run."""
     views, place, run = sources.views[name], f"views.{name}", recipe.run
-    rows = range(_rows_drawn(recipe))
+    rows = range(_rows_drawn(recipe, sources))
     try:
         grid = method.student.encoder.grid(views.view.size)
         place = f"masks.{name}"
@@ -291,9 +292,11 @@ def _term(
                 )
 
 
-def _rows_drawn(recipe: Recipe) -> int:
-    """Images whose masks are drawn together: the real micro-batch, where it is not very large."""
-    return min(recipe.run.micro or recipe.run.batch, recipe.run.batch, DRAWN_ROWS)
+def _rows_drawn(recipe: Recipe, sources: Sources) -> int:
+    """Images whose masks are drawn together: the real micro-batch, where it matters and is not very large."""
+    together = any(getattr(sampler, "batchwise", False) for sampler in sources.masks.values())
+    most = DRAWN_TOGETHER if together else DRAWN_ROWS
+    return min(recipe.run.micro or recipe.run.batch, recipe.run.batch, most)
 
 
 def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[int, float]:
@@ -309,7 +312,7 @@ def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[int, flo
         views = sources.views[name]
         grid = method.student.encoder.grid(views.view.size)
         for step in range(COUNTED_STEPS):
-            seed, rows = derive_seed(recipe.run.seed, name), range(_rows_drawn(recipe))
+            seed, rows = derive_seed(recipe.run.seed, name), range(_rows_drawn(recipe, sources))
             mask = draw_mask(sampler, grid, seed, step, rows, views.count)
             seen, asked = mask.context.index.numel(), mask.target.index.numel()
             blocks = mask.target.index.shape[1]
@@ -320,7 +323,7 @@ def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[int, flo
 
 
 def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
-    rows, seed = _rows_drawn(recipe), recipe.run.seed
+    rows, seed = _rows_drawn(recipe, sources), recipe.run.seed
     step, mean = _typical(recipe, method, sources)
     drawn = max(DRY_IMAGES, rows)
     batch = fake_batch(sources, method.student.encoder, DRY_IMAGES, "meta", seed=seed, step=step, drawn=drawn)
