@@ -229,7 +229,6 @@ def with_folder(words: str, folder: Path) -> tuple[str, ...]:
 
 def refuse_if_active(folder: Path) -> None:
     """Raises UserError if a job of this run folder is pending or runs, or a process holds it; changes nothing."""
-    State(folder).refuse_if_held()
     job = State(folder).launch.get("job")
     answer = slurm.ask([job]).get(job) if job else None
     if answer is not None and not answer.ended:
@@ -237,6 +236,7 @@ def refuse_if_active(folder: Path) -> None:
             f"the run folder {folder} is in use: job {job} is {answer.state}\n"
             f"follow it with `sslzoo status {folder}`, or end it with `sslzoo cancel {folder}`"
         )
+    State(folder).refuse_if_held()
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
