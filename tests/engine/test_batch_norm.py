@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import on_ranks
+from ranks import on_ranks
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
