@@ -19,6 +19,7 @@ from sslzoo.errors import RunError, UserError
 from sslzoo.launch.state import State
 from sslzoo.launch.submit import Asked, Element, submit
 from sslzoo.recipe.compare import claim, refuse
+from sslzoo.run.clock import hours
 from sslzoo.run.folder import Folder
 
 LOOK = 1.0  # seconds between looks at running cells
@@ -137,14 +138,9 @@ def progress(study: Study) -> Table:
             f"{now.get('step', 0)}/{now.get('steps', '?')}" if now else "",
             f"{now['loss']:.4f}" if "loss" in now else "",
             f"{now['rate']:.0f}" if moving and "rate" in now else "",
-            _clock(now.get("left")) if moving else "",
+            hours(now["left"]) if moving and now.get("left") else "",
         )
     return table
-
-
-def _clock(seconds: float | None) -> str:
-    whole = int(seconds or 0)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if seconds else ""
 
 
 def on_cluster(study: Study, asked: Asked, words: Sequence[str], say: Say) -> None:

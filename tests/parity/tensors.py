@@ -47,6 +47,13 @@ def part(family, name, *given, **keys):
     return catalogue().find(family, name).make(*given, **keys)
 
 
+def vit_of(model, **own):
+    """A ViT of the sizes that a file's JSON tells, with what is a method's own."""
+    sizes = {"width": model["embed_dim"], "depth": model["depth"], "heads": model["num_heads"]}
+    sizes |= {"mlp_ratio": float(model["mlp_ratio"]), "patch": model["patch_size"], "image": model["img_size"]}
+    return part("encoders", "vit", **sizes, **own)
+
+
 def close(ours, theirs, tolerance=1e-5, name=""):
     """Within a share of the largest value of theirs."""
     ours, theirs = ours.detach().double(), theirs.double()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tensors import Optim, adamw, all_close, batch_of, close, factors, files, part, read, under
+from tensors import Optim, adamw, all_close, batch_of, close, factors, files, part, read, under, vit_of
 
 from sslzoo import Mask, Patches, Progress, Schedule, Student
 from sslzoo.recipe.recipe import Factors
@@ -41,15 +41,8 @@ def ours_to_compare(named):
 def method_of(tensors, facts):
     model, layers = facts["model"], facts["target_layers"]
     assert layers == list(range(model["depth"]))[-len(layers) :]
-    encoder = part(
-        "encoders",
-        "vit",
-        width=model["embed_dim"],
-        depth=model["depth"],
-        heads=model["num_heads"],
-        mlp_ratio=float(model["mlp_ratio"]),
-        patch=model["patch_size"],
-        image=model["img_size"],
+    encoder = vit_of(
+        model,
         class_token=True,
         positions="relative",
         hidden="fill",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tensors import Optim, adamw, close, files, numbered, part, read, under
+from tensors import Optim, adamw, close, files, numbered, part, read, under, vit_of
 
 from sslzoo import Batch, Group, Mask, Patches, Progress, Schedule, Student
 from sslzoo.recipe.recipe import Factors
@@ -27,15 +27,8 @@ def named(tensors):
 
 def method_of(tensors, facts):
     model, head, loss, masked = facts["model"], facts["head"], facts["loss"], facts["method"] == "ibot"
-    encoder = part(
-        "encoders",
-        "vit",
-        width=model["embed_dim"],
-        depth=model["depth"],
-        heads=model["num_heads"],
-        mlp_ratio=float(model["mlp_ratio"]),
-        patch=model["patch_size"],
-        image=model["img_size"],
+    encoder = vit_of(
+        model,
         class_token=True,
         positions="learned",
         resample="offset",

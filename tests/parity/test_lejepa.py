@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tensors import Optim, adamw, close, files, part, read, under
+from tensors import Optim, adamw, close, files, part, read, under, vit_of
 from test_dino import compared, progress
 
 from sslzoo import Batch, Group, Schedule, Student
@@ -24,15 +24,8 @@ def ours(name):
 
 def method_of(tensors, facts):
     model = facts["model"]
-    encoder = part(
-        "encoders",
-        "vit",
-        width=model["embed_dim"],
-        depth=model["depth"],
-        heads=model["num_heads"],
-        mlp_ratio=float(model["mlp_ratio"]),
-        patch=model["patch_size"],
-        image=model["img_size"],
+    encoder = vit_of(
+        model,
         class_token=True,
         positions="learned",
     )

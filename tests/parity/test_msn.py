@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tensors import Optim, adamw, close, factors, files, numbered, part, read, under
+from tensors import Optim, adamw, close, factors, files, numbered, part, read, under, vit_of
 from test_dino import compared, progress
 
 from sslzoo import Batch, Group, Mask, Patches, Schedule, Student
@@ -29,15 +29,8 @@ def named(tensors):
 
 def method_of(tensors, facts):
     model, how = facts["model"], facts["criterion"]
-    encoder = part(
-        "encoders",
-        "vit",
-        width=model["embed_dim"],
-        depth=model["depth"],
-        heads=model["num_heads"],
-        mlp_ratio=float(model["mlp_ratio"]),
-        patch=model["patch_size"],
-        image=model["img_size"],
+    encoder = vit_of(
+        model,
         class_token=True,
         positions="learned",
         resample="plain",
