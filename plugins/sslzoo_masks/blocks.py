@@ -109,7 +109,7 @@ class Blocks:
 def _listed(chosen: Tensor) -> Patches:
     """The true places of each row, row-major, as Patches: ragged only if the rows differ."""
     length = chosen.sum(1)
-    most = int(length.max())
+    most = max(1, int(length.max()))  # where no row has any, as a batch of unmasked images, all have length 0
     index = chosen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     if bool((length == most).all()):
         return Patches(index)

@@ -1,5 +1,7 @@
 """A plugin that misbehaves is told from an engine that does: name, version, call, line of the recipe, shapes in letters."""
 
+import re
+
 import pytest
 from recipe_text import GOOD
 
@@ -55,8 +57,8 @@ def bad(tmp_path):
     ("wrong", "says"),
     [
         ("made", "failed when it was made: KeyError"),
-        ("width", "returned patch [16 193]; the contract says [t e] = [16 192]"),
-        ("rows", "returned patch [15 192]; the contract says [t e] = [16 192]"),
+        ("width", r"returned patch \[(\d+) 193\]; the contract says \[t e\] = \[\1 192\]"),
+        ("rows", r"returned patch \[(15|31) 192\]; the contract says \[t e\] = \[(16|32) 192\]"),
         ("name", "returned pach; it declares patch"),
     ],
 )
@@ -65,7 +67,7 @@ def test_what_leaves_a_part_is_compared_with_its_contract(bad, wrong, says):
         check(*bad(wrong))
     (problem,) = caught.value.problems
     assert (problem.place, problem.line) == ("predictor", 8)
-    assert says in problem.message
+    assert re.search(says, problem.message)  # how many rows is the rehearsal's own affair
 
 
 def test_an_error_while_training_names_plugin_version_and_line(bad, tmp_path):
