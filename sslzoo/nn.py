@@ -31,9 +31,12 @@ def Block(  # noqa: N802
 ) -> nn.Module:
     """A pre-norm transformer block (timm's, SDPA attention, bias on q, k and v, exact GELU): [s k d] -> [s k d].
 
+    It is called as `block(x, attn_mask)`; or with less work and the same result (`Shortcut`): `source` where only some
+    tokens are read afterwards, `shared` where sequences begin alike.
+
     `layer_scale` starts a learned factor for each channel of both branches (CaiT, Touvron et al. 2021); None: none.
     """
-    return _TimmBlock(
+    return Shortcut(
         width,
         heads,
         mlp_ratio,
@@ -43,6 +46,51 @@ def Block(  # noqa: N802
         init_values=layer_scale,
         norm_layer=LayerNorm,  # type: ignore[arg-type]
     )
+
+
+class Shortcut(_TimmBlock):
+    """timm's block, that leaves out work whose results are known or never read."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        *,
+        source: Tensor | None = None,
+        shared: Tensor | None = None,
+    ) -> Tensor:
+        """[s k d] -> [s k d].
+
+        With `source` [s n d], the tokens `x` ask and those of `source` are read: only x has queries and an MLP. With
+        `shared` [s/m n d], these tokens stand ahead of each of m neighbours in x: -> [s n+k d]. Nothing has happened
+        to them yet, so norm, queries, keys and values are worked out once for all m.
+        """
+        if source is None and shared is None:
+            return super().forward(x, attn_mask)
+        qkv = self.attn.qkv
+        if shared is not None:
+            q, k, v = self._heads(ahead(qkv(self.norm1(shared)), qkv(self.norm1(x))), 3)
+            x = ahead(shared, x)
+        else:
+            sizes = [x.shape[-1], 2 * x.shape[-1]]
+            (to_q, to_kv), (q_bias, kv_bias) = qkv.weight.split(sizes), qkv.bias.split(sizes)
+            (q,) = self._heads(F.linear(self.norm1(x), to_q, q_bias), 1)
+            k, v = self._heads(F.linear(self.norm1(source), to_kv, kv_bias), 2)
+        drop = self.attn.attn_drop.p if self.training else 0.0
+        read = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=drop)
+        x = x + self.drop_path1(self.ls1(self.attn.proj(read.transpose(1, 2).flatten(2))))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+    def _heads(self, rows: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """[s n parts*d] -> `parts` of [s heads n c]."""
+        return rows.unflatten(-1, (parts, self.attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def ahead(shared: Tensor, x: Tensor) -> Tensor:
+    """Tokens that stand ahead of each of m neighbours: [s n d] and [(s m) k d] -> [(s m) n+k d]."""
+    neighbours = x.unflatten(0, (len(shared), -1))
+    first = shared[:, None].expand(-1, neighbours.shape[1], -1, -1)
+    return torch.cat([first, neighbours], 2).flatten(0, 1)
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):

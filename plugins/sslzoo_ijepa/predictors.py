@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens
 from sslzoo.contracts import Encoder
-from sslzoo.nn import Block, LayerNorm, Positions, joint_mask, key_mask, said_width, splits, start_normal
+from sslzoo.nn import Block, LayerNorm, Positions, ahead, joint_mask, key_mask, said_width, splits, start_normal
 
 # Depth and heads for each encoder width (Assran et al. 2023, appendix A.1, and the released settings); the heads are
 # the encoder's. The two smallest were never published with a depth: they take that of the next.
@@ -69,11 +69,14 @@ class Joint(nn.Module):
         place = self.positions(tokens.grid, tokens.patches.device)
         seen = self.predictor_embed(tokens.patches) + place[tokens.index]
         asked = self.mask_token + place[target.index.flatten(0, 1)]
-        x = torch.cat([seen.repeat_interleave(m, 0), asked], 1)  # (s m) (k q) w
         mask = joint_mask(tokens, target)
-        for block in self.blocks:
-            x = block(x) if mask is None else block(x, attn_mask=mask)
-        guess = self.predictor_proj(self.predictor_norm(x[:, -q:]))
+        # Context tokens are the same in all blocks of targets until they have attended, and are not read in the end.
+        *blocks, last = self.blocks
+        x = blocks[0](asked, mask, shared=seen) if blocks else ahead(seen, asked)  # (s m) (k q) w
+        for block in blocks[1:]:
+            x = block(x, mask)
+        x = last(x[:, -q:], mask, source=x)
+        guess = self.predictor_proj(self.predictor_norm(x))
         return {"patch": target.flat(guess.unflatten(0, (s, m)))}
 
 

@@ -53,10 +53,13 @@ class Decoder(nn.Module):
         if tokens.prefix is not None:
             x = torch.cat([self.decoder_embed(tokens.prefix), x], 1)
             ahead = tokens.prefix.shape[1]
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        # Reading the targets first spares the rest the last layer: it acts on each token alone.
-        guess = target.flat(target.take(x[:, ahead:]))
+        # Only the targets are read in the end, so only they ask in the last block.
+        guess = target.flat(
+            last(target.take(x[:, ahead:]).flatten(1, 2), source=x).unflatten(1, target.index.shape[1:])
+        )
         return {"patch": self.decoder_pred(self.decoder_norm(guess))}
 
     def _everywhere(self, seen: Tensor, tokens: Tokens) -> Tensor:

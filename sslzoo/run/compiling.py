@@ -2,7 +2,8 @@
 
 All blocks of a list share their graphs, for they differ in weights only. Graphs are found by code object; so without
 code of its own for each list, a teacher that sees all patches would be compiled anew for the student's changing
-number of them, and pay for sizes that never change there.
+number of them, and pay for sizes that never change there. Elsewhere the number of tokens is said to change from the
+start: found out, it would cost each graph twice.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def compile_blocks(method: nn.Module) -> None:
         False  # it would cut each block's graph at DDP's buckets, which hold many blocks
     )
     for name, blocks in block_lists(method):
-        called = _compiled(name)
+        called = _compiled(name, changing=not name.startswith("targets."))
         for block in blocks:
             block.forward = partial(called, type(block).forward, block)
 
@@ -33,9 +34,17 @@ def eager() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
-def _compiled(name: str) -> Any:
+def _compiled(name: str, changing: bool) -> Any:
     def call(forward: Any, block: nn.Module, *given: Any, **named: Any) -> Any:
         return forward(block, *given, **named)
 
     call.__code__ = call.__code__.replace(co_name=f"blocks of {name}")
-    return torch.compile(call, dynamic=None)
+    compiled = torch.compile(call, dynamic=None)
+
+    def marked(forward: Any, block: nn.Module, *given: Any, **named: Any) -> Any:
+        for x in (*given, *named.values()):
+            if isinstance(x, torch.Tensor) and x.ndim == 3:  # tokens, [s k d]
+                torch._dynamo.maybe_mark_dynamic(x, 1)
+        return compiled(forward, block, *given, **named)
+
+    return marked if changing else compiled
