@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import Block as _TimmBlock
@@ -50,6 +50,12 @@ def Block(  # noqa: N802
 
 class Shortcut(_TimmBlock):
     """timm's block, that leaves out work whose results are known or never read."""
+
+    attn: Any
+    ls1: Any
+    ls2: Any
+    drop_path1: Any
+    drop_path2: Any
 
     def forward(  # type: ignore[override]
         self,
