@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslzoo.contracts import Batch
 from sslzoo.errors import Problem
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import Flow, build, build_optimizer, make
 from sslzoo.recipe.compare import claim, refuse
-from sslzoo.recipe.recipe import Recipe, Run, warmups
+from sslzoo.recipe.recipe import OptimKeys, Recipe, Run, warmups
 from sslzoo.rng import derive_seed
 from sslzoo.run import checkpoint, data, optim
 from sslzoo.run.clock import Clock
@@ -29,10 +31,15 @@ from sslzoo.run.stop import Stop, Stopped
 from sslzoo.step import Method
 
 Say = Callable[[str], None]
+Stage = Callable[[str], AbstractContextManager[Any]]
 
 
 def _silent(*_words: Any) -> None:
     """Says nothing."""
+
+
+def _unwatched(_name: str) -> AbstractContextManager[Any]:
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -90,10 +97,10 @@ def train(
     micros = data.Micros(sources, grids, order, shares, world.rank)
     batches = data.loader(micros, start, steps, run.workers, pin=world.device.type == "cuda")
     monitored = monitored_images(recipe, catalogue, sources, world)
-    cast = torch.autocast(world.device.type, torch.bfloat16, enabled=run.precision == "bf16")
     save_every, monitor_every = (max(1, x.steps(order.epoch_steps)) for x in (run.save_every, run.monitor_every))
     milestone = run.milestones.steps(order.epoch_steps) if run.milestones else None
     guard, unreadable = Guard(folder, world, watch.stop), Unreadable(folder, run.unreadable, watch.say)
+    learner = Learner(run, moves, method, model, optimizer, guard, world)
     clock = Clock(flow.flops, world, run.batch, folder.metrics.seconds())
     saver = checkpoint.Saver(folder.checkpoints, run.keep, milestone, watch.saved, write=world.first)
 
@@ -102,33 +109,17 @@ def train(
         log_due = at.last or (step + 1) % run.log_every == 0
         numbers = optim.set_schedules(optimizer, moves, at)
         fresh = [clock.waiting(batches) for _ in range(shares.accumulate)]
-        buffers = optim.keep(method.buffers())
-        loss, metrics = torch.zeros((), device=world.device), {}
-        for micro, batch in enumerate(data.weigh(fresh, world)):
-            torch.manual_seed(derive_seed(run.seed, "noise", step, world.rank, micro))
-            with no_sync(model, micro + 1 == shares.accumulate):
-                with cast:
-                    value, told = model(batch, at, log_due)
-                (value / shares.accumulate).backward()
-            loss += value.detach() / shares.accumulate
-            if log_due:
-                metrics = {name: x / shares.accumulate + metrics.get(name, 0.0) for name, x in told.items()}
-        norm = optim.clip(method, moves.clip, moves.clip_each)
-        # From here on, a step that is not finite leaves all as it was before it.
-        finite = guard.check(at, loss, norm, fresh)
-        optim.step(optimizer, finite)
-        optim.undo(buffers, ~finite)
-        optim.follow(method, at, finite)
+        metrics = learner.step(fresh, at, log_due)
 
         unreadable.note(fresh, (step + 1 - start) * shares.micro * shares.accumulate)
         if log_due:
-            metrics |= {"loss": loss, "grad_norm": norm} | own_metrics(method, at)
+            metrics |= own_metrics(method, at)
             line = (
                 {"step": step + 1, "epoch": (step + 1) / order.epoch_steps} | collect(metrics, world.device) | numbers
             )
             line |= mask_shares(fresh[0], grids) | clock.read(step + 1 - start)
             if monitored is not None and ((step + 1) % monitor_every < run.log_every or at.last):
-                line["rankme"] = rank_of(method, monitored, world.device, cast)
+                line["rankme"] = rank_of(method, monitored, world.device, learner.cast())
             if world.first:
                 folder.metrics.write(line)
                 catalogue.manager.hook.sslzoo_log(metrics=line, at=at, folder=folder.path)
@@ -142,6 +133,52 @@ def train(
             raise Stopped(f"{guard.stopping} after step {step + 1} of {steps}: saved; the same command goes on")
     saver.join()
     return method
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Takes the steps of a run: micro-batches in, weights moved. Nothing is read, logged or saved here."""
+
+    run: Run
+    moves: OptimKeys
+    method: Method
+    model: nn.Module  # the method, distributed over the ranks
+    optimizer: torch.optim.Optimizer
+    guard: Guard
+    world: World
+
+    def cast(self) -> torch.autocast:
+        """The precision that the recipe asks for."""
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.run.precision == "bf16")
+
+    def step(self, fresh: list[Batch], at: Progress, log: bool = False, stage: Stage = _unwatched) -> dict[str, Tensor]:
+        """One step on micro-batches of the host; returns loss and norm, with `log` all metrics, 0-d on the device.
+
+        `stage` is entered for what happens in turn: data, forward, backward, optimizer, EMA (`sslzoo bench`).
+        """
+        buffers = optim.keep(self.method.buffers())
+        loss, metrics = torch.zeros((), device=self.world.device), {}
+        with stage("data"):
+            batches = data.weigh(fresh, self.world)
+        for micro, batch in enumerate(batches):
+            torch.manual_seed(derive_seed(self.run.seed, "noise", at.step, self.world.rank, micro))
+            with no_sync(self.model, micro + 1 == len(fresh)):
+                with stage("forward"), self.cast():
+                    value, told = self.model(batch, at, log)
+                with stage("backward"):
+                    (value / len(fresh)).backward()
+            loss += value.detach() / len(fresh)
+            if log:
+                metrics = {name: x / len(fresh) + metrics.get(name, 0.0) for name, x in told.items()}
+        with stage("optimizer"):
+            norm = optim.clip(self.method, self.moves.clip, self.moves.clip_each)
+            # From here on, a step that is not finite leaves all as it was before it.
+            finite = self.guard.check(at, loss, norm, fresh)
+            optim.step(self.optimizer, finite)
+            optim.undo(buffers, ~finite)
+        with stage("EMA"):
+            optim.follow(self.method, at, finite)
+        return metrics | {"loss": loss, "grad_norm": norm}
 
 
 def length(recipe: Recipe, catalogue: Catalogue, order: data.Order, say: Say) -> int:

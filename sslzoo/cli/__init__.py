@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": "Run a study, or compare runs: a table that may be trusted.",
     "doctor": "Is a run healthy? A verdict, evidence, remedies.",
     "eval": "Probe the frozen encoder of a run.",
+    "bench": "How fast is a step here, and where does its time go?",
 }
 
 

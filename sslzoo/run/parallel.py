@@ -13,11 +13,11 @@ import re
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -42,6 +42,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     launcher: str = "alone"  # alone, torchrun or srun
     store: Store | None = field(default=None, repr=False, compare=False)  # where the processes met
+    alone_as: Literal["none", "ddp", "fsdp"] = "none"  # what one process does as if it were several, to time it
 
     def __str__(self) -> str:
         if self.size == 1:
@@ -86,6 +87,27 @@ def join(device: str | None = None, processes: int | None = None, *, gpus: bool 
     except Exception as error:
         raise RunError(f"rank {rank} of {size} could not join the others: {error}") from error
     return World(rank, size, local, chosen, launcher, store)
+
+
+@contextmanager
+def lone_group(world: World, parallel: Literal["none", "ddp", "fsdp"]) -> Iterator[World]:
+    """One process as a group of its own, so that what distributing costs beside the sending can be measured.
+
+    Raises:
+        RunError: there are several processes, which are distributed as their recipe says.
+    """
+    if parallel == "none":
+        yield world
+        return
+    if world.size > 1:
+        raise RunError(f"one process is wrapped as if it were several; found {world}: leave --parallel out")
+    backend = "nccl" if world.device.type == "cuda" else "gloo"
+    store: Any = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=0, world_size=1, device_id=_id(world.device))
+    try:
+        yield replace(world, alone_as=parallel)
+    finally:
+        leave()
 
 
 def patience() -> timedelta:
@@ -277,7 +299,7 @@ def data_parallel(method: nn.Module, world: World, shard: int = 1, unused: bool 
         RunError: the ranks cannot be grouped so.
     """
     shape = copies(world.size, shard), shard
-    if shard > 1:
+    if shard > 1 or world.alone_as == "fsdp":
         mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
         for block in transformer_blocks(method):
             fully_shard(block, mesh=mesh)
@@ -288,7 +310,7 @@ def data_parallel(method: nn.Module, world: World, shard: int = 1, unused: bool 
                 fully_shard(module, mesh=mesh, reshard_after_forward=False)
         fully_shard(method, mesh=mesh)
         return method
-    if world.size == 1:
+    if world.size == 1 and world.alone_as != "ddp":
         return method
     # Buffers are equal on every rank by contract, so they need not travel before each step. Looking for unused
     # parameters also keeps buckets as they are; rebuilt after the first step, as is usual, they would sum in another

@@ -12,7 +12,7 @@ ROWS = [
     "compare",
     "launch scaffold",
     "report",
-    "evaluate",
+    "evaluate speed",
     "train",
     "recipe",
     "run",
