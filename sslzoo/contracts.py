@@ -333,7 +333,12 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class TargetGenerator(Protocol):
-    """What is right. Made with `(student, *, ...)`; an nn.Module that owns any teacher."""
+    """What is right. Made with `(student, *, ...)`; an nn.Module that owns any teacher.
+
+    After a step that was not finite, nothing of it may change: the engine copies its tensors before `after_step`, to
+    put them back. A large one does without the copies: with `gated = True`, `after_step` is also given `finite` (0-d
+    bool, on the device), and moves nothing where that is false (`sslzoo.nn.follow`).
+    """
 
     outputs: Mapping[str, Signal]
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from timm.models.vision_transformer import Block as _TimmBlock
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules._functions import SyncBatchNorm
 
@@ -217,13 +218,28 @@ class Center(nn.Module):
         return x - self.mean
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """Moves the mean; stays where it is if anything said was not finite."""
+    def follow(self, finite: Tensor | None = None) -> None:
+        """Moves the mean; stays where it is if anything said was not finite, or the step (0-d bool)."""
         if self._said is None:
             return
         said, self._said = all_sum(self._said), None
         new = self.mean.lerp(said[:-1] / said[-1], 1 - self.momentum)
-        self.mean.copy_(torch.where(new.isfinite().all(), new, self.mean))
+        sound = new.isfinite().all() if finite is None else new.isfinite().all() & finite
+        self.mean.copy_(torch.where(sound, new, self.mean))
+
+
+@torch.no_grad()
+def follow(own: Sequence[Tensor], others: Sequence[Tensor], share: float, finite: Tensor | None = None) -> None:
+    """Moves each of `own` by a share of the way to its other, in place; none where `finite` (0-d bool) is false.
+
+    The device decides and nobody waits for it: weights are read twice and written once, with no copy to undo from.
+    """
+    mine, theirs = ([x.to_local() if isinstance(x, DTensor) else x for x in some] for some in (own, others))
+    if finite is None:
+        torch._foreach_lerp_(mine, theirs, share)  # type: ignore[attr-defined]
+        return
+    shares = {dtype: finite.to(dtype) * share for dtype in {x.dtype for x in mine}}
+    torch._foreach_lerp_(mine, theirs, [shares[x.dtype] for x in mine])  # type: ignore[attr-defined]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Batch, Progress, Reading, Schedule, Signal, Student, gather, hookimpl
-from sslzoo.nn import full_precision, sinkhorn
+from sslzoo.nn import follow, full_precision, sinkhorn
 
 RISING = Schedule.parse({"linear": [0.996, 1.0]})
 HIGHEST = 50.0  # the largest exponent of each cluster, which keeps the others from vanishing
@@ -33,6 +33,7 @@ class Clusters(nn.Module):
         placewise: balance each place of the grid by itself; else all patches together.
     """
 
+    gated = True  # see TargetGenerator
     whole_batch = True  # shares are balanced over the images of a batch
     trains = True  # the clusters learn, from misfit
 
@@ -95,10 +96,10 @@ class Clusters(nn.Module):
         return shares.transpose(0, 1) if self.placewise else shares.unflatten(0, logits.shape[:2])
 
     @torch.no_grad()
-    def after_step(self, student: Student, at: Progress) -> None:
+    def after_step(self, student: Student, at: Progress, finite: Tensor | None = None) -> None:
         """Moves the teacher: theirs <- m theirs + (1 - m) the student's."""
         own, others = list(self.encoder.parameters()), list(student.encoder.parameters())  # type: ignore[attr-defined]
-        torch._foreach_lerp_(own, others, 1.0 - self.momentum(at))  # type: ignore[attr-defined]
+        follow(own, others, 1.0 - self.momentum(at), finite)
 
     def metrics(self, at: Progress) -> dict[str, Tensor]:
         """The momentum of this step."""

@@ -66,6 +66,9 @@ class LARS(torch.optim.Optimizer):
     """
 
     shards = True
+    # As torch's fused optimizers: the engine tells in `found_inf` (0-d, 1 or 0), on the device, whether to skip a step.
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
 
     def __init__(self, groups: Groups, *, momentum: Beta = 0.9, trust: Annotated[float, Field(gt=0)] = 0.001) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
@@ -87,7 +90,15 @@ class LARS(torch.optim.Optimizer):
         state = self.state[weight]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(weight)
-        weight.add_(state["momentum_buffer"].mul_(self.momentum).add_(step), alpha=-lr)
+        buffer = state["momentum_buffer"]
+        moved = buffer.mul(self.momentum).add_(step)
+        if self.found_inf is None:
+            buffer.copy_(moved)
+            weight.add_(moved, alpha=-lr)
+        else:
+            skipped = self.found_inf > 0
+            buffer.copy_(torch.where(skipped, buffer, moved))
+            weight.sub_(torch.where(skipped, 0.0, moved), alpha=lr)
 
 
 class Lamb(TimmLamb):

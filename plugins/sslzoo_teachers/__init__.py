@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Batch, Mask, Patches, Progress, Reading, Schedule, Signal, Student, Tokens, hookimpl
 from sslzoo.contracts import Group
-from sslzoo.nn import Center
+from sslzoo.nn import Center, follow
 
 Pair = tuple[Sequence[Tensor], Sequence[Tensor]]
 RISING = Schedule.parse({"linear": [0.996, 1.0]})
@@ -39,6 +39,8 @@ class Ema(nn.Module):
         project_patches: give what the projector says of each token as the patch signal, in place of the token.
         center: momentum of a running mean that is taken from each projected signal; none if left out.
     """
+
+    gated = True  # see TargetGenerator
 
     def __init__(
         self,
@@ -116,13 +118,13 @@ class Ema(nn.Module):
         return signals | ({"patch": torch.cat(patch)} if patch else {})
 
     @torch.no_grad()
-    def after_step(self, student: Student, at: Progress) -> None:
+    def after_step(self, student: Student, at: Progress, finite: Tensor | None = None) -> None:
         """Moves the teacher: theirs <- m theirs + (1 - m) the student's; and the centers."""
         own, others = self._followed(student)
-        torch._foreach_lerp_(own, others, 1.0 - self.momentum(at))  # type: ignore[attr-defined]
+        follow(own, others, 1.0 - self.momentum(at), finite)
         for center in (self.center, self.patch_center):
             if center is not None:
-                center.follow()
+                center.follow(finite)
 
     def metrics(self, at: Progress) -> dict[str, float]:
         """The momentum of this step."""

@@ -105,6 +105,9 @@ def step(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
 def follow(method: Method, at: Progress, finite: Tensor) -> None:
     """Teachers follow here, and only here; not after a step that was not `finite`."""
     for target in method.targets.values():
+        if getattr(target, "gated", False):
+            target.after_step(method.student, at, finite)
+            continue
         before = keep([*target.parameters(), *target.buffers()])
         target.after_step(method.student, at)
         undo(before, ~finite)

@@ -113,6 +113,11 @@ def follows(make: Make) -> str:
     with torch.no_grad():
         for p in who.parameters():
             p.add_(0.5)
+    if getattr(part, "gated", False):
+        part.after_step(who, AT, torch.tensor(False))
+        found = equal(weights, _weights(part), 0)
+        if found:
+            raise Violation("weights that stay after a step that was not finite (gated)", found, "after_step")
     part.after_step(who, AT)
     moved = equal(weights, _weights(part), 0) != ""
     return "moves in after_step" if moved else "has nothing that moves" if not weights else "did not move at this step"

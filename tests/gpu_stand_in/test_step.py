@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from toy_recipes import METHODS, write
 
 KINDS = ("cuda", "meta")
-UNFUSED = ("lars", "lamb", "muon")  # these ask the host whether a step is finite (sslzoo/run/optim.py)
+UNFUSED = ("lamb", "muon")  # timm's: the host asks for them whether a step is finite (sslzoo/run/optim.py)
 NO_STAND_IN = ("sgd",)  # its fused kernel has no form for tensors without numbers
 STANDING = [name for name in names(catalogue()) if load(name)[0].optim["use"] not in NO_STAND_IN]
 

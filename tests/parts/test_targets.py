@@ -12,8 +12,12 @@ from sslzoo_vit import ViT
 from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from sslzoo import Batch, Group, Mask, Pairing, Patches, Progress, Schedule, Signal, Student
+from sslzoo.run import optim
+from sslzoo.step import Method
 
 AT = Progress(3, 10)
 
@@ -91,6 +95,43 @@ def test_the_ends_of_momentum_are_exact(momentum):
     teacher.after_step(pupil, AT)
     wanted = start if momentum else pupil.encoder.state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in teacher.encoder.state_dict().items())
+
+
+def test_a_step_that_is_not_finite_moves_nothing_and_one_that_is_moves_the_same():
+    pupil = student()
+    plain, gated = (Ema(pupil, momentum=Schedule.parse(0.9)) for _ in range(2))
+    with torch.no_grad():
+        for parameter in pupil.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    start = copy.deepcopy(gated.state_dict())
+    gated.after_step(pupil, AT, torch.tensor(False))
+    assert all(torch.equal(value, start[name]) for name, value in gated.state_dict().items())
+    plain.after_step(pupil, AT)
+    gated.after_step(pupil, AT, torch.tensor(True))
+    for name, value in gated.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-6, atol=1e-7)
+
+
+class _Traffic(TorchDispatchMode):
+    """Bytes that operations read and write, one tensor of weights or more."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            for x in tree_flatten((args, kwargs))[0] + tree_flatten(out if out is not None else args[0])[0]:
+                self.total += x.numel() * x.element_size() if isinstance(x, torch.Tensor) and x.ndim else 0
+        return out
+
+
+def test_a_teacher_that_follows_reads_weights_twice_and_writes_them_once():
+    pupil = student()
+    method = Method(pupil, {"teacher": Ema(pupil)}, {}, {})
+    weights = sum(x.numel() * x.element_size() for x in method.targets["teacher"].parameters())
+    with _Traffic() as traffic:
+        optim.follow(method, AT, torch.tensor(True))
+    assert traffic.total == 3 * weights
 
 
 def test_updates_continue_after_weights_are_loaded():
