@@ -36,6 +36,7 @@ from sslzoo.contracts import (
 from sslzoo.errors import RunError, UserError
 from sslzoo.rng import Rng, derive_seed, generator
 from sslzoo.run.parallel import World, all_sum
+from sslzoo.run.travel import moved
 
 Made = TypeVar("Made")
 TRIES = 16  # other images tried in place of an unreadable one
@@ -290,10 +291,9 @@ def weigh(batches: Sequence[Batch], world: World) -> list[Batch]:
     # Filled on the device: a copy of numbers would wait for it.
     rows = torch.stack([torch.full((), count, device=world.device) for count in counts])
     asked, seen = (world.size * len(batches) / all_sum(rows).clamp(min=1)).unbind()
-    moved = [batch.to(world.device) for batch in batches]
     return [
         replace(b, pairing=_weighing(b.pairing, asked), seen=None if b.seen is None else _weighing(b.seen, seen))
-        for b in moved
+        for b in moved(batches, world.device)
     ]
 
 

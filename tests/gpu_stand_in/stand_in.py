@@ -42,6 +42,7 @@ class Crossing:
     op: str
     shape: tuple[int, ...]
     blocks: bool  # the host waits until the device has come so far
+    aside: bool = False  # on another stream than the computing one
 
 
 class StandIn(TorchDispatchMode):
@@ -75,6 +76,8 @@ class StandIn(TorchDispatchMode):
         elif inside and any(x.ndim for x in outside):
             self._note("in", func, next(x for x in outside if x.ndim), blocks=True)
         out = func(*args, **kwargs)
+        if _Stream.current is _Stream.computing and inside:
+            assert not _Stream.ahead, f"{func} computes on what still travels: the computing stream has not waited"
         if self._here([x for x in tree_flatten(out)[0] if isinstance(x, Tensor)]) and not func.is_view:
             self.kernels[self.step] += 1
         return out
@@ -102,7 +105,8 @@ class StandIn(TorchDispatchMode):
         return x
 
     def _note(self, way: str, func: Any, x: Tensor, blocks: bool) -> None:
-        self.crossings.append(Crossing(self.step, way, str(func), tuple(x.shape), bool(blocks)))
+        aside = _Stream.current is not _Stream.computing
+        self.crossings.append(Crossing(self.step, way, str(func), tuple(x.shape), bool(blocks), aside))
 
 
 def _waits(func: Any, args: Any) -> bool:
@@ -116,6 +120,7 @@ def _waits(func: Any, args: Any) -> bool:
 def run(recipe: Any, catalogue: Any, kind: str, out: Path) -> StandIn:
     """Trains a recipe on a stand-in of this kind; its data set is never opened."""
     stand_in, batches = StandIn(kind), _batches(recipe, catalogue)
+    _Stream.ahead = False
     with contextlib.ExitStack() as entered:
         fake = entered.enter_context(_Fake()) if kind == "cuda" else None
         if fake is not None:
@@ -190,6 +195,29 @@ class _Event:
     def synchronize(self) -> None: ...
 
 
+class _Stream:
+    """Which stream work goes to, and whether the computing one has waited for what another was given."""
+
+    computing: Any = None
+    current: Any = None
+    ahead = False  # something travels on another stream
+
+    def __init__(self, _device: Any = None) -> None: ...
+
+    def wait_stream(self, _other: Any) -> None:
+        _Stream.ahead = False
+
+
+_Stream.computing = _Stream.current = _Stream()
+
+
+@contextlib.contextmanager
+def _on_stream(stream: _Stream) -> Iterator[None]:
+    before, _Stream.current = _Stream.current, stream
+    yield
+    _Stream.current, _Stream.ahead = before, True
+
+
 def _made_up_gradients(loss: Tensor, *_given: Any, **_named: Any) -> None:
     assert loss.requires_grad
     stand_in = next(
@@ -203,6 +231,10 @@ def _made_up_gradients(loss: Tensor, *_given: Any, **_named: Any) -> None:
 _CUDA = (
     (torch.Tensor, "backward", _made_up_gradients),
     (torch.cuda, "Event", _Event),
+    (torch.cuda, "Stream", _Stream),
+    (torch.cuda, "current_stream", lambda *_: _Stream.current),
+    (torch.cuda, "stream", _on_stream),
+    (torch.Tensor, "record_stream", lambda *_: None),
     (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
     (torch.cuda, "get_device_name", lambda *_: "A100"),
     (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),

@@ -58,6 +58,7 @@ def assert_nobody_waits(seen):
     """Between log lines the host never waits for the device, and one small copy leaves it: the votes."""
     quiet = [crossing for crossing in seen.crossings if crossing.step == 0]
     assert not [crossing for crossing in quiet if crossing.blocks]
+    assert all(crossing.aside for crossing in quiet if crossing.way == "in"), "batches travel while others compute"
     assert [(c.step, c.shape) for c in quiet if c.way == "out"] == [(0, (2,))]
     assert [crossing for crossing in seen.crossings if crossing.step == 1 and crossing.blocks], "a log line is read"
 
@@ -116,6 +117,13 @@ def test_a_number_copied_to_the_device_is_seen(tmp_path, monkeypatch):
     seen = run(shortened(recipe), installed, "cuda", tmp_path)
     with pytest.raises(AssertionError):
         assert_nobody_waits(seen)
+
+
+def test_computing_on_what_still_travels_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr("stand_in._Stream.wait_stream", lambda *_: None)
+    recipe, installed = load("tiny/ijepa")
+    with pytest.raises(AssertionError, match="still travels"):
+        run(shortened(recipe), installed, "cuda", tmp_path)
 
 
 def test_numbers_stay_and_tensors_are_averaged():
