@@ -167,7 +167,11 @@ def test_another_recipe_in_the_folder_is_refused(tmp_path, toy):
 
 
 @pytest.mark.two_ranks
-@pytest.mark.parametrize("sets", [(), ("run.shard=2", "run.micro=2")], ids=["copies", "sharded and accumulated"])
+@pytest.mark.parametrize(
+    "sets",
+    [pytest.param((), marks=pytest.mark.slow), ("run.shard=2", "run.micro=2")],
+    ids=["copies", "sharded and accumulated"],
+)
 def test_a_checkpoint_of_one_process_goes_on_under_two(tmp_path, toy, sets):
     recipe = toy("jepa")
     drive(tmp_path / "one", recipe)
@@ -179,6 +183,7 @@ def test_a_checkpoint_of_one_process_goes_on_under_two(tmp_path, toy, sets):
     assert gap(weights(tmp_path / "one" / "toy-jepa"), weights(tmp_path / "both" / "toy-jepa")) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.two_ranks
 def test_copies_go_from_four_processes_to_two_and_back(tmp_path, pairs):
     """Stopped on the way, as by a preemption; the curve is that of the unbroken run."""
@@ -218,6 +223,7 @@ def test_steps_that_are_not_finite_change_nothing_and_three_end_the_run(tmp_path
         run(recipe, tmp_path / "bad")
 
 
+@pytest.mark.slow
 @pytest.mark.two_ranks
 def test_a_step_that_is_not_finite_changes_no_shard_and_shards_go_on_whole(tmp_path, toy):
     recipe = toy("ibot")

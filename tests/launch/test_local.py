@@ -77,6 +77,7 @@ def test_a_local_run_is_followed_cancelled_and_resumed(sslzoo, tmp_path):
     assert "trained  untrained" in log
 
 
+@pytest.mark.slow
 def test_a_drill_on_this_machine_ends_with_a_verdict(sslzoo):
     code, out, _ = sslzoo("drill", "tiny/ijepa", *SHORT, "--steps", 30, "--out", "drill")
     assert code == 0
