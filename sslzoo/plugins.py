@@ -147,9 +147,9 @@ def catalogue(files: Sequence[Path | str] = ()) -> Catalogue:
     Raises:
         PluginError: as `load`; or two plugins offer one name.
     """
-    manager = load(files)
+    manager, entries = load(files), {entry.name: entry for entry in entry_points(group="sslzoo")}
     plugins = {
-        name: _describe(manager, name, module)
+        name: _describe(manager, name, module, entries.get(name))
         for name, module in manager.list_name_plugin()
         if isinstance(module, ModuleType)
     }
@@ -237,10 +237,9 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _describe(manager: pluggy.PluginManager, name: str, module: ModuleType) -> Plugin:
+def _describe(manager: pluggy.PluginManager, name: str, module: ModuleType, entry: EntryPoint | None) -> Plugin:
     offered = tuple(sorted(caller.name for caller in manager.get_hookcallers(module) or ()))
-    for entry in entry_points(group="sslzoo"):
-        if entry.name == name and entry.dist:
-            return Plugin(name, entry.dist.version, entry.dist.name, offered)
+    if entry is not None and entry.dist:
+        return Plugin(name, entry.dist.version, entry.dist.name, offered)
     content = Path(module.__file__).read_bytes() if module.__file__ else b""
     return Plugin(name, hashlib.sha256(content).hexdigest()[:12], str(module.__file__), offered)

@@ -16,8 +16,8 @@ from sslzoo.errors import Problem
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import Flow, build, build_optimizer, make
-from sslzoo.recipe.compare import claim, refuse
-from sslzoo.recipe.recipe import OptimKeys, Recipe, Run, warmups
+from sslzoo.recipe.compare import claim, refuse, refuse_foreign
+from sslzoo.recipe.recipe import OptimKeys, Recipe, Run, resolve, warmups
 from sslzoo.rng import derive_seed
 from sslzoo.run import checkpoint, data, optim
 from sslzoo.run.clock import Clock
@@ -83,7 +83,7 @@ def train(
     shares = data.split(run.batch, world.size, run.micro)
     order = data.Order(len(sources.data), run.batch, run.seed)
     steps = length(recipe, catalogue, order, watch.say)
-    start = resume(folder, method, optimizer, world, watch.say)
+    start = resume(folder, recipe, catalogue, method, optimizer, world, watch.say)
     watch.begin(start, steps)
     ready(folder, recipe, catalogue, found, start, world, watch.say)
     watch.say(
@@ -103,6 +103,7 @@ def train(
     learner = Learner(run, moves, method, model, optimizer, guard, world)
     clock = Clock(flow.flops, world, run.batch, folder.metrics.seconds())
     saver = checkpoint.Saver(folder.checkpoints, run.keep, milestone, watch.saved, write=world.first)
+    whole = resolve(recipe, catalogue)
 
     for step in range(start, steps):
         at = Progress(step, steps, order.epoch_steps)
@@ -126,7 +127,8 @@ def train(
                 watch.show(at, line)
         if at.last or guard.stopping or (step + 1) % save_every == 0:
             guard.settle()
-            saver.save(step + 1, method, optimizer)
+            about = {"recipe": whole, "metrics": folder.metrics.digest_of_all()} if world.first else {}
+            saver.save(step + 1, method, optimizer, about)
         if guard.stopping and not at.last:
             saver.join()
             barrier()  # nobody leaves before the checkpoint is on disk
@@ -208,14 +210,32 @@ def opened(
     return method, sources, found
 
 
-def resume(folder: Folder, method: Method, optimizer: torch.optim.Optimizer, world: World, say: Say) -> int:
-    """Restores the newest checkpoint, if any; returns the steps done."""
+def resume(
+    folder: Folder,
+    recipe: Recipe,
+    catalogue: Catalogue,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    world: World,
+    say: Say,
+) -> int:
+    """Restores the newest checkpoint, if any; returns the steps done. Says if metrics are not those it remembers.
+
+    Raises:
+        RunError: it is damaged, as are all others; or of another recipe.
+    """
     saved = checkpoint.agreed(folder.checkpoints, lambda text: say(f"warning: {text}"), world)
     agree("none" if saved is None else f"step {saved.step}, checksum {saved.checksum:08x}", world)
-    if saved is not None:
-        checkpoint.restore(saved, method, optimizer)
-        say(f"resumed from {saved.path.name}")
-    return 0 if saved is None else saved.step
+    if saved is None:
+        return 0
+    if "recipe" in saved.about:
+        refuse_foreign(saved.path, saved.about["recipe"], recipe, catalogue)
+    checkpoint.restore(saved, method, optimizer)
+    say(f"resumed from {saved.path.name}")
+    had, have = saved.about.get("metrics"), folder.metrics.digest(saved.step)
+    if had not in (None, have):
+        say(f"warning: {folder.metrics.path} is not what it was at step {saved.step}: {had} then, {have} now")
+    return saved.step
 
 
 def ready(
@@ -230,7 +250,7 @@ def ready(
     """Writes recipe and data, cuts metrics back to `start` steps: nothing is changed before all is known to fit."""
     if world.first:
         claim(folder, recipe, catalogue, say)
-        folder.note_data(found)
+        folder.note_data(found, start, say)
         folder.metrics.rewind(start)
 
 

@@ -105,5 +105,5 @@ def _walk(root: Path, inside: str, folders: dict[str, int]) -> Iterator[str]:
             name = f"{inside}/{entry.name}" if inside else entry.name
             if entry.is_dir():
                 yield from _walk(root, name, folders)
-            elif entry.name.lower().endswith(ENDINGS):
-                yield name
+            elif entry.name.lower().endswith(ENDINGS) and (entry.is_file() or entry.is_symlink()):
+                yield name  # no pipe or socket, which would be waited for; a link to nowhere is told when it is read

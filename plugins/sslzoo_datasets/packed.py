@@ -16,6 +16,7 @@ from PIL import Image
 
 from sslzoo_datasets.images import ENDINGS, digest, read
 
+MOST = 10**6  # numbers above are identifiers, not classes; counting so many would fill the memory
 Sample = dict[str, Any]  # shard, name; and by kind (image, cls, json) where it begins and how long it is
 
 
@@ -71,12 +72,14 @@ class Shards:
         told = self._bytes(i, kind).decode(errors="replace").strip()
         try:
             found = int(told) if kind == "cls" else json.loads(told)[self.label_key]
-            if isinstance(found, bool) or found != int(found) or found < 0:
+            if isinstance(found, bool) or found != int(found) or not 0 <= found < MOST:
                 raise ValueError(found)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             where = f"{self.samples[i]['name']}.{kind} in {self.paths[self.samples[i]['shard']]}"
             wanted = "" if kind == "cls" else f" under the key {self.label_key!r}"
-            raise ValueError(f"files: {where} holds {told[:60]!r}; a class from 0 on is wanted{wanted}") from error
+            raise ValueError(
+                f"files: {where} holds {told[:60]!r}; a class from 0 on is wanted{wanted}, below {MOST:,}"
+            ) from error
         return int(found)
 
     def _bytes(self, i: int, kind: str) -> bytes:
@@ -189,9 +192,10 @@ def _labels(file: Any, column: str, path: Path) -> list[int]:
     found = file.read([column])[column]
     if found.null_count:
         raise ValueError(f"label_column: {column!r} of {path} lacks {found.null_count} of {len(found)} labels")
-    lowest = _library("pyarrow.compute").min(found).as_py() if len(found) else 0
-    if lowest < 0:
-        raise ValueError(f"label_column: {column!r} of {path} holds {lowest}; classes count from 0")
+    ends = _library("pyarrow.compute").min_max(found).as_py() if len(found) else {}
+    wrong = [end for end in ends.values() if not 0 <= end < MOST]
+    if wrong:
+        raise ValueError(f"label_column: {column!r} of {path} holds {wrong[0]}; classes count from 0, below {MOST:,}")
     return found.to_pylist()
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import sys
+from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -34,6 +37,7 @@ COMMANDS = {
 # Names that are too long, no permission, a full or read-only disk, a file where a folder should be, links in a ring.
 THEIRS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR)
 THEIRS += (errno.EISDIR, errno.ELOOP)
+OUTPUT = (errno.ENOSPC, errno.EBADF, errno.EIO, errno.EPIPE, errno.EFBIG, errno.EDQUOT)  # writing to a stream
 
 
 class Lazy(click.Group):
@@ -104,11 +108,27 @@ def main(args: list[str] | None = None) -> Any:
     """Runs the command line: a person's mistakes end with a message and exit code, without a traceback."""
     from sslzoo.errors import UserError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an old locale must not end a command at a letter
     try:
         return cli.main(args, prog_name="sslzoo")
     except UserError as error:
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is not None or error.errno not in OUTPUT:
+            raise
+        _refuse_output(error)
+
+
+def _refuse_output(error: OSError) -> NoReturn:
+    """Standard output is full or gone; what it holds back must not fail again when the process ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError):
+        click.echo(f"standard output cannot be written: {error.strerror}", err=True)
+    sys.exit(2)
 
 
 def echo_json(value: Any) -> None:

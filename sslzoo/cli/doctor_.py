@@ -26,9 +26,22 @@ def command(place: Path, as_json: bool) -> None:
     from sslzoo.cli import echo_json
     from sslzoo.compare.doctor import diagnose
     from sslzoo.compare.records import read
+    from sslzoo.errors import RunError
     from sslzoo.launch.follow import folders
 
-    found = {str(run): diagnose(read(run)) for run in folders(place)}
+    runs, found, unread = folders(place), {}, 0
+    for run in runs:
+        try:
+            record = read(run)
+        except RunError as error:
+            if len(runs) == 1:
+                raise
+            click.echo(str(error), err=True)
+            unread += 1
+            continue
+        for fault in record.faults:
+            click.echo(f"warning: {fault}", err=True)
+        found[str(run)] = diagnose(record)
     if as_json:
         rows = {name: {"verdict": one.verdict, "evidence": one.evidence} for name, one in found.items()}
         echo_json({name: row | {"remedies": found[name].remedies} for name, row in rows.items()})
@@ -39,5 +52,5 @@ def command(place: Path, as_json: bool) -> None:
                 click.echo(f"  {line}")
             for line in one.remedies:
                 click.echo(f"  try: {line}")
-    if any(one.verdict != "healthy" for one in found.values()):
+    if unread or any(one.verdict != "healthy" for one in found.values()):
         sys.exit(1)

@@ -76,6 +76,8 @@ def _tell(
     commands: str,
     asked: Asked,
 ) -> bool:
+    for fault in (fault for found in variants.values() for one in found for fault in one.faults):
+        click.echo(f"warning: {fault}", err=True)
     fair = fairness.box(variants, named, held)
     found = table.compare(variants, baseline)
     console = Console(stderr=asked.as_json)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -38,6 +37,7 @@ class Record:
     facts: Mapping[str, Any] = field(default_factory=dict)  # of its last attempt: machine, versions, arithmetic
     lines: tuple[Mapping[str, float], ...] = ()  # metrics
     evaluated: Mapping[str, Evaluation] = field(default_factory=dict)  # by kind of network: teacher, student
+    faults: tuple[str, ...] = ()  # a sentence for each file that is damaged, and was left out
 
     @cached_property
     def leaves(self) -> dict[str, Any]:
@@ -167,22 +167,29 @@ def read(folder: Path, variant: str = "") -> Record:
     Raises:
         RunError: it holds no recipe that can be read.
     """
-    try:
-        tree = yaml.safe_load(Folder(folder).recipe.read_text())
-        run = tree["run"]
-    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise RunError(f"{folder} is no run folder that can be read: {error}") from error
-    state, lines = State(folder), tuple(Folder(folder).metrics.read())
+    tree, fault = Folder(folder).tree()
+    if tree is None:
+        raise RunError(fault or f"{folder} is not a run folder: it holds no recipe.yaml")
+    state, (lines, torn) = State(folder), Folder(folder).metrics.found()
     now, attempts = state.now, state.attempts
-    steps = int(now.get("steps") or run.get("steps") or (lines[-1]["step"] if lines else 0))
-    step = int(now.get("step") or (lines[-1]["step"] if lines else 0))
-    found = {_kind(tree, one.network): one for one in evaluations(folder) if one.step == step}
-    facts = next((one["facts"] for one in reversed(attempts) if isinstance(one.get("facts"), dict)), {})
-    known = [row for row in files.read_rows(folder / "data.jsonl")[0] if "fingerprint" in row]
+    last = int(lines[-1]["step"]) if lines else 0
+    evaluations_, bad = _evaluations(folder)
+    facts = next((one["facts"] for one in reversed(attempts) if _are_facts(one.get("facts"))), {})
+    rows, changed = files.read_rows(folder / "data.jsonl", files.typed(images=int, fingerprint=str))
+    known = [row for row in rows if "fingerprint" in row]
     facts = facts | {"peak_memory": now.get("peak_memory")} | ({"data": known[-1]} if known else {})
-    own = now.get("state", "not started")
-    name, seed = variant or str(tree.get("name")), int(run["seed"])
-    return Record(folder, name, seed, tree, own, step, steps, facts, lines, found)
+    faults = tuple(one for one in (*state.faults, torn, changed, *bad) if one)
+    try:
+        step, steps = now.get("step") or last, int(now.get("steps") or tree["run"].get("steps") or last)
+        found = {_kind(tree, one.network): one for one in evaluations_ if one.step == step}
+        name, own = variant or str(tree["name"]), now.get("state", "not started")
+        made = Record(
+            folder, name, int(tree["run"]["seed"]), tree, own, step, steps, facts, tuple(lines), found, faults
+        )
+        _ = made.batch, made.kept, made.warm_up  # all that is asked of the recipe
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise RunError(f"{folder / 'recipe.yaml'} is damaged: {type(error).__name__}: {error}") from error
+    return made
 
 
 def by_recipe(folders: list[Path]) -> dict[str, list[Record]]:
@@ -239,16 +246,44 @@ class Evaluation:
 
 
 def evaluations(folder: Path) -> list[Evaluation]:
-    """Every evaluation of the newest step that was evaluated, oldest first; unreadable files are passed over."""
-    found = []
-    for path in sorted((folder / "eval").glob("*.json"), key=lambda path: path.stat().st_mtime):
-        try:
-            told = json.loads(path.read_text())
-            found.append(Evaluation(path, str(told["network"]), int(told["step"]), told))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+    """Every evaluation of the newest step that was evaluated, oldest first; damaged files are passed over."""
+    return _evaluations(folder)[0]
+
+
+def _evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
+    """As `evaluations`; and a sentence for each damaged file."""
+    found, faults = [], []
+    for path in sorted((folder / "eval").glob("*.json"), key=lambda path: path.lstat().st_mtime):
+        told, fault = files.read_object(path, _is_evaluation)
+        if told:
+            found.append(Evaluation(path, told["network"], told["step"], told))
+        else:
+            faults.append(fault or f"{path} leads nowhere")
     last = max((one.step for one in found), default=0)
-    return [one for one in found if one.step == last]
+    return [one for one in found if one.step == last], faults
+
+
+_FACTS = files.typed(data=dict, versions=dict, processes=int, width=int, peak_memory=(int, float))
+_FACTS_TOO = files.typed(flops_per_image=(int, float), patches_per_image=(int, float))
+
+
+def _are_facts(row: Any) -> bool:
+    return bool(row) and _FACTS(row) and _FACTS_TOO(row)
+
+
+_EVALUATION = files.typed(network=str, step=int, figures=dict)
+
+
+def _is_evaluation(row: dict[str, Any]) -> bool:
+    return (
+        _EVALUATION(row)
+        and {"network", "step", "figures"} <= row.keys()
+        and None not in (row["network"], row["step"], row["figures"] or None)
+        and all(
+            isinstance(column, dict) and all(value is None or type(value) in (int, float) for value in column.values())
+            for column in row["figures"].values()
+        )
+    )
 
 
 def _column(one: Evaluation) -> str:

@@ -28,7 +28,7 @@ _NUMBER = (int, float)
 _LAUNCH = files.typed(asked=dict, top=str, words=list, processes=int, evaluate=bool, job=str, logs=str)
 _NOW = files.typed(state=str, host=str, pid=int, job=str, time=_NUMBER, step=int, steps=int, saved=int, saving=_NUMBER)
 _NOW_TOO = files.typed(loss=_NUMBER, rate=_NUMBER, left=_NUMBER)
-_ATTEMPT = files.typed(time=_NUMBER, host=str, job=str, restart=int)
+_ATTEMPT = files.typed(**{"from": int}, repeats=int, time=_NUMBER, host=str, job=str, restart=int, facts=dict)
 
 
 def _is_launch(row: dict[str, Any]) -> bool:
@@ -38,12 +38,15 @@ def _is_launch(row: dict[str, Any]) -> bool:
 def _is_now(row: dict[str, Any]) -> bool:
     if not (_NOW(row) and _NOW_TOO(row) and isinstance(row.get("state"), str)):
         return False
+    counts = all(0 <= (row.get(key) or 0) < 10**15 for key in ("step", "steps", "saved", "saving", "rate", "left"))
     # A process group, or every process of the machine, must never be taken for a run's process.
-    return row.get("pid") is None or row["pid"] > 1
+    return counts and (row.get("pid") is None or row["pid"] > 1)
 
 
 def _is_attempt(row: dict[str, Any]) -> bool:
-    return _ATTEMPT(row) and all(isinstance(row.get(key), int) for key in ("from", "repeats"))
+    return _ATTEMPT(row) and all(
+        isinstance(row.get(key), int) and 0 <= row[key] < 10**15 for key in ("from", "repeats")
+    )
 
 
 class InUse(RunError):  # noqa: N818 - what happened
@@ -100,7 +103,7 @@ class State:
 
     def write_launch(self, told: dict[str, Any]) -> None:
         """Remembers how it was submitted."""
-        files.write_whole(self.folder / "launch.json", json.dumps(told, indent=1))
+        files.write_whole(self.folder / "launch.json", files.written(told, indent=1))
 
     def refuse_vanished(self, step: int) -> None:
         """Sees that a run which would begin at the first step has no past; changes nothing.
@@ -118,11 +121,13 @@ class State:
                 f"{now.get('state', 'of unknown state')}, but its checkpoints are gone\n"
                 f"a run never starts again by itself: {again}"
             )
-        fault = self._now()[1]
-        if fault and self.attempts:
+        before = [name for name in ("attempts.jsonl", "metrics.jsonl") if files.read_text(self.folder / name)[0]]
+        if not self.now and before:
+            found = self._now()[1] or f"{self.folder / 'state.json'} is gone"
             raise RunError(
-                f"{fault}, and there is no checkpoint, so nothing tells how far the run was\n"
-                f"if there were checkpoints, {again}; if none was ever saved, remove {self.folder / 'state.json'}"
+                f"{found}, and there is no checkpoint, so nothing tells how far the run was\n"
+                f"if there were checkpoints, {again}; if none was ever saved, remove state.json and "
+                f"{' and '.join(before)} there"
             )
 
     def begin(self, step: int, steps: int, facts: Mapping[str, Any] | None = None) -> None:
@@ -148,7 +153,7 @@ class State:
         """Where the run stands now; keeps what is not told anew. Raises RunError if it cannot be written."""
         own = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
         told = self.now | own | {"state": state, "time": time.time()} | more
-        files.write_whole(self.folder / "state.json", json.dumps(told, indent=1), lasting=False)
+        files.write_whole(self.folder / "state.json", files.written(told, indent=1), lasting=False)
 
     def fail(self, text: str) -> bool:
         """Notes an error; only the first of all processes counts. Returns whether this was it."""

@@ -183,6 +183,8 @@ class Teller:
             self.display.say(f"warning: {fault}")
         if remembered > step:
             self.display.say(f"warning: this run was saved at step {remembered}; that checkpoint is not there any more")
+        elif before.get("step") and not step:
+            self.display.say(f"warning: this run was at step {before['step']} and never saved, so it begins again")
         self.warn(before.get("saving") or 0.0)
         self.tell("running", step=step, steps=steps, saved=step)
 

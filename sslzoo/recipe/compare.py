@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from sslzoo.errors import shown
+import yaml
+
+from sslzoo.errors import RunError, shown
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Key, Recipe, in_free_section, keys, resolve
 from sslzoo.run.folder import Folder
@@ -30,6 +33,18 @@ def claim(folder: Folder, recipe: Recipe, installed: Catalogue, warn: Callable[[
     """
     refuse(folder, recipe, installed)
     folder.prepare(resolve(recipe, installed), warn)
+
+
+def refuse_foreign(path: Path, told: str, recipe: Recipe, installed: Catalogue) -> None:
+    """Sees that a checkpoint, which remembers the resolved recipe of its run, is one of this recipe.
+
+    Raises:
+        RunError: it is not; says where they differ.
+    """
+    rows = differences(yaml.safe_load(told), recipe, installed)
+    if rows:
+        lines = "".join(f"    {row}\n" for row in rows)
+        raise RunError(f"{path} is of a run of another recipe:\n{lines}remove it, or choose another folder with --out")
 
 
 def differences(had: Mapping[str, Any], recipe: Recipe, installed: Catalogue) -> list[str]:

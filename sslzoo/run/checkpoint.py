@@ -37,16 +37,25 @@ NAME = re.compile(r"step-(\d{9})\.safetensors")
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint whose checksum was right: steps done, and its tensors by name."""
+    """A checkpoint whose checksum was right: steps done, its tensors by name, and what was told about its run."""
 
     step: int
     path: Path
     tensors: Mapping[str, Tensor]
     checksum: int
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
-def save(folder: Path, step: int, method: Method, optimizer: torch.optim.Optimizer, *, write: bool = True) -> Path:
-    """Writes the checkpoint of `step` steps done; when this returns, it is on disk.
+def save(
+    folder: Path,
+    step: int,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    about: Mapping[str, str] | None = None,
+    *,
+    write: bool = True,
+) -> Path:
+    """Writes the checkpoint of `step` steps done, and texts about its run; when this returns, it is on disk.
 
     Every rank calls it, since weights may be split over ranks; one has `write`.
 
@@ -55,7 +64,7 @@ def save(folder: Path, step: int, method: Method, optimizer: torch.optim.Optimiz
     """
     tensors = _snapshot(method, optimizer, write, {})
     if write:
-        _write(folder, step, tensors)
+        _write(folder, step, tensors, about or {})
     return place_of(folder, step)
 
 
@@ -77,7 +86,9 @@ class Saver:
     _error: Exception | None = None
     _done: tuple[int, float] | None = None
 
-    def save(self, step: int, method: Method, optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self, step: int, method: Method, optimizer: torch.optim.Optimizer, about: Mapping[str, str] | None = None
+    ) -> None:
         """Begins to save `step` steps done, once the save before it is on disk; older ones are pruned after it.
 
         Raises:
@@ -88,7 +99,9 @@ class Saver:
         self._copies = _snapshot(method, optimizer, self.write, self._copies)
         if self.write:
             # Not a daemon: a run that fails elsewhere still finishes the save it began.
-            self._thread = threading.Thread(target=self._finish, args=(step, since), name=f"save of step {step}")
+            self._thread = threading.Thread(
+                target=self._finish, args=(step, about or {}, since), name=f"save of step {step}"
+            )
             self._thread.start()
 
     def join(self) -> None:
@@ -107,21 +120,25 @@ class Saver:
             done, self._done = self._done, None
             self.told(*done)
 
-    def _finish(self, step: int, since: float) -> None:
+    def _finish(self, step: int, about: Mapping[str, str], since: float) -> None:
         try:
-            _write(self.folder, step, self._copies)
-            prune(self.folder, self.keep, self.milestone)
+            _write(self.folder, step, self._copies, about)
+            prune(self.folder, step, self.keep, self.milestone)
             self._done = step, time.perf_counter() - since
         except Exception as error:  # told by the main thread, in `join`
             self._error = error
 
 
-def _write(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
+def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
     place = place_of(folder, step)
     beside = place.with_suffix(".writing")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), beside, {"step": str(step), "crc32": str(_checksum(step, tensors))})
+        for left in folder.glob("step-*.writing"):  # what a kill cut short
+            if NAME.fullmatch(left.with_suffix(".safetensors").name):
+                left.unlink(missing_ok=True)
+        told = {**about, "step": str(step), "crc32": str(_checksum(step, tensors, about))}
+        save_file(dict(tensors), beside, told)
         _flush(beside)
         beside.rename(place)
         _flush(folder)
@@ -149,13 +166,15 @@ def read(path: Path) -> Saved:
     """
     try:
         tensors = load_file(path)
-        metadata = _metadata(path)
-        step, checksum = int(metadata["step"]), int(metadata["crc32"])
-    except (OSError, SafetensorError, ValueError, KeyError, struct.error) as error:
+        about = dict(_metadata(path))
+        step, checksum = int(about.pop("step")), int(about.pop("crc32"))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
         raise RunError(f"checkpoint {path} is damaged: {error}") from error
-    if _checksum(step, tensors) != checksum:
+    if _checksum(step, tensors, about) != checksum:
         raise RunError(f"checkpoint {path} is damaged: its checksum is wrong")
-    return Saved(step, path, tensors, checksum)
+    if path.name != place_of(path.parent, step).name:
+        raise RunError(f"checkpoint {path} is damaged: it is that of step {step}, renamed")
+    return Saved(step, path, tensors, checksum, about)
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Saved | None:
@@ -192,7 +211,7 @@ def agreed(folder: Path, warn: Callable[[str], None], world: World) -> Saved | N
     if world.first:
         try:
             saved = newest(folder, warn)
-            told = [saved and (saved.step, saved.path, _listed(saved), saved.checksum)]
+            told = [saved and (saved.step, saved.path, _listed(saved), saved.checksum, saved.about)]
         except RunError as error:
             told = [str(error)]
     dist.broadcast_object_list(told, 0, device=world.device)
@@ -201,14 +220,14 @@ def agreed(folder: Path, warn: Callable[[str], None], world: World) -> Saved | N
         raise RunError(word)
     if word is None:
         return None
-    step, path, listed, checksum = word
+    step, path, listed, checksum, about = word
     tensors = {}
     for name, dtype, shape in listed:
         own = saved.tensors[name] if saved else torch.empty(shape, dtype=dtype)
         sent = own.to(world.device)
         dist.broadcast(sent, 0)
         tensors[name] = own if saved else sent.cpu()
-    return Saved(step, path, tensors, checksum)
+    return Saved(step, path, tensors, checksum, about)
 
 
 def _listed(saved: Saved) -> list[tuple[str, torch.dtype, torch.Size]]:
@@ -254,9 +273,12 @@ def restore_parts(saved: Saved, method: Method) -> None:
         raise RunError(f"checkpoint {saved.path} does not fit the recipe: {error}") from error
 
 
-def prune(folder: Path, keep: int, milestone: int | None) -> None:
-    """Deletes all but the last `keep` checkpoints and those at multiples of `milestone` steps."""
-    for step in steps(folder)[:-keep]:
+def prune(folder: Path, saved: int, keep: int, milestone: int | None) -> None:
+    """Deletes all but the last `keep` checkpoints up to the step just saved and those at multiples of `milestone`.
+
+    Later ones are damaged, else the run had begun there; they must not take the room of good ones.
+    """
+    for step in [step for step in steps(folder) if step <= saved][:-keep]:
         if not (milestone and step % milestone == 0):
             place_of(folder, step).unlink(missing_ok=True)
 
@@ -292,8 +314,10 @@ def _room(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, pin_memory=like.device.type == "cuda")
 
 
-def _checksum(step: int, tensors: Mapping[str, Tensor]) -> int:
+def _checksum(step: int, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> int:
     total = zlib.crc32(str(step).encode())
+    for name in sorted(about):
+        total = zlib.crc32(f"{name} {about[name]}".encode(), total)
     for name in sorted(tensors):
         value = tensors[name].contiguous()
         total = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), total)

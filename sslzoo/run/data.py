@@ -7,8 +7,10 @@ what an unbroken one gives there, whatever the number of workers, ranks and micr
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -355,9 +357,20 @@ def identity(data: Dataset) -> dict[str, Any]:
 
 
 def _deaf(_worker: int) -> None:
-    """Signals for the whole job, such as SLURM's before a preemption, must not kill workers that are still needed."""
-    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    """Signals for the whole job, such as SLURM's before a preemption, must not kill workers that are still needed.
+
+    TERM is heard from the parent process alone: so it ends them when it leaves, and would wait for ever for deaf ones.
+    """
+    for one in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(one, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_leave_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def fake_batch(

@@ -6,7 +6,9 @@ A reader gets what can be read and a sentence on what cannot, so that no damaged
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from sslzoo.errors import RunError
 
 Fits = Callable[[dict[str, Any]], bool]
+_BESIDE = re.compile(r"[a-z]+\.(json|jsonl|yaml|txt)\.\d+\.writing")  # what `write_whole` writes first
 
 
 def write_whole(path: Path, text: str, *, lasting: bool = True) -> None:
@@ -42,13 +45,26 @@ def write_whole(path: Path, text: str, *, lasting: bool = True) -> None:
         raise unwritten(path, error) from error
 
 
+def remove_torn(folder: Path) -> None:
+    """Removes what a kill left of `write_whole`; everything else stays."""
+    for path in folder.glob("*.writing"):
+        if _BESIDE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def written(row: Mapping[str, Any], indent: int | None = None) -> str:
+    """An object as JSON; numbers that JSON lacks (nan, inf) become null."""
+    clean = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
+    return json.dumps(clean, indent=indent)
+
+
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Adds a line of JSON for each row, after ending a line that a kill tore.
 
     Raises:
         RunError: it could not be written; says why.
     """
-    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    content = "".join(written(row) + "\n" for row in rows).encode()
     try:
         with path.open("a+b") as file:
             if file.seek(0, os.SEEK_END):
@@ -65,8 +81,12 @@ def unwritten(path: Path, error: OSError) -> RunError:
 
 
 def typed(**kinds: type | tuple[type, ...]) -> Fits:
-    """Whether the keys of an object are of these types, where they stand and are not null."""
-    return lambda row: all(row.get(key) is None or isinstance(row[key], kind) for key, kind in kinds.items())
+    """Whether the keys of an object are of these types, where they stand and are not null; true is no number."""
+
+    def fits(value: object, kind: type | tuple[type, ...]) -> bool:
+        return value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
+
+    return lambda row: all(fits(row.get(key), kind) for key, kind in kinds.items())
 
 
 def read_object(path: Path, fits: Fits = lambda _row: True) -> tuple[dict[str, Any], str]:
@@ -85,6 +105,8 @@ def read_rows(path: Path, fits: Fits = lambda _row: True) -> tuple[list[dict[str
     text, fault = read_text(path)
     lines = (text or "").splitlines()
     found = [(number, _object(line, fits)) for number, line in enumerate(lines, 1) if line.strip()]
+    if text is not None and not found:
+        return [], f"{path} is damaged: it is empty"
     bad = [number for number, row in found if row is None]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
@@ -102,9 +124,13 @@ def read_text(path: Path) -> tuple[str | None, str]:
         return None, f"{path} cannot be read: {error.strerror or error}"
 
 
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
 def _object(text: str, fits: Fits) -> dict[str, Any] | None:
     try:
-        row = json.loads(text)
+        row = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and fits(row) else None

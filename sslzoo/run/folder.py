@@ -57,7 +57,7 @@ class Folder:
         Raises:
             RunError: it does; says where they differ.
         """
-        had = self._tree()[0]
+        had = self.tree()[0]
         rows = differences(had) if had is not None else []
         if rows and not _is_torn(files.read_text(self.recipe)[0] or "", resolved):
             told = "".join(f"    {row}\n" for row in rows)
@@ -71,8 +71,7 @@ class Folder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for left in (*self.checkpoints.glob("*.writing"), *self.path.glob("*.json*.writing")):
-                left.unlink(missing_ok=True)  # what a kill cut short
+            files.remove_torn(self.path)
             if self.fault:
                 warn(f"warning: {self.fault}; it is written anew, and the damaged one kept as recipe.damaged.yaml")
                 self.recipe.replace(self.recipe.with_suffix(".damaged.yaml"))
@@ -86,7 +85,7 @@ class Folder:
     @property
     def fault(self) -> str:
         """What is wrong with recipe.yaml, or nothing."""
-        return self._tree()[1]
+        return self.tree()[1]
 
     def upgraded(self, resolved: str) -> list[str]:
         """A line for each plugin whose version (of a file: its content) is not what it was when this run began."""
@@ -111,8 +110,12 @@ class Folder:
                 "go on with these with --allow-changed-data, or choose another folder with --out"
             )
 
-    def note_data(self, found: Mapping[str, Any]) -> None:
-        """Writes down what the training data are, if the last line says otherwise."""
+    def note_data(self, found: Mapping[str, Any], start: int, warn: Callable[[str], None]) -> None:
+        """Writes down what the training data are, if the last line says otherwise; `warn` hears where none tells."""
+        rows, fault = files.read_rows(self.path / "data.jsonl")
+        if fault or (start and not rows):
+            told = fault or f"{self.path / 'data.jsonl'} is gone"
+            warn(f"warning: {told}; whether the training data are those of before is not known")
         if self._data() != found:
             files.append(self.path / "data.jsonl", [found])
 
@@ -129,7 +132,7 @@ class Folder:
         """Appends lines to a .jsonl file of the folder; raises RunError if it cannot."""
         files.append(self.path / name, lines)
 
-    def _tree(self) -> tuple[dict[str, Any] | None, str]:
+    def tree(self) -> tuple[dict[str, Any] | None, str]:
         """What recipe.yaml says, or None where that is not known; and what is wrong with it."""
         text, fault = files.read_text(self.recipe)
         if text is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,9 +75,11 @@ class Lines:
 
     def rewind(self, step: int) -> None:
         """Drops lines after `step` steps, and lines that cannot be read; touches no file that needs none of it."""
-        kept = [json.dumps(line) + "\n" for line in self.read() if line["step"] <= step]
-        if kept or self.path.exists():
+        kept = self._until(step)
+        if kept:
             files.write_whole(self.path, "".join(kept))
+        else:
+            self.path.unlink(missing_ok=True)
 
     def seconds(self) -> float:
         """Seconds of training that the lines tell of, over all attempts."""
@@ -86,19 +88,41 @@ class Lines:
 
     def write(self, line: Mapping[str, float]) -> None:
         """Appends a line; numbers that JSON lacks (nan, inf) become null. Raises RunError if it cannot."""
-        clean = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in line.items()}
-        files.append(self.path, [clean])
+        files.append(self.path, [line])
+
+    def digest(self, step: int) -> str:
+        """What tells the lines up to `step` steps from others; a checkpoint remembers it."""
+        return _digest("".join(self._until(step)))
+
+    def digest_of_all(self) -> str:
+        """The same of all lines, without reading them as JSON."""
+        return _digest(files.read_text(self.path)[0] or "")
+
+    def _until(self, step: int) -> list[str]:
+        return [files.written(line) + "\n" for line in self.read() if line["step"] <= step]
 
     def read(self) -> list[dict[str, float]]:
         """Every whole line."""
         return self.found()[0]
 
     def found(self) -> tuple[list[dict[str, float]], str]:
-        """Every whole line, and what is wrong with the file, or nothing."""
-        return files.read_rows(self.path, _is_line)
+        """Every whole line, each of a later step than the one before; and what is wrong with the file, or nothing."""
+        rows, fault = files.read_rows(self.path, _is_line)
+        kept: list[dict[str, float]] = []
+        for row in rows:
+            if not kept or row["step"] > kept[-1]["step"]:
+                kept.append(row)
+        if len(kept) < len(rows) and not fault:
+            fault = f"{self.path} is damaged: {len(rows) - len(kept)} lines repeat a step or go back, and are left out"
+        return kept, fault
+
+
+def _digest(lines: str) -> str:
+    return f"{lines.count(chr(10))} lines, crc32 {zlib.crc32(lines.encode()):08x}"
 
 
 def _is_line(row: Mapping[str, object]) -> bool:
     """A step, and nothing but numbers; null where one was not finite."""
-    numbers = all(value is None or isinstance(value, (int, float)) for value in row.values())
-    return numbers and isinstance(row.get("step"), int)
+    numbers = all(value is None or type(value) in (int, float) for value in row.values())
+    step, seconds = row.get("step"), row.get("seconds") or 0.0
+    return numbers and isinstance(step, int) and step > 0 and isinstance(seconds, (int, float)) and seconds >= 0

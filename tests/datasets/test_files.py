@@ -211,6 +211,15 @@ def samples(*numbers, labels=True):
     return members
 
 
+def test_what_is_called_an_image_and_is_no_file_is_left_out(folder):
+    os.mkfifo(folder / "ant" / "pipe.png")
+    (folder / "ant" / "gone.png").symlink_to("nowhere.png")
+    data = PARTS["folder"].make(root=folder)
+    assert [name for name in data.index.files if name.startswith("ant")] == ["ant/3.png", "ant/gone.png"]
+    with pytest.raises(OSError, match=r"gone\.png"):
+        data.image(data.index.files.index("ant/gone.png"))
+
+
 def test_missing_shards_are_told(tmp_path):
     for shard in (0, 1, 3):
         tar_of(tmp_path / f"in-{shard:03}.tar", samples(1, 2))
@@ -249,6 +258,8 @@ def test_one_missing_label_is_told(tmp_path):
         ("json", b"[]"),
         ("json", b"{torn"),
         ("json", b'{"label": "cat"}'),
+        ("json", b'{"label": 1e400}'),
+        ("cls", b"999999999999"),
     ],
 )
 def test_labels_that_are_no_classes_are_told_with_their_place(tmp_path, ending, content):
@@ -283,6 +294,10 @@ def tables(folder, **columns):
         ({"image": [b"1"], "label": ["cat"]}, "label_column: 'label' of .* holds string; whole numbers are wanted"),
         ({"image": [b"1"], "label": [0.5]}, "label_column: 'label' of .* holds double"),
         ({"image": [b"1"] * 2, "label": [3, -1]}, "label_column: 'label' of .* holds -1; classes count from 0"),
+        (
+            {"image": [b"1"] * 2, "label": [3, 2**62]},
+            "label_column: 'label' of .* holds 46.*; classes count from 0, below",
+        ),
         ({"image": [b"1"] * 2, "label": [3, None]}, "label_column: 'label' of .* lacks 1 of 2 labels"),
     ],
 )

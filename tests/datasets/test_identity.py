@@ -106,6 +106,12 @@ def test_a_run_notices_that_its_data_changed(root, tmp_path):
     assert [one.get("images") for one in known] == [8, None, 7]
 
 
+def test_a_word_of_the_data_that_is_gone_is_told_at_a_resume(tmp_path):
+    said = []
+    Folder(tmp_path).note_data({"images": 3, "fingerprint": "a"}, 4, said.append)
+    assert "data.jsonl is gone" in said[0]
+
+
 def test_a_torn_word_of_the_data_is_written_anew(tmp_path):
     folder = Folder(tmp_path)
     folder.forget_data()
@@ -114,7 +120,7 @@ def test_a_torn_word_of_the_data_is_written_anew(tmp_path):
     found = {"images": 3, "fingerprint": "a"}
     for _ in range(2):
         folder.recognize(found)
-        folder.note_data(found)
+        folder.note_data(found, 0, print)
     assert folder._data() == found
     assert len((tmp_path / "data.jsonl").read_text().splitlines()) == 2
 

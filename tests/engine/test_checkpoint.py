@@ -97,7 +97,7 @@ def test_the_last_few_and_milestones_are_kept(tmp_path):
     method, optimizer = stepped()
     for step in range(1, 11):
         checkpoint.save(tmp_path, step, method, optimizer)
-        checkpoint.prune(tmp_path, keep=2, milestone=4)
+        checkpoint.prune(tmp_path, step, keep=2, milestone=4)
     assert checkpoint.steps(tmp_path) == [4, 8, 9, 10]
 
 
@@ -137,3 +137,41 @@ def test_a_save_that_fails_aside_is_told_at_the_next_join(tmp_path, monkeypatch)
         saver.save(6, *stepped())
     saver.join()
     assert checkpoint.steps(tmp_path) == [3]
+
+
+# --- what is not what its name or its run says ---
+
+
+def test_a_renamed_checkpoint_is_told_and_passed_over(tmp_path):
+    checkpoint.save(tmp_path, 3, *stepped())
+    checkpoint.save(tmp_path, 5, *stepped()).rename(checkpoint.place_of(tmp_path, 9))
+    said = []
+    assert checkpoint.newest(tmp_path, said.append).step == 3
+    assert "is that of step 5, renamed" in said[0]
+
+
+def test_damaged_checkpoints_do_not_take_the_room_of_good_ones(tmp_path):
+    """With one to keep: the run fell back to step 3, and what it saves next outlives the damaged one of step 8."""
+    method, optimizer = stepped()
+    checkpoint.save(tmp_path, 3, method, optimizer)
+    checkpoint.place_of(tmp_path, 8).write_bytes(b"damaged")
+    saver = checkpoint.Saver(tmp_path, keep=1, milestone=None)
+    saver.save(5, method, optimizer)
+    saver.join()
+    assert checkpoint.steps(tmp_path) == [5, 8]
+    assert checkpoint.newest(tmp_path, lambda _: None).step == 5
+
+
+def test_saving_removes_only_what_a_kill_left_of_saving(tmp_path):
+    for name in ("step-000000002.writing", "mine.writing", "step-mine.writing"):
+        (tmp_path / name).write_text("x")
+    checkpoint.save(tmp_path, 3, *stepped())
+    assert {path.name for path in tmp_path.glob("*.writing")} == {"mine.writing", "step-mine.writing"}
+
+
+def test_a_checkpoint_remembers_its_run_under_its_checksum(tmp_path):
+    path = checkpoint.save(tmp_path, 3, *stepped(), {"recipe": "name: good"})
+    assert checkpoint.read(path).about == {"recipe": "name: good"}
+    path.write_bytes(path.read_bytes().replace(b"name: good", b"name: goof"))
+    with pytest.raises(RunError, match="checksum"):
+        checkpoint.read(path)

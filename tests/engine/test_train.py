@@ -310,3 +310,31 @@ def test_swapping_a_part_leaves_the_start_of_the_others(tmp_path, toy):
         read, catalogue = load(str(toy("jepa")), sets)
         starts.append(build(read, catalogue)[0].student.encoder.state_dict())
     assert same(*starts)
+
+
+def test_loader_workers_hear_their_own_process_alone():
+    """TERM from elsewhere, as SLURM sends it to all, leaves them at work; Python's own at its exit ends them."""
+
+    class Numbers(torch.utils.data.Dataset):
+        def __getitem__(self, i):
+            return i
+
+    made = iter(
+        torch.utils.data.DataLoader(
+            Numbers(),
+            None,
+            sampler=range(100),
+            num_workers=1,
+            worker_init_fn=data._deaf,
+            multiprocessing_context="fork",
+        )
+    )
+    assert next(made) == 0
+    (worker,) = made._workers
+    subprocess.run(["sh", "-c", f"kill -TERM {worker.pid}"], check=True)
+    assert [next(made) for _ in range(20)] == list(range(1, 21))
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0
+    made._shutdown_workers()

@@ -15,6 +15,7 @@ import io
 import random
 import resource
 import signal
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ class Case:
     call: Callable[[], object] | None = None  # or something to call in place of a command
     wrong: bool = False  # it must be refused: accepting it is silent
     names: tuple[str, ...] = ()  # a refusal names at least one of these; ends of a place or path, say
+    codes: tuple[int, ...] = (2,)  # exit codes that say no: a verdict has one of its own
+    judge: Callable[[str, str], str] | None = None  # (valid or clean, what was printed) -> what is silently wrong
 
 
 @dataclass
@@ -91,6 +94,12 @@ def _warm() -> None:
 
 def outcome(case: Case) -> tuple[str, str]:
     """What became of a case, and why a person may believe it."""
+    kind, said = _tried(case)
+    wrong = case.judge(kind, said) if case.judge and kind in ("valid", "clean") else ""
+    return ("silent", f"{wrong}\nit was {kind}, and said: {said[-2000:]}") if wrong else (kind, said)
+
+
+def _tried(case: Case) -> tuple[str, str]:
     out = io.StringIO()
     try:
         with _bounded(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
@@ -101,9 +110,9 @@ def outcome(case: Case) -> tuple[str, str]:
     except _Hang:
         return "hang", f"longer than {SECONDS} s"
     except UserError as error:
-        return _refused(case, str(error), error.exit_code)
+        return _refused(case, out.getvalue() + str(error), error.exit_code)
     except click.ClickException as error:
-        return _refused(case, error.format_message(), error.exit_code)
+        return _refused(case, out.getvalue() + error.format_message(), error.exit_code)
     except SystemExit as left:
         if left.code not in (0, None):
             return _refused(case, out.getvalue(), left.code)
@@ -116,7 +125,7 @@ def outcome(case: Case) -> tuple[str, str]:
 
 def _refused(case: Case, message: str, code: object) -> tuple[str, str]:
     """A clean error tells its place and is short enough to be read."""
-    if code != 2:
+    if code not in case.codes:
         return "silent", f"exit code {code}: {message}"
     if not message.strip() or "Traceback" in message or len(message) > 8000:
         return "traceback", message[:2000]
@@ -127,19 +136,34 @@ def _refused(case: Case, message: str, code: object) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _bounded() -> Iterator[None]:
-    """At most so many seconds and bytes. Only the main thread of a process can ask for this."""
+    """At most so many seconds and bytes. Only the main thread of a process can ask for this.
+
+    Seconds in which a busy machine let others run do not count.
+    """
+    began, waited = time.monotonic(), _queued()
 
     def hang(*_: object) -> None:
-        raise _Hang
+        left = SECONDS - (time.monotonic() - began) + (_queued() - waited)
+        if left <= 0.1:
+            raise _Hang
+        signal.setitimer(signal.ITIMER_REAL, left)
 
     before = signal.signal(signal.SIGALRM, hang)
     had = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, had[1]))
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         resource.setrlimit(resource.RLIMIT_AS, had)
+
+
+def _queued() -> float:
+    """Seconds for which this thread was ready to run and waited for a core."""
+    try:
+        return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0

@@ -47,7 +47,8 @@ def start(folder, *words):
 
 
 def test_a_local_run_is_followed_cancelled_and_resumed(sslzoo, tmp_path):
-    process = start(tmp_path, "--out", "run", "--set", "run.steps=150")
+    # With loader workers, which hear no signal: Python must not wait for them when the run is stopped.
+    process = start(tmp_path, "--out", "run", "--set", "run.steps=150", "--set", "run.workers=2")
     state = tmp_path / "run" / "state.json"
     until = time.monotonic() + 120
     while not (state.exists() and json.loads(state.read_text()).get("step", 0) > 2):

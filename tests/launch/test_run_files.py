@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,75 @@ def test_status_fits_80_columns_and_tells_runs_apart_by_their_ends():
         assert "running" in lines[1]
         assert "123456/300000" in lines[1]
     assert "repeated" in table(found, Path("runs"), 200)
+
+
+def test_files_of_others_stay_whatever_they_are_called(run):
+    mine = ("my.json.writing", "x.writing", "recipe.mine.yaml.writing")
+    for name in (*mine, "state.json.77.writing", "recipe.yaml.8.writing"):
+        (run / name).write_text("x")
+    files.remove_torn(run)
+    assert {path.name for path in run.glob("*.writing")} == set(mine)
+
+
+@pytest.mark.parametrize("gone", [(), ("attempts.jsonl",), ("metrics.jsonl",)])
+def test_a_past_is_seen_in_any_file_that_is_left(run, gone):
+    """Neither checkpoints nor state.json: what remains says that there was a run."""
+    for name in ("state.json", *gone):
+        (run / name).unlink()
+    with pytest.raises(RunError, match=r"state\.json is gone, and there is no checkpoint"):
+        State(run).refuse_vanished(0)
+
+
+def test_a_number_that_is_not_finite_keeps_no_file_from_being_read(run):
+    State(run).tell("running", loss=float("nan"), rate=float("inf"))
+    assert "NaN" not in (run / "state.json").read_text()
+    assert State(run).now["loss"] is None
+    (run / "state.json").write_text('{"state": "running", "left": Infinity}')
+    assert "state.json is damaged" in State(run).faults[0]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"saved": True}, {"step": -1}, {"steps": 10**30}, {"left": -5.0}, {"left": 1e308}],
+    ids=str,
+)
+def test_numbers_without_sense_are_damage(run, row):
+    (run / "state.json").write_text(json.dumps(STATE | row))
+    assert "state.json is damaged" in State(run).faults[0]
+
+
+def test_lines_that_go_back_are_left_out_and_told(run):
+    lines = Lines(run / "metrics.jsonl")
+    with lines.path.open("a") as file:
+        file.write('{"step": 2, "loss": 9.0}\n{"step": 5, "loss": 0.5}\n')
+    found, fault = lines.found()
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5]
+    assert "1 lines repeat a step or go back" in fault
+
+
+def test_metrics_are_known_by_a_digest_of_their_beginning(run):
+    lines = Lines(run / "metrics.jsonl")
+    before = lines.digest(3)
+    lines.rewind(3)
+    assert lines.digest_of_all() == before
+    lines.write({"step": 4, "loss": float("nan")})
+    assert lines.digest_of_all() == lines.digest(4)
+    assert lines.digest(3) == before
+    lines.path.write_text(lines.path.read_text().replace("0.5", "0.25", 1))
+    assert lines.digest(3) != before
+
+
+def test_a_damaged_run_is_a_sentence_to_the_doctor_and_hides_no_other(run, capsys):
+    from sslzoo.cli import cli
+
+    shutil.copytree(run, run.parent / "bad")
+    (run.parent / "bad" / "recipe.yaml").write_bytes(b"\xff\x00garbage")
+    (run / "eval").mkdir()
+    (run / "eval" / "4-student-0.json").write_text('{"network": "student", "step": 4, "figures": [1]}')
+    (run / "recipe.yaml").write_text(RECIPE.replace("batch: 8", "batch: 8, seed: 0") + "optim: {lr: 1.0e-3}\n")
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", str(run.parent)], standalone_mode=False)
+    told = capsys.readouterr()
+    assert f"{run}: healthy" in told.out
+    assert "bad/recipe.yaml is damaged" in told.err
+    assert "4-student-0.json is damaged" in told.err
