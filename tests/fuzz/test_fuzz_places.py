@@ -13,6 +13,7 @@ import random
 import shutil
 import stat
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,9 @@ def launchers(rng: random.Random, folder: Path) -> Case:
     said["SSLZOO_PATIENCE"] = said["SSLZOO_PATIENCE"] if (said["SSLZOO_PATIENCE"] or "x")[:1] not in "x149" else "1"
 
     def join() -> None:
-        with _environment(said):
+        with _environment(said), pytest.MonkeyPatch.context() as patched:
+            patience = parallel.patience
+            patched.setattr(parallel, "patience", lambda: min(patience(), timedelta(seconds=0.1)))
             world = parallel.join("cpu")
         assert world.size == 1, world
 
@@ -374,7 +377,7 @@ _COMMANDS = {
 }  # fmt: skip
 
 
-QUICK = {launchers: 60, surroundings: 12, outputs: 16, names: 60}
+QUICK = {launchers: 60, surroundings: 8, outputs: 12, names: 50}
 MANY = {launchers: 1500, surroundings: 600, outputs: 500, names: 3000}
 
 

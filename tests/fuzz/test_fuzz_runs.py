@@ -329,7 +329,7 @@ def _refuse(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
-QUICK: dict[Callable, int] = {resumed: 10, looked_at: 40, evaluated: 6}
+QUICK: dict[Callable, int] = {resumed: 8, looked_at: 40, evaluated: 6}
 MANY: dict[Callable, int] = {resumed: 1200, looked_at: 1500, evaluated: 300}
 
 
