@@ -1,4 +1,4 @@
-"""Which of many codes is right? A frozen codebook of pixels; and the cross-entropy of a guess among codes."""
+"""Which of many codes is right? A frozen codebook of pixels, or DALL-E's; and the cross-entropy of guesses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Batch, Pairing, Progress, Reading, Signal, Student, hookimpl
 from sslzoo.nn import full_precision, patchify, pixels_of
+from sslzoo_codes.dalle import Dalle
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
@@ -111,8 +112,8 @@ def _check(signal: Signal, temperature: float) -> None:
 
 @hookimpl
 def sslzoo_targets() -> dict[str, type]:
-    """The target generator `codebook`."""
-    return {"codebook": Codebook}
+    """The target generators `codebook` and `dalle`."""
+    return {"codebook": Codebook, "dalle": Dalle}
 
 
 @hookimpl

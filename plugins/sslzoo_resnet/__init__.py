@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
 from timm.models.resnet import ResNet as TimmResNet
+from timm.models.sknet import SelectiveKernelBottleneck
 from torch import Tensor, nn
 
 from sslzoo import Grid, Patches, Tokens, hookimpl
 from sslzoo.nn import batch_norm_over_ranks
 
 CHANNELS = (64, 128, 256, 512)  # of the four stages, before `widen` (He et al. 2016)
+# Two convolutions of 3 x 3, each of the whole input, and at least 32 channels to choose between them by.
+KERNELS = {"kernel_size": [3, 3], "split_input": False, "rd_ratio": 1 / 16, "rd_divisor": 32}
 
 
 class ResNet(nn.Module):
@@ -22,24 +25,32 @@ class ResNet(nn.Module):
     He et al. 2016; SimCLR v2 (Chen et al. 2020) and BYOL (Grill et al. 2020) widen all channels.
 
     Args:
-        model: timm's name, such as resnet50, resnet152, skresnet50 (selective kernels) or wide_resnet50_2.
+        model: timm's name, such as resnet50, resnet152 or wide_resnet50_2.
         widen: factor of all channels.
-        stem: imagenet (7 x 7, stride 2, pooled), or small (3 x 3 at full size, for images of 32 pixels).
+        selective: selective kernels and the stem and shortcuts of ResNet-D, as SimCLR v2 has them (a model of
+            bottlenecks: resnet50 or deeper). timm's own skresnet50 is another network, with split inputs.
+        stem: imagenet (7 x 7, or ResNet-D's three of 3 x 3; stride 2, pooled), or small (3 x 3 at full size, for images
+            of 32 pixels).
     """
 
     ragged = False
 
     def __init__(
-        self, *, model: str = "resnet50", widen: int = 1, stem: Literal["imagenet", "small"] = "imagenet"
+        self,
+        *,
+        model: str = "resnet50",
+        widen: int = 1,
+        selective: bool = False,
+        stem: Literal["imagenet", "small"] = "imagenet",
     ) -> None:
         super().__init__()
         if widen < 1:
             raise ValueError(f"widen: found {widen}; 1 or more")
-        net = _made(model, widen)
+        net = _made(model, widen, selective)
         if stem == "small":
-            net.conv1 = nn.Conv2d(3, CHANNELS[0] * widen, 3, 1, 1, bias=False)
-            nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-            net.maxpool = nn.Identity()
+            net.conv1, net.maxpool = _stem(widen, 3, 1), nn.Identity()
+        elif widen > 1 and not selective:
+            net.conv1 = _stem(widen, 7, 2)
         self.net = batch_norm_over_ranks(net)
         self.width, self.step = int(net.num_features), 32 if stem == "imagenet" else 8
 
@@ -81,14 +92,26 @@ class ResNet(nn.Module):
         return [self.net.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)]
 
 
-def _made(model: str, widen: int) -> TimmResNet:
+def _made(model: str, widen: int, selective: bool) -> TimmResNet:
     if not timm.is_model(model):
-        raise ValueError(f"model: timm has no {model!r}; such as resnet18, resnet50, skresnet50, wide_resnet50_2")
-    keys = {} if widen == 1 else {"channels": tuple(widen * one for one in CHANNELS), "stem_width": CHANNELS[0] * widen}
+        raise ValueError(f"model: timm has no {model!r}; such as resnet18, resnet50, resnet152, wide_resnet50_2")
+    keys: dict[str, Any] = {}
+    if widen > 1 or selective:  # of timm's stems, the deep one can be made wider
+        keys = {"channels": tuple(widen * one for one in CHANNELS)}
+        keys |= {"stem_type": "deep", "stem_width": CHANNELS[0] * widen // 2}
+    if selective:
+        keys |= {"block": SelectiveKernelBottleneck, "block_args": {"sk_kwargs": KERNELS}, "avg_down": True}
     net = timm.create_model(model, num_classes=0, **keys)
     if not isinstance(net, TimmResNet):
-        raise ValueError(f"model: {model!r} is no residual network; such as resnet18, resnet50, skresnet50")
+        raise ValueError(f"model: {model!r} is no residual network; such as resnet18, resnet50, resnet152")
     return net
+
+
+def _stem(widen: int, side: int, stride: int) -> nn.Conv2d:
+    """One convolution in place of the first ones."""
+    conv = nn.Conv2d(3, CHANNELS[0] * widen, side, stride, side // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
 
 
 @hookimpl

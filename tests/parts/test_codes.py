@@ -55,6 +55,63 @@ def test_codes_do_not_depend_on_brightness_and_contrast_and_are_the_seeds():
     assert not list(codebook().parameters())
 
 
+def dalle_weights(width, codes):
+    """Tensors under the published names (openai/DALL-E), small and random."""
+    widths = [width * 2**group for group in range(4)]
+    shapes = {"blocks.input": (width, 3, 7), "blocks.output.conv": (codes, widths[-1], 1)}
+    for group, wide in enumerate(widths):
+        for block in (1, 2):
+            given = widths[max(0, group - (block == 1))]
+            at = f"blocks.group_{group + 1}.block_{block}"
+            if given != wide:
+                shapes[f"{at}.id_path"] = (wide, given, 1)
+            inner = [(given, wide // 4, 3), (wide // 4, wide // 4, 3), (wide // 4, wide // 4, 3), (wide // 4, wide, 1)]
+            for number, (came, went, side) in enumerate(inner, 1):
+                shapes[f"{at}.res_path.conv_{number}"] = (went, came, side)
+    weights = {
+        f"{name}.w": torch.randn(out, came, k, k) / (came * k * k) ** 0.5 for name, (out, came, k) in shapes.items()
+    }
+    return weights | {f"{name}.b": torch.randn(shape[0]) * 0.1 for name, shape in shapes.items()}
+
+
+def dalle_codes(w, x):
+    """The published encoder, written out: x [s 3 h w] in [0, 1] -> codes [s N]."""
+
+    def conv(name, y):
+        return nn.functional.conv2d(y, w[f"{name}.w"], w[f"{name}.b"], padding=w[f"{name}.w"].shape[-1] // 2)
+
+    x = conv("blocks.input", 0.8 * x + 0.1)
+    for group in (1, 2, 3, 4):
+        for block in (1, 2):
+            at, y = f"blocks.group_{group}.block_{block}", x
+            for number in (1, 2, 3, 4):
+                y = conv(f"{at}.res_path.conv_{number}", y.relu())
+            x = (conv(f"{at}.id_path", x) if f"{at}.id_path.w" in w else x) + y / 64
+        x = nn.functional.max_pool2d(x, 2) if group < 4 else x
+    return conv("blocks.output.conv", x.relu()).argmax(1).flatten(1)
+
+
+def test_dalles_codes_are_those_of_the_published_encoder_read_from_a_file(tmp_path):
+    class Eights(nn.Module):
+        patch = (8, 8)  # so that nothing is scaled
+
+    weights = dalle_weights(64, 512)
+    torch.save(weights, tmp_path / "encoder.pt")
+    student = Student(Eights(), nn.Identity())
+    keys = {"codes": 512, "width": 64, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    book = part("targets", "dalle", student, weights=tmp_path / "encoder.pt", **keys)
+    pixels, target = torch.rand(2, 3, 32, 32), torch.tensor([[[0, 5, 15]], [[3, 2, 9]]])
+    wanted = dalle_codes(weights, pixels)
+    assert len(set(wanted.flatten().tolist())) > 2
+    assert torch.equal(book.codes(pixels), wanted)
+    assert torch.equal(book(batch_of(pixels, target), None, AT)["code"], wanted.gather(1, target[:, 0]).flatten())
+    assert not any(p.requires_grad for p in book.parameters())
+    with pytest.raises(ValueError, match="cannot be read"):
+        part("targets", "dalle", student, weights=tmp_path / "none.pt", **keys)
+    with pytest.raises(ValueError, match="does not hold the tensors"):
+        part("targets", "dalle", student, weights=tmp_path / "encoder.pt", **(keys | {"codes": 8192}))
+
+
 def pairing(rows):
     return Pairing(
         torch.full((rows,), 1 / rows), torch.ones(1, 1, dtype=torch.bool), torch.zeros(rows, dtype=torch.long)

@@ -91,13 +91,18 @@ def test_sinkhorn_balances_prototypes_over_rows():
 def test_a_residual_network_is_timms_and_counts_as_published():
     make = catalogue().find("encoders", "resnet").make
     with torch.device("meta"):
-        counts = [sum(p.numel() for p in make(model="resnet50", widen=widen).parameters()) for widen in (1, 2)]
-    assert [round(count / 1e6) for count in counts] == [24, 94]  # SimCLR v2, table 1
+        nets = [make(model="resnet50", widen=widen, selective=sk) for sk in (False, True) for widen in (1, 2)]
+        nets.append(make(model="resnet101", widen=2))
+    counts = [round(sum(p.numel() for p in net.parameters()) / 1e6) for net in nets]
+    assert counts == [24, 94, 35, 140, 170]  # SimCLR v2, table 1
+    assert [net.net.bn1.num_features for net in nets] == [64, 128, 64, 128, 128]  # the stem is widened too
     encoder, pixels = make(model="resnet10t", stem="small").eval(), torch.randn(2, 3, 32, 32)
     tokens = encoder(pixels, None, 1)
     assert torch.allclose(tokens.patches, encoder.net.forward_features(pixels).flatten(2).transpose(1, 2), atol=1e-5)
     assert torch.allclose(tokens.summary, encoder.net(pixels), atol=1e-5)
     assert tokens.grid == encoder.grid((32, 32)) == (4, 4)
+    wide = make(model="resnet18", stem="small", widen=2).eval()
+    assert wide(pixels).summary.shape == (2, wide.width) == (2, 1024)
     with pytest.raises(ValueError, match="whole images"):
         encoder(pixels, Patches(torch.zeros(2, 1, dtype=torch.long)))
     with pytest.raises(ValueError, match="timm has no 'resnet51'"):

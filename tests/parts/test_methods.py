@@ -38,16 +38,32 @@ def test_the_page_has_its_fragments():
     assert len(fragments()) == 8
 
 
-def test_the_table_says_what_the_recipes_say():
+def test_the_map_says_what_the_recipes_say():
     known = names(catalogue())
-    rows = re.findall(
-        r"^\| ((?:tiny|combos)/\w+) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", PAGE.read_text(), flags=re.M
-    )
-    assert len(rows) >= 9
-    assert {name for name in known if name.startswith("combos/")} <= {name for name, *_ in rows}
-    for name, *cells in rows:
+    cells = " (.+?) \\|" * 6
+    rows = re.findall(rf"^\| \[?((?:tiny|combos)/\w+)(?:\]\((.+?)\))? \|{cells}$", PAGE.read_text(), flags=re.M)
+    assert {name for name in known if name.startswith(("tiny/", "combos/"))} == {name for name, *_ in rows}
+    for name, page, views, *words in rows:
         tree = yaml.safe_load(known[name].read_text())
+        assert re.findall(r"`(.+?)`", views) == list(tree["views"]), name
         ones = [{"one": tree["encoder"]}, {"one": tree["predictor"]}]
-        wanted = [tree["masks"], *ones, tree["targets"], tree["losses"]]
-        for cell, parts in zip(cells, wanted, strict=True):
+        wanted = [tree.get("masks", {}), *ones, tree.get("targets", {}), tree["losses"]]
+        for cell, parts in zip(words, wanted, strict=True):
             assert re.findall(r"`(.+?)`", cell) == list(dict.fromkeys(part["use"] for part in parts.values())), name
+        assert (PAGE.parent / page).is_file() if name.startswith("tiny/") else not page
+
+
+@pytest.mark.parametrize("page", sorted((PAGE.parent / "methods").glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_tells_its_method_in_words_that_exist(page):
+    text = page.read_text()
+    headings = re.findall(r"^## (.+)", text, flags=re.M)
+    assert headings == ["Source", "What differs", "Published figures", "Cost"]
+    assert re.search(r"arXiv \d{4}\.\d{5}", text)
+    drawing = re.search(r"```\n(.*?)```", text, flags=re.S)[1]
+    assert "-->" in drawing
+    installed = catalogue().parts
+    families = ("views", "masks", "encoders", "predictors", "targets", "losses")
+    answers = re.findall(r"^\| (?:what|who|how) .*?\|.*?\| (.+?) \|$", text, flags=re.M)
+    assert len(answers) == 5
+    for word in {word for answer in answers for word in re.findall(r"`(.+?)`", answer)}:
+        assert any(word in installed[family] for family in families), word
