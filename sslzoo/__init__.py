@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     )
     from sslzoo.errors import PluginError, RecipeError, RunError, UserError
     from sslzoo.hooks import hookimpl
+    from sslzoo.keys import Free
     from sslzoo.plugins import catalogue, load
     from sslzoo.progress import Progress
+    from sslzoo.recipe.build import make
     from sslzoo.recipe.schedule import Duration, Schedule
-    from sslzoo.recipe.signature import Free
     from sslzoo.rng import Rng
     from sslzoo.run.parallel import all_mean, all_sum, gather, world_size
 
@@ -40,12 +41,13 @@ _HOMES = {
     "contracts": "Batch Features Grid Group Mask Pairing Patches Reading Signal Student Tokens",
     "errors": "PluginError RecipeError RunError UserError",
     "hooks": "hookimpl",
+    "keys": "Free",
     "run.parallel": "all_mean all_sum gather world_size",
     "plugins": "catalogue load",
     "progress": "Progress",
     "rng": "Rng",
+    "recipe.build": "make",
     "recipe.schedule": "Duration Schedule",
-    "recipe.signature": "Free",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
@@ -77,6 +79,7 @@ __all__ = [
     "gather",
     "hookimpl",
     "load",
+    "make",
     "world_size",
 ]
 

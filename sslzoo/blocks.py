@@ -12,22 +12,9 @@ import torch
 from torch import Tensor
 
 from sslzoo.contracts import Grid
+from sslzoo.keys import Range
 
-Range = tuple[float, float]
 Size = tuple[int, int]  # rows, columns
-
-
-def check_ranges(**ranges: Range) -> None:
-    """Refuses ranges that are upside down or not above 0; scales also above 1.
-
-    Raises:
-        ValueError: names the key and the numbers.
-    """
-    for name, (low, high) in ranges.items():
-        if not 0 < low <= high:
-            raise ValueError(f"{name}: found [{low:g}, {high:g}]; [low, high] with 0 < low <= high is wanted")
-        if name.endswith("scale") and high > 1:
-            raise ValueError(f"{name}: found [{low:g}, {high:g}]; a block covers at most the whole grid, 1.0")
 
 
 def size_of(grid: Grid, scale: float, aspect: float) -> Size:

@@ -287,8 +287,8 @@ class View(Protocol):
 class MaskSampler(Protocol):
     """What may be seen, what must be guessed. Made with `(*, ...)`. Runs in loader workers, on the CPU.
 
-    One whose rows depend on the batch they are drawn with also sets `batchwise = True`: a run with it cannot be resumed
-    with other micro-batches.
+    One whose rows depend on the batch they are drawn with also sets `batchwise = True`: a run with it is resumed with
+    the micro-batch it began with, which `run.micro` or another number of processes would change.
     """
 
     ragged: bool  # true if context lengths may differ from row to row

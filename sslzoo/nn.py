@@ -346,11 +346,9 @@ def said_width(encoder: Encoder, to: Literal["tokens", "pixels"] | int) -> int:
     """How wide a guess is: a token, the pixels of a patch, or a score for each of so many codes.
 
     Raises:
-        ValueError: fewer than 2 codes, or the encoder's patches have no pixels.
+        ValueError: the encoder's patches have no pixels.
     """
     if isinstance(to, int):
-        if to < 2:
-            raise ValueError(f"to: found {to}; tokens, pixels, or a number of codes from 2 on")
         return to
     return pixels_of(encoder) if to == "pixels" else encoder.width
 

@@ -204,7 +204,8 @@ def opened(
 ) -> tuple[Method, data.Sources, dict[str, Any]]:
     """Parts with their starting weights; the data, those that this run began with if it did; and their identity."""
     method, sources = build(recipe, catalogue)
-    found = data.identity(sources.data)
+    shares = data.split(recipe.run.batch, world.size, recipe.run.micro)
+    found = data.identity(sources.data) | data.drawn_together(sources, shares)
     if world.first:
         folder.recognize(found)
     return method, sources, found

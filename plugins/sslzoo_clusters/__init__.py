@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Batch, Progress, Reading, Schedule, Signal, Student, gather, hookimpl
+from sslzoo.keys import Codes, Count, Positive
 from sslzoo.nn import follow, full_precision, sinkhorn
 
 RISING = Schedule.parse({"linear": [0.996, 1.0]})
@@ -41,18 +42,14 @@ class Clusters(nn.Module):
         self,
         student: Student,
         *,
-        clusters: int = 16384,
+        clusters: Codes = 16384,
         momentum: Annotated[Schedule, Field(ge=0, le=1)] = RISING,
-        temperature: float = 0.06,
-        own_temperature: float = 0.12,
-        iterations: int = 3,
+        temperature: Positive = 0.06,
+        own_temperature: Positive = 0.12,
+        iterations: Count = 3,
         placewise: bool = True,
     ) -> None:
         super().__init__()
-        if clusters < 2 or iterations < 1:
-            raise ValueError(f"clusters, iterations: found {clusters}, {iterations}; at least 2, and at least 1")
-        if min(temperature, own_temperature) <= 0:
-            raise ValueError(f"temperature, own_temperature: found {temperature}, {own_temperature}; above 0")
         self.momentum, self.placewise, self.iterations = Schedule.parse(momentum), placewise, iterations
         self.temperature, self.own_temperature = temperature, own_temperature
         self.encoder = copy.deepcopy(student.encoder).requires_grad_(False)  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Batch, Pairing, Progress, Reading, Signal, Student, hookimpl
+from sslzoo.keys import Codes, Positive, Width
 from sslzoo.nn import full_precision, patchify, pixels_of
 from sslzoo_codes.dalle import Dalle
 
@@ -29,10 +30,8 @@ class Codebook(nn.Module):
     projection: Tensor
     codes: Tensor
 
-    def __init__(self, student: Student, *, codes: int = 8192, width: int = 16, seed: int = 0) -> None:
+    def __init__(self, student: Student, *, codes: Codes = 8192, width: Width = 16, seed: int = 0) -> None:
         super().__init__()
-        if codes < 2 or width < 1:
-            raise ValueError(f"codes, width: found {codes}, {width}; at least 2, and at least 1")
         self.outputs = {"code": Signal("patch", codes, ids=True)}
         self.patch: tuple[int, int] = student.encoder.patch  # type: ignore[attr-defined]
         rng, pixels = torch.Generator().manual_seed(seed), pixels_of(student.encoder)
@@ -70,9 +69,9 @@ class CrossEntropy(nn.Module):
     needs_target = True
     class_ids = True
 
-    def __init__(self, signal: Signal, *, temperature: float = 1.0) -> None:
+    def __init__(self, signal: Signal, *, temperature: Positive = 1.0) -> None:
         super().__init__()
-        _check(signal, temperature)
+        _check(signal)
         self.temperature = temperature
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
@@ -91,9 +90,9 @@ class SoftCrossEntropy(nn.Module):
 
     needs_target = True
 
-    def __init__(self, signal: Signal, *, temperature: float = 1.0) -> None:
+    def __init__(self, signal: Signal, *, temperature: Positive = 1.0) -> None:
         super().__init__()
-        _check(signal, temperature)
+        _check(signal)
         self.temperature = temperature
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
@@ -103,9 +102,7 @@ class SoftCrossEntropy(nn.Module):
         return (pairing.weight * rows).sum(), {"target_entropy": doubt.mean()}
 
 
-def _check(signal: Signal, temperature: float) -> None:
-    if temperature <= 0:
-        raise ValueError(f"temperature: found {temperature}; above 0")
+def _check(signal: Signal) -> None:
     if signal.kind != "patch":
         raise ValueError(f"this loss is of target patches, but the signal is of kind {signal.kind}")
 

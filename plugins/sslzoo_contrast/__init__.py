@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Pairing, Progress, Signal, gather, hookimpl, world_size
+from sslzoo.keys import Positive
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
@@ -23,10 +24,8 @@ class NtXent(nn.Module):
     needs_target = False
     whole_batch = True
 
-    def __init__(self, signal: Signal, *, temperature: float = 0.1) -> None:
+    def __init__(self, signal: Signal, *, temperature: Positive = 0.1) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature: found {temperature:g}; above 0")
         if signal.kind != "image":
             raise ValueError("this loss is of whole images, but the signal is of patches")
         self.temperature = temperature

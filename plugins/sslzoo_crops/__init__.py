@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
 from sslzoo import hookimpl
+from sslzoo.keys import NotNegative, Positive, Range, Rate, ShareRange, Side
 
-Pair = tuple[float, float]
-Triple = tuple[float, float, float]
+Mean = tuple[Rate, Rate, Rate]
+Std = tuple[Positive, Positive, Positive]
+Jitter = tuple[NotNegative, NotNegative, NotNegative, Annotated[float, Field(ge=0, le=0.5)]]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 
@@ -42,38 +45,31 @@ class Crop:
     def __init__(
         self,
         *,
-        size: int | tuple[int, int] = 224,
-        scale: Pair = (0.3, 1.0),
-        ratio: Pair = (3 / 4, 4 / 3),
+        size: Side | tuple[Side, Side] = 224,
+        scale: ShareRange = (0.3, 1.0),
+        ratio: Range = (3 / 4, 4 / 3),
         interpolation: Interpolation = "bilinear",
-        flip: float = 0.0,
-        jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
-        jitter_rate: float = 0.8,
-        grayscale: float = 0.0,
-        blur: float = 0.0,
-        blur_sigma: Pair = (0.1, 2.0),
-        solarize: float = 0.0,
-        mean: Triple = MEAN,
-        std: Triple = STD,
+        flip: Rate = 0.0,
+        jitter: Jitter = (0.0, 0.0, 0.0, 0.0),
+        jitter_rate: Rate = 0.8,
+        grayscale: Rate = 0.0,
+        blur: Rate = 0.0,
+        blur_sigma: Range = (0.1, 2.0),
+        solarize: Rate = 0.0,
+        mean: Mean = MEAN,
+        std: Std = STD,
     ) -> None:
-        for name, (low, high) in {"scale": scale, "ratio": ratio, "blur_sigma": blur_sigma}.items():
-            if not 0 < low <= high < math.inf:
-                raise ValueError(f"{name}: found [{low:g}, {high:g}]; [low, high] with 0 < low <= high is wanted")
-        if scale[1] > 1:
-            raise ValueError(f"scale: found [{scale[0]:g}, {scale[1]:g}]; a cut covers at most the whole image, 1.0")
-        rates = {"flip": flip, "jitter_rate": jitter_rate, "grayscale": grayscale, "blur": blur, "solarize": solarize}
-        _check_rates(rates)
         self.size = _side(size)
         self.crop = v2.RandomResizedCrop(self.size, scale, ratio, _MODES[interpolation])
         after = [
             (flip, v2.RandomHorizontalFlip(flip)),
-            (jitter_rate * any(jitter), v2.RandomApply([_jitter(jitter)], jitter_rate)),
+            (jitter_rate * any(jitter), v2.RandomApply([v2.ColorJitter(*jitter)], jitter_rate)),
             (grayscale, v2.RandomGrayscale(grayscale)),
             (blur, v2.RandomApply([Blur(blur_sigma, min(self.size))], blur)),
             (solarize, v2.RandomSolarize(0.5, solarize)),
         ]
         self.after = [change for rate, change in after if rate > 0]  # what never happens draws nothing
-        self.mean, self.std = _statistics(mean, std)
+        self.mean, self.std = list(mean), list(std)
 
     def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
         """A view [3 H W] and its box: top, left, height, width as fractions of the image."""
@@ -100,18 +96,18 @@ class Center:
     def __init__(
         self,
         *,
-        size: int | tuple[int, int] = 224,
-        resize: int | None = None,
+        size: Side | tuple[Side, Side] = 224,
+        resize: Side | None = None,
         interpolation: Interpolation = "bicubic",
-        mean: Triple = MEAN,
-        std: Triple = STD,
+        mean: Mean = MEAN,
+        std: Std = STD,
     ) -> None:
         self.size = _side(size)
         self.resize = round(min(self.size) / 0.875) if resize is None else resize
         if self.resize < min(self.size):
             raise ValueError(f"resize: found {resize}, smaller than the size {self.size[0]} x {self.size[1]}")
         self.interpolation = _MODES[interpolation]
-        self.mean, self.std = _statistics(mean, std)
+        self.mean, self.std = list(mean), list(std)
 
     def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
         """A view [3 H W] and its box: top, left, height, width as fractions of the image."""
@@ -131,7 +127,7 @@ class Blur(v2.GaussianBlur):
     (tests/parts/test_crops.py compares them; benchmarks/views.py has the cost).
     """
 
-    def __init__(self, sigma: Pair, side: int) -> None:
+    def __init__(self, sigma: Range, side: int) -> None:
         half = min(math.ceil(3 * sigma[1]), side - 1)  # what is mirrored at the rim must lie in the view
         self.width = 2 * half + 1
         super().__init__(self.width, sigma)
@@ -146,29 +142,7 @@ _MODES = {mode.value: mode for mode in InterpolationMode}
 
 
 def _side(size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
-        raise ValueError(f"size: found {size}; at least 1 pixel")
-    return height, width
-
-
-def _check_rates(rates: dict[str, float]) -> None:
-    for name, rate in rates.items():
-        if not 0 <= rate <= 1:
-            raise ValueError(f"{name}: found {rate:g}; a rate from 0 to 1")
-
-
-def _statistics(mean: Triple, std: Triple) -> tuple[list[float], list[float]]:
-    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        raise ValueError(f"mean, std: found {list(mean)}, {list(std)}; finite numbers, std above 0")
-    return list(mean), list(std)
-
-
-def _jitter(strength: tuple[float, float, float, float]) -> v2.ColorJitter:
-    try:
-        return v2.ColorJitter(*strength)
-    except ValueError as error:
-        raise ValueError(f"jitter: found {list(strength)}; {error}") from error
+    return (size, size) if isinstance(size, int) else size
 
 
 def _tensor(image: Any) -> Tensor:

@@ -7,9 +7,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from PIL import Image
 
+from sslzoo.keys import Free
 from sslzoo_datasets.images import ENDINGS, digest, read
 
 
@@ -23,7 +25,7 @@ class Folder:
         root: the folder.
     """
 
-    def __init__(self, *, root: Path) -> None:
+    def __init__(self, *, root: Annotated[Path, Free()]) -> None:
         if not root.is_dir():
             raise ValueError(f"root: {root} is not a folder")
         self.root = root

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
 
+from sslzoo.keys import Classes, Free
 from sslzoo_datasets.images import ENDINGS, digest, read
 
 MOST = 10**6  # numbers above are identifiers, not classes; counting so many would fill the memory
@@ -31,7 +32,9 @@ class Shards:
         classes: number of classes; counted over all samples if left out.
     """
 
-    def __init__(self, *, files: Path, label_key: str | None = "label", classes: int | None = None) -> None:
+    def __init__(
+        self, *, files: Annotated[Path, Free()], label_key: str | None = "label", classes: Classes | None = None
+    ) -> None:
         self.paths = _expand(files)
         self.label_key = label_key
         self.samples = [sample for shard in range(len(self.paths)) for sample in _index_tar(self.paths[shard], shard)]
@@ -104,10 +107,10 @@ class Parquet:
     def __init__(
         self,
         *,
-        files: Path,
+        files: Annotated[Path, Free()],
         image_column: str = "image",
         label_column: str | None = "label",
-        classes: int | None = None,
+        classes: Classes | None = None,
     ) -> None:
         self.paths, self.image_column = _expand(files), image_column
         self.groups: list[tuple[int, int, int]] = []  # table, row group, rows

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
+from sslzoo.keys import Free, Side
 from sslzoo.rng import derive_seed
 
 Array = NDArray[np.float32]
@@ -91,14 +93,12 @@ class Scenes:
         self,
         *,
         split: Literal["train", "test"] = "train",
-        length: int = 20_000,
-        size: int | tuple[int, int] = 64,
+        length: Annotated[int, Field(ge=1, le=10**9)] = 20_000,
+        size: Side | tuple[Side, Side] = 64,
         seed: int = 0,
-        cache: bool = False,
+        cache: Annotated[bool, Free()] = False,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else size
-        if length < 1 or min(self.size) < 1:
-            raise ValueError(f"length, size: found {length}, {size}; each at least 1")
         self.split, self.length, self.seed = split, length, seed
         self._kept = torch.zeros(length, 3, *self.size, dtype=torch.uint8).share_memory_() if cache else None
         self._there = torch.zeros(length, dtype=torch.bool).share_memory_() if cache else None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from sslzoo.errors import did_you_mean
+from sslzoo.keys import Classes, Free
 from sslzoo_datasets.images import rgb
 
 
@@ -25,7 +26,13 @@ class Torchvision:
     """
 
     def __init__(
-        self, *, name: str, root: Path, split: str = "train", download: bool = False, classes: int | None = None
+        self,
+        *,
+        name: str,
+        root: Annotated[Path, Free()],
+        split: str = "train",
+        download: Annotated[bool, Free()] = False,
+        classes: Classes | None = None,
     ) -> None:
         from torchvision import datasets
 

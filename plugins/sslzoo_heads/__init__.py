@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
+from sslzoo.keys import Codes, Count, NotNegative, Width
 from sslzoo.nn import BatchNorm, WeightNorm, mlp, start_normal
 
 ACTS = {"gelu": nn.GELU, "relu": partial(nn.ReLU, inplace=True)}
@@ -42,24 +43,22 @@ class Head(nn.Module):
         self,
         encoder: Encoder,
         *,
-        width: int = 256,
-        hidden: int = 2048,
-        layers: int = 3,
+        width: Width = 256,
+        hidden: Width = 2048,
+        layers: Count = 3,
         norm: Literal["none", "batch"] = "none",
         act: Literal["gelu", "relu"] = "gelu",
         bias: bool = True,
         last_bias: bool = True,
         last_norm: bool = False,
-        embed: int | None = None,
-        prototypes: int = 0,
+        embed: Width | None = None,
+        prototypes: Literal[0] | Codes = 0,
         gain: bool = False,
-        guess: int = 0,
+        guess: Literal[0] | Width = 0,
         patches: bool = False,
-        init: float | None = None,
+        init: NotNegative | None = None,
     ) -> None:
         super().__init__()
-        if layers < 1 or prototypes < 0 or guess < 0:
-            raise ValueError(f"layers, prototypes, guess: found {layers}, {prototypes}, {guess}; at least 1, 0, 0")
         if guess and prototypes:
             raise ValueError("guess, prototypes: a head has one of them at most")
         layer = partial(mlp, act=ACTS[act], norm=BatchNorm if norm == "batch" else None, bias=bias, last_bias=last_bias)

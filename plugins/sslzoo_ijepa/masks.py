@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng
-from sslzoo.blocks import Range, Size, chance, check_ranges, covered, draw_size, places, sizes
+from sslzoo.blocks import Size, chance, covered, draw_size, places, sizes
+from sslzoo.keys import Count, Places, Range, Share, ShareRange
 
 ATTEMPTS = 8  # placements drawn for each image
 
@@ -42,23 +42,17 @@ class Multiblock:
     def __init__(
         self,
         *,
-        targets: Annotated[int, Field(ge=1, le=256)] = 4,
-        target_scale: Range = (0.15, 0.2),
+        targets: Count = 4,
+        target_scale: ShareRange = (0.15, 0.2),
         target_aspect: Range = (0.75, 1.5),
-        context_scale: Range = (0.85, 1.0),
+        context_scale: ShareRange = (0.85, 1.0),
         context_aspect: Range = (1.0, 1.0),
-        min_keep: int = 4,
+        min_keep: Places = 4,
         overlap: bool = False,
         trim: Literal["random", "none"] = "random",
-        keep: float = 0.6,
-        multiple: int = 1,
+        keep: Share = 0.6,
+        multiple: Places = 1,
     ) -> None:
-        check_ranges(target_scale=target_scale, target_aspect=target_aspect)
-        check_ranges(context_scale=context_scale, context_aspect=context_aspect)
-        if targets < 1 or min_keep < 1 or multiple < 1:
-            raise ValueError(f"targets, min_keep, multiple: found {targets}, {min_keep}, {multiple}; each at least 1")
-        if not 0 < keep <= 1:
-            raise ValueError(f"keep: found {keep}; a share above 0, at most 1")
         self.targets, self.overlap, self.trim, self.keep = targets, overlap, trim, keep
         self.target, self.context = (target_scale, target_aspect), (context_scale, context_aspect)
         self.min_keep, self.multiple = min_keep, multiple
@@ -159,16 +153,13 @@ class MultiblockLegacy:
     def __init__(
         self,
         *,
-        targets: Annotated[int, Field(ge=1, le=256)] = 4,
-        target_scale: Range = (0.15, 0.2),
+        targets: Count = 4,
+        target_scale: ShareRange = (0.15, 0.2),
         target_aspect: Range = (0.75, 1.5),
-        context_scale: Range = (0.85, 1.0),
-        min_keep: int = 10,
+        context_scale: ShareRange = (0.85, 1.0),
+        min_keep: Literal[0] | Places = 10,
         overlap: bool = False,
     ) -> None:
-        check_ranges(target_scale=target_scale, target_aspect=target_aspect, context_scale=context_scale)
-        if targets < 1:
-            raise ValueError(f"targets: found {targets}; at least 1")
         self.targets, self.min_keep, self.overlap = targets, min_keep, overlap
         self.target, self.context = (target_scale, target_aspect), (context_scale, (1.0, 1.0))
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens
 from sslzoo.contracts import Encoder
+from sslzoo.keys import Codes, Count, NotNegative, Width
 from sslzoo.nn import Block, LayerNorm, Positions, ahead, joint_mask, key_mask, said_width, splits, start_normal
 
 # Depth and heads for each encoder width (Assran et al. 2023, appendix A.1, and the released settings); the heads are
 # the encoder's. The two smallest were never published with a depth: they take that of the next.
 PUBLISHED = {192: (6, 3), 384: (6, 6), 768: (6, 12), 1024: (12, 16), 1280: (12, 16), 1408: (16, 16)}
-
-Width = Annotated[int, Field(ge=1, le=65536)]
-Depth = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Joint(nn.Module):
@@ -42,10 +39,10 @@ class Joint(nn.Module):
         encoder: Encoder,
         *,
         width: Width = 384,
-        depth: Depth | None = None,
-        heads: Depth | None = None,
-        to: Literal["tokens", "pixels"] | int = "tokens",
-        init: Annotated[float, Field(ge=0)] = 0.02,
+        depth: Count | None = None,
+        heads: Count | None = None,
+        to: Literal["tokens", "pixels"] | Codes = "tokens",
+        init: NotNegative = 0.02,
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)
@@ -100,10 +97,10 @@ class Cross(nn.Module):
         encoder: Encoder,
         *,
         width: Width = 384,
-        depth: Depth | None = None,
-        heads: Depth | None = None,
-        to: Literal["tokens", "pixels"] | int = "tokens",
-        init: Annotated[float, Field(ge=0)] = 0.02,
+        depth: Count | None = None,
+        heads: Count | None = None,
+        to: Literal["tokens", "pixels"] | Codes = "tokens",
+        init: NotNegative = 0.02,
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)

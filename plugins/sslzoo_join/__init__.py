@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sslzoo import Patches, Progress, Signal, Tokens, catalogue, hookimpl
+from sslzoo import Patches, Progress, Signal, Tokens, catalogue, hookimpl, make
 from sslzoo.contracts import Encoder
 
 
@@ -55,14 +55,11 @@ class Join(nn.Module):
 
 
 def _made(name: str, spec: dict[str, Any], encoder: Encoder) -> Any:
-    known = catalogue().parts["predictors"]
-    use = str(spec.get("use"))
-    if use not in known:
-        raise ValueError(f"parts.{name}.use: found {use!r}; installed: {', '.join(known)}")
-    try:
-        return known[use].make(encoder, **{key: value for key, value in spec.items() if key != "use"})
-    except TypeError as error:
-        raise ValueError(f"parts.{name}: {error}") from None
+    installed = catalogue()
+    if str(spec.get("use")) not in installed.parts["predictors"]:
+        known = ", ".join(installed.parts["predictors"])
+        raise ValueError(f"parts.{name}.use: found {spec.get('use')!r}; installed: {known}")
+    return make(installed, "predictors", spec, encoder, place=f"predictor.parts.{name}")
 
 
 @hookimpl

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
+from sslzoo.keys import Count, Width
 from sslzoo.nn import Block, LayerNorm, Positions, pixels_of, splits, start_xavier
-
-Width = Annotated[int, Field(ge=1, le=65536)]
-Depth = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Decoder(nn.Module):
@@ -27,7 +22,7 @@ class Decoder(nn.Module):
 
     projector = None
 
-    def __init__(self, encoder: Encoder, *, width: Width = 512, depth: Depth = 8, heads: Depth = 16) -> None:
+    def __init__(self, encoder: Encoder, *, width: Width = 512, depth: Count = 8, heads: Count = 16) -> None:
         super().__init__()
         splits(width, heads)
         pixels = pixels_of(encoder)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from sslzoo import Grid, Mask, Patches, Rng, hookimpl
-from sslzoo.blocks import Range, check_ranges, covered, draw_size, places
+from sslzoo.blocks import covered, draw_size, places
+from sslzoo.keys import Count, Fraction, Range, ShareRange
 from sslzoo_masks.blocks import Blocks
 from sslzoo_masks.visible import VisibleBlock, VisibleSquares, copied
 
@@ -21,11 +22,7 @@ class Random:
 
     ragged = False
 
-    def __init__(self, *, hide: float = 0.75, cell: int = 1, copies: int = 1) -> None:
-        if not 0 < hide < 1:
-            raise ValueError(f"hide: found {hide}; a share between 0 and 1")
-        if cell < 1 or copies < 1:
-            raise ValueError(f"cell, copies: found {cell}, {copies}; each at least 1")
+    def __init__(self, *, hide: Fraction = 0.75, cell: Count = 1, copies: Count = 1) -> None:
         self.hide, self.cell, self.copies = hide, cell, copies
 
     def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
@@ -59,8 +56,7 @@ class Block:
 
     ragged = False
 
-    def __init__(self, *, scale: Range = (0.6, 0.6), aspect: Range = (0.75, 1.5)) -> None:
-        check_ranges(scale=scale, aspect=aspect)
+    def __init__(self, *, scale: ShareRange = (0.6, 0.6), aspect: Range = (0.75, 1.5)) -> None:
         self.scale, self.aspect = scale, aspect
 
     def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
@@ -109,9 +105,7 @@ class Checkerboard:
 
     ragged = False
 
-    def __init__(self, *, cell: int = 2) -> None:
-        if cell < 1:
-            raise ValueError(f"cell: found {cell}; at least 1")
+    def __init__(self, *, cell: Count = 2) -> None:
         self.cell = cell
 
     def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:

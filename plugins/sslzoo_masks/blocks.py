@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng
-from sslzoo.blocks import Range, check_ranges
+from sslzoo.keys import Fraction, FractionRange, Places, Range, Share
 
 FAILURES = 10  # attempts in a row that hide nothing more, before the published generators give up
 ATTEMPTS = 128  # attempts in all
@@ -33,22 +33,15 @@ class Blocks:
     def __init__(
         self,
         *,
-        hide: float | Range = 0.5,
-        rate: float = 1.0,
-        smallest: int = 16,
+        hide: Fraction | FractionRange = 0.5,
+        rate: Share = 1.0,
+        smallest: Places = 16,
         aspect: Range = (0.3, 1 / 0.3),
         exact: bool = False,
     ) -> None:
         shares = (hide, hide) if isinstance(hide, float | int) else hide
-        if not 0 < shares[0] <= shares[1] < 1:
-            raise ValueError(f"hide: found {hide}; a share between 0 and 1, or [low, high]")
-        if not 0 < rate <= 1:
-            raise ValueError(f"rate: found {rate:g}; above 0, at most 1")
         if exact and (shares[0] < shares[1] or rate < 1):
             raise ValueError("exact: the number of hidden patches is one for all images, so hide is one share, rate 1")
-        if smallest < 1:
-            raise ValueError(f"smallest: found {smallest}; at least 1")
-        check_ranges(aspect=aspect)
         self.hide, self.rate, self.smallest, self.exact = shares, rate, smallest, exact
         self.logs = (math.log(aspect[0]), math.log(aspect[1]))
         self.ragged = not exact

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng
-from sslzoo.blocks import Range, check_ranges, covered
+from sslzoo.blocks import covered
+from sslzoo.keys import Count, Fraction, Range, Share
 
 
 def copied(copies: int, batch: int, draw: Callable[[], Mask]) -> Mask:
@@ -43,10 +44,7 @@ class VisibleBlock:
 
     ragged = False
 
-    def __init__(self, *, hide: float = 0.65, aspect: Range = (0.5, 2.0), ask: float = 0.05) -> None:
-        if not 0 < hide < 1 or not 0 < ask <= 1:
-            raise ValueError(f"hide, ask: found {hide}, {ask}; shares above 0, hide below 1")
-        check_ranges(aspect=aspect)
+    def __init__(self, *, hide: Fraction = 0.65, aspect: Range = (0.5, 2.0), ask: Share = 0.05) -> None:
         self.hide, self.ask = hide, ask
         self.logs = (math.log(aspect[0]), math.log(aspect[1]))
 
@@ -84,11 +82,7 @@ class VisibleSquares:
 
     ragged = False
 
-    def __init__(self, *, hide: float = 0.8, side: int = 3, copies: int = 1) -> None:
-        if not 0 < hide < 1:
-            raise ValueError(f"hide: found {hide}; a share between 0 and 1")
-        if side < 1 or copies < 1:
-            raise ValueError(f"side, copies: found {side}, {copies}; each at least 1")
+    def __init__(self, *, hide: Fraction = 0.8, side: Count = 3, copies: Count = 1) -> None:
         self.hide, self.side, self.copies = hide, side, copies
 
     def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from sslzoo import Pairing, Progress, Signal, all_mean, all_sum, hookimpl, world_size
+from sslzoo.keys import NotNegative, Positive
 
 Result = tuple[Tensor, dict[str, Tensor]]
+Directions = Annotated[int, Field(ge=1, le=2**16)]
+Knots = Annotated[int, Field(ge=2, le=1024)]
 
 
 class _OfImages(nn.Module):
@@ -66,7 +70,7 @@ class Variance(_OfImages):
 
     whole_batch, of = True, ("image", "patch", "context")
 
-    def __init__(self, signal: Signal, *, least: float = 1.0, eps: float = 1e-4) -> None:
+    def __init__(self, signal: Signal, *, least: NotNegative = 1.0, eps: Positive = 1e-4) -> None:
         super().__init__(signal)
         self.least, self.eps = least, eps
 
@@ -108,12 +112,10 @@ class SigReg(_OfImages):
 
     whole_batch = True
 
-    def __init__(self, signal: Signal, *, directions: int = 1024, knots: int = 17, reach: float = 3.0) -> None:
+    def __init__(
+        self, signal: Signal, *, directions: Directions = 1024, knots: Knots = 17, reach: Positive = 3.0
+    ) -> None:
         super().__init__(signal)
-        if directions < 1 or knots < 2 or reach <= 0:
-            raise ValueError(
-                f"directions, knots, reach: found {directions}, {knots}, {reach:g}; 1 or more, 2 or more, above 0"
-            )
         self.directions, self.knots, self.reach = directions, knots, reach
 
     def forward(self, prediction: Tensor, target: Tensor | None, pairing: Pairing, at: Progress) -> Result:

@@ -5,20 +5,18 @@ Each is made with torch's parameter groups; the engine writes `lr` and `weight_d
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from timm.optim.lamb import Lamb as TimmLamb
 from timm.optim.muon import Muon as TimmMuon
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sslzoo import hookimpl
+from sslzoo.keys import BelowOne, NotNegative, Positive
 
 Groups = list[dict[str, Any]]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Small = Annotated[float, Field(ge=0)]
 
 
 class AdamW(torch.optim.AdamW):
@@ -31,7 +29,9 @@ class AdamW(torch.optim.AdamW):
 
     shards = True
 
-    def __init__(self, groups: Groups, *, betas: tuple[Beta, Beta] = (0.9, 0.999), eps: Small = 1e-8) -> None:
+    def __init__(
+        self, groups: Groups, *, betas: tuple[BelowOne, BelowOne] = (0.9, 0.999), eps: NotNegative = 1e-8
+    ) -> None:
         super().__init__(groups, lr=0.0, betas=betas, eps=eps, fused=True)
 
 
@@ -45,7 +45,7 @@ class SGD(torch.optim.SGD):
 
     shards = True
 
-    def __init__(self, groups: Groups, *, momentum: Beta = 0.9, nesterov: bool = False) -> None:
+    def __init__(self, groups: Groups, *, momentum: BelowOne = 0.9, nesterov: bool = False) -> None:
         if nesterov and not momentum:
             raise ValueError("nesterov looks ahead along the momentum: give momentum above 0")
         super().__init__(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
@@ -70,7 +70,7 @@ class LARS(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
     found_inf: Tensor | None = None
 
-    def __init__(self, groups: Groups, *, momentum: Beta = 0.9, trust: Annotated[float, Field(gt=0)] = 0.001) -> None:
+    def __init__(self, groups: Groups, *, momentum: BelowOne = 0.9, trust: Positive = 0.001) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
         self.momentum, self.trust = momentum, trust
 
@@ -111,7 +111,9 @@ class Lamb(TimmLamb):
 
     shards = False
 
-    def __init__(self, groups: Groups, *, betas: tuple[Beta, Beta] = (0.9, 0.999), eps: Small = 1e-6) -> None:
+    def __init__(
+        self, groups: Groups, *, betas: tuple[BelowOne, BelowOne] = (0.9, 0.999), eps: NotNegative = 1e-6
+    ) -> None:
         super().__init__(groups, lr=0.0, betas=betas, eps=eps, max_grad_norm=None)
 
 
@@ -132,9 +134,9 @@ class Muon(TimmMuon):
         self,
         groups: Groups,
         *,
-        momentum: Beta = 0.95,
+        momentum: BelowOne = 0.95,
         nesterov: bool = True,
-        betas: tuple[Beta, Beta] = (0.9, 0.95),
+        betas: tuple[BelowOne, BelowOne] = (0.9, 0.95),
     ) -> None:
         super().__init__(groups, lr=0.0, momentum=momentum, nesterov=nesterov, betas=betas)
 

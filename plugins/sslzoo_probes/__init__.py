@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Features, hookimpl
+from sslzoo.keys import Fraction, NotNegative, Positive
 from sslzoo.rng import generator
+
+Neighbors = Annotated[int, Field(ge=1, le=2**20)]
 
 CHUNK = 16_384  # rows of training features at a time
 QUERIES = 2_048  # rows of test features at a time
@@ -27,9 +32,12 @@ class Knn:
         temperature: a neighbor votes exp(cosine / temperature).
     """
 
-    def __init__(self, *, k: tuple[int, ...] = (10, 20, 100, 200), temperature: float = 0.07) -> None:
-        if not k or min(k) < 1 or not temperature > 0:
-            raise ValueError(f"k, temperature: found {k}, {temperature}; neighbors at least 1, temperature above 0")
+    def __init__(
+        self,
+        *,
+        k: Annotated[tuple[Neighbors, ...], Field(min_length=1)] = (10, 20, 100, 200),
+        temperature: Positive = 0.07,
+    ) -> None:
         self.k, self.temperature = k, temperature
 
     def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float | Tensor]:
@@ -86,9 +94,12 @@ class Linear:
         held_out: share of the training images that choose between them.
     """
 
-    def __init__(self, *, penalties: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2), held_out: float = 0.2) -> None:
-        if not penalties or not min(penalties) >= 0 or not 0 < held_out < 1:
-            raise ValueError(f"penalties, held_out: found {penalties}, {held_out}; penalties >= 0, a share below 1")
+    def __init__(
+        self,
+        *,
+        penalties: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (1e-5, 1e-4, 1e-3, 1e-2),
+        held_out: Fraction = 0.2,
+    ) -> None:
         self.penalties, self.held_out = penalties, held_out
 
     def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float | Tensor]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Pairing, Progress, Schedule, Signal, all_mean, hookimpl
+from sslzoo.keys import Codes, Count, NotNegative, Positive
 from sslzoo.nn import sinkhorn
 
 Result = tuple[Tensor, dict[str, Tensor]]
+Sharpness = Annotated[Schedule, Field(gt=0)]
 CONSTANT = {"teacher": Schedule.parse(0.04), "sharpen": Schedule.parse(0.25)}
 
 
@@ -34,12 +37,11 @@ class Distill(nn.Module):
         self,
         signal: Signal,
         *,
-        temperature: float = 0.1,
-        teacher_temperature: Schedule = CONSTANT["teacher"],
+        temperature: Positive = 0.1,
+        teacher_temperature: Sharpness = CONSTANT["teacher"],
         average: Literal["rows", "images"] = "rows",
     ) -> None:
         super().__init__()
-        _check_temperature(temperature)
         if average == "images" and signal.kind == "image":
             raise ValueError("average: images is of patches, but this signal is of whole images")
         self.temperature, self.average = temperature, average
@@ -86,17 +88,14 @@ class Assign(nn.Module):
         self,
         signal: Signal,
         *,
-        prototypes: int = 1024,
-        temperature: float = 0.1,
-        sharpen: Schedule = CONSTANT["sharpen"],
-        balance: int = 3,
-        mean_entropy: float = 1.0,
-        entropy: float = 0.0,
+        prototypes: Codes = 1024,
+        temperature: Positive = 0.1,
+        sharpen: Sharpness = CONSTANT["sharpen"],
+        balance: Literal[0] | Count = 3,
+        mean_entropy: NotNegative = 1.0,
+        entropy: NotNegative = 0.0,
     ) -> None:
         super().__init__()
-        _check_temperature(temperature)
-        if prototypes < 2 or balance < 0:
-            raise ValueError(f"prototypes, balance: found {prototypes}, {balance}; 2 or more, and 0 or more")
         if signal.kind != "image":
             raise ValueError("this loss is of whole images, but the signal is of patches")
         self.temperature, self.balance, self.sharpen = temperature, balance, Schedule.parse(sharpen)
@@ -129,11 +128,6 @@ class Assign(nn.Module):
 
 def _entropy(shares: Tensor) -> Tensor:
     return -torch.xlogy(shares, shares).sum(-1)
-
-
-def _check_temperature(temperature: float) -> None:
-    if temperature <= 0:
-        raise ValueError(f"temperature: found {temperature:g}; above 0")
 
 
 @hookimpl

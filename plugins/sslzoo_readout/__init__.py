@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
+from sslzoo.keys import Codes, Count, NotNegative
 from sslzoo.nn import said_width
 
 
@@ -22,7 +23,7 @@ class Linear(nn.Module):
 
     projector = None
 
-    def __init__(self, encoder: Encoder, *, to: Literal["tokens", "pixels"] | int = "tokens") -> None:
+    def __init__(self, encoder: Encoder, *, to: Literal["tokens", "pixels"] | Codes = "tokens") -> None:
         super().__init__()
         width = said_width(encoder, to)
         self.outputs = {"patch": Signal("patch", width)}
@@ -55,17 +56,16 @@ class Convolutions(nn.Module):
         self,
         encoder: Encoder,
         *,
-        depth: int = 6,
-        kernel: int = 3,
-        groups: int = 16,
-        noise: float = 0.01,
-        to: Literal["tokens", "pixels"] | int = "tokens",
+        depth: Count = 6,
+        kernel: Count = 3,
+        groups: Count = 16,
+        noise: NotNegative = 0.01,
+        to: Literal["tokens", "pixels"] | Codes = "tokens",
     ) -> None:
         super().__init__()
-        if depth < 1 or groups < 1 or encoder.width % groups or kernel < 1 or kernel % 2 == 0:
+        if encoder.width % groups or kernel % 2 == 0:
             raise ValueError(
-                f"depth, kernel, groups: found {depth}, {kernel}, {groups}; 1 or more, kernel odd, groups a divisor of "
-                f"{encoder.width}"
+                f"kernel, groups: found {kernel}, {groups}; kernel odd, groups a divisor of {encoder.width}"
             )
         width = said_width(encoder, to)
         self.outputs = {"patch": Signal("patch", width)}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Pairing, Progress, Signal, hookimpl
+from sslzoo.keys import NotNegative, Positive
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
@@ -36,10 +37,8 @@ class SmoothL1(nn.Module):
 
     needs_target = True
 
-    def __init__(self, signal: Signal, *, beta: float = 1.0) -> None:
+    def __init__(self, signal: Signal, *, beta: NotNegative = 1.0) -> None:
         super().__init__()
-        if beta < 0:
-            raise ValueError(f"beta: found {beta}; 0 or more")
         self.beta = beta
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
@@ -82,10 +81,8 @@ class Cosine(nn.Module):
 
     needs_target = True
 
-    def __init__(self, signal: Signal, *, scale: float = 1.0) -> None:
+    def __init__(self, signal: Signal, *, scale: Positive = 1.0) -> None:
         super().__init__()
-        if scale <= 0:
-            raise ValueError(f"scale: found {scale}; above 0")
         self.scale = scale
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:

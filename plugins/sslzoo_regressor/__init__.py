@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
+from sslzoo.keys import Codes, Count, NotNegative
 from sslzoo.nn import Block, LayerNorm, Positions, joint_mask, key_mask, splits, start_normal, start_xavier
 
 
@@ -36,19 +37,17 @@ class Regressor(nn.Module):
         self,
         encoder: Encoder,
         *,
-        codes: int = 8192,
-        depth: int = 4,
-        decoder_depth: int = 4,
-        heads: int = 12,
-        layer_scale: float = 0.1,
+        codes: Literal[0] | Codes = 8192,
+        depth: Count = 4,
+        decoder_depth: Literal[0] | Count = 4,
+        heads: Count = 12,
+        layer_scale: NotNegative = 0.1,
         positions: Literal["sincos", "sincos-rows"] = "sincos-rows",
-        init: float | Literal["xavier"] = "xavier",
+        init: NotNegative | Literal["xavier"] = "xavier",
     ) -> None:
         super().__init__()
         width = encoder.width
         splits(width, heads)
-        if codes < 0 or depth < 1:
-            raise ValueError(f"codes, depth: found {codes}, {depth}; 0 or more, and at least 1")
         self.outputs = {"latent": Signal("patch", width)} | ({"code": Signal("patch", codes)} if codes else {})
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = Positions(width, positions == "sincos-rows")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
+from pydantic import Field
 from timm.models.resnet import ResNet as TimmResNet
 from timm.models.sknet import SelectiveKernelBottleneck
 from torch import Tensor, nn
@@ -39,13 +40,11 @@ class ResNet(nn.Module):
         self,
         *,
         model: str = "resnet50",
-        widen: int = 1,
+        widen: Annotated[int, Field(ge=1, le=64)] = 1,
         selective: bool = False,
         stem: Literal["imagenet", "small"] = "imagenet",
     ) -> None:
         super().__init__()
-        if widen < 1:
-            raise ValueError(f"widen: found {widen}; 1 or more")
         net = _made(model, widen, selective)
         if stem == "small":
             net.conv1, net.maxpool = _stem(widen, 3, 1), nn.Identity()

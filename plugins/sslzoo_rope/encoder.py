@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from sslzoo import Grid, Patches, Tokens
+from sslzoo.keys import BelowOne, Count, NotNegative, Width
 from sslzoo.nn import key_mask, patchify, start_normal
 from sslzoo_rope.layers import RopeBlock, angles, places_around, places_of, rms_norm
 
@@ -41,14 +43,14 @@ class RopeViT(nn.Module):
         self,
         *,
         size: Literal["tiny", "small", "base", "large"] | None = None,
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        mlp_ratio: float = 4.0,
-        patch: int = 14,
-        registers: int = 16,
-        drop_path: float = 0.0,
-        init: float = 0.02,
+        width: Width | None = None,
+        depth: Count | None = None,
+        heads: Count | None = None,
+        mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0,
+        patch: Count = 14,
+        registers: Literal[0] | Count = 16,
+        drop_path: BelowOne = 0.0,
+        init: NotNegative = 0.02,
     ) -> None:
         super().__init__()
         named = SIZES[size] if size is not None else (width, depth, heads)
@@ -56,8 +58,6 @@ class RopeViT(nn.Module):
             raise ValueError(f"give a size ({', '.join(SIZES)}), or width, depth and heads")
         given = zip((width, depth, heads), named, strict=True)
         self.width, self.depth, self.heads = (int(theirs if mine is None else mine) for mine, theirs in given)  # type: ignore[arg-type]
-        if min(self.width, self.depth, self.heads, patch) < 1 or registers < 0 or not 0 <= drop_path < 1:
-            raise ValueError("width, depth, heads, patch: each 1 or more; registers: 0 or more; drop_path: below 1")
         self.patch = (patch, patch)
         self.patch_embed = nn.Linear(3 * patch * patch, self.width)
         self.registers = nn.Parameter(torch.randn(1, registers, self.width) * init)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens
 from sslzoo.contracts import Encoder
+from sslzoo.keys import Codes, Count, NotNegative
 from sslzoo.nn import WeightNorm, key_mask, start_normal
 from sslzoo_rope.layers import RopeBlock, angles, places_around, places_of, rms_norm
 
@@ -27,11 +29,15 @@ class RopeCross(nn.Module):
     projector = None
 
     def __init__(
-        self, encoder: Encoder, *, depth: int = 12, heads: int = 16, prototypes: int = 0, init: float = 0.02
+        self,
+        encoder: Encoder,
+        *,
+        depth: Count = 12,
+        heads: Count = 16,
+        prototypes: Literal[0] | Codes = 0,
+        init: NotNegative = 0.02,
     ) -> None:
         super().__init__()
-        if depth < 1 or prototypes < 0:
-            raise ValueError(f"depth, prototypes: found {depth}, {prototypes}; 1 or more, and 0 or more")
         self.heads = heads
         self.outputs = {"patch": Signal("patch", prototypes or encoder.width)}
         self.mask_token = nn.Parameter(torch.randn(1, 1, encoder.width) * init)

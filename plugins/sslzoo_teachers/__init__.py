@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Batch, Mask, Patches, Progress, Reading, Schedule, Signal, Student, Tokens, hookimpl
 from sslzoo.contracts import Group
+from sslzoo.keys import Count, Rate
 from sslzoo.nn import Center, follow
 
 Pair = tuple[Sequence[Tensor], Sequence[Tensor]]
@@ -48,17 +49,15 @@ class Ema(nn.Module):
         *,
         momentum: Annotated[Schedule, Field(ge=0, le=1)] = RISING,
         norm: Literal["layer", "image", "none"] = "layer",
-        layers: int = 0,
+        layers: Literal[0] | Count = 0,
         read: Literal["output", "mlp"] = "output",
         renorm: bool = False,
         sees: Literal["image", "targets"] = "image",
         project: bool = False,
         project_patches: bool = False,
-        center: float | None = None,
+        center: Rate | None = None,
     ) -> None:
         super().__init__()
-        if layers < 0:
-            raise ValueError(f"layers: found {layers}; 0 or more")
         if read == "mlp" and not 0 < layers <= len(student.encoder.blocks):
             raise ValueError(
                 f"read, layers: mlp is of the last 1 to {len(student.encoder.blocks)} blocks, found {layers}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Grid, Patches, Tokens, hookimpl
+from sslzoo.keys import BelowOne, Count, NotNegative, Side, Width
 from sslzoo.nn import Block, LayerNorm, Positions, key_mask, patchify, splits, start_normal, start_xavier
 from sslzoo_vit.relative import RelativeBias, resized
 
@@ -23,10 +24,6 @@ SIZES = {
     "huge": (1280, 32, 16, 4.0),
     "giant": (1408, 40, 16, 48 / 11),
 }
-
-
-Width = Annotated[int, Field(ge=1, le=65536)]
-Depth = Annotated[int, Field(ge=1, le=1024)]  # and other small counts
 
 
 class ViT(nn.Module):
@@ -62,29 +59,27 @@ class ViT(nn.Module):
         *,
         size: Literal["tiny", "small", "base", "large", "huge", "giant"] | None = None,
         width: Width | None = None,
-        depth: Depth | None = None,
-        heads: Depth | None = None,
+        depth: Count | None = None,
+        heads: Count | None = None,
         mlp_ratio: Annotated[float, Field(gt=0, le=64)] | None = None,
-        patch: Depth | tuple[Depth, Depth] = 16,
+        patch: Count | tuple[Count, Count] = 16,
         class_token: bool = False,
-        registers: Annotated[int, Field(ge=0, le=1024)] = 0,
+        registers: Literal[0] | Count = 0,
         positions: Literal["sincos", "sincos-rows", "learned", "relative"] = "sincos",
-        image: int | tuple[int, int] | None = None,
+        image: Side | tuple[Side, Side] | None = None,
         resample: Literal["antialias", "plain", "offset"] = "antialias",
         hidden: Literal["drop", "fill"] = "drop",
-        drop_path: float = 0.0,
-        attention_drop: float = 0.0,
-        layer_scale: float | None = None,
-        init: Annotated[float, Field(ge=0)] | Literal["xavier"] = 0.02,
+        drop_path: BelowOne = 0.0,
+        attention_drop: BelowOne = 0.0,
+        layer_scale: NotNegative | None = None,
+        init: NotNegative | Literal["xavier"] = 0.02,
         rescale: bool = False,
     ) -> None:
         super().__init__()
         width, depth, heads, mlp_ratio = _shape(size, width, depth, heads, mlp_ratio)
-        _check(registers, positions, image, drop_path=drop_path, attention_drop=attention_drop)
+        _check(positions, image)
         self.width, self.depth, self.heads = width, depth, heads
         self.patch = (patch, patch) if isinstance(patch, int) else patch
-        if min(self.patch) < 1:
-            raise ValueError(f"patch: found {patch}; 1 pixel or more")
         self.hidden, self.resample = hidden, resample
         self.patch_embed = PatchEmbed(width, self.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
@@ -206,12 +201,7 @@ class PatchEmbed(nn.Module):
             nn.init.zeros_(self.proj.bias)
 
 
-def _check(registers: int, positions: str, image: object, **rates: float) -> None:
-    if registers < 0:
-        raise ValueError(f"registers: found {registers}; 0 or more")
-    for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ValueError(f"{name}: found {rate}; a rate from 0 to below 1")
+def _check(positions: str, image: object) -> None:
     if positions.startswith("sincos") and image is not None:
         raise ValueError(
             f"image: found {image}, but only learned and relative positions have a size of image; leave it out"
@@ -232,8 +222,6 @@ def _shape(
     named = SIZES[size] if size is not None else (0, 0, 0, 4.0)
     given = (width, depth, heads, mlp_ratio)
     w, d, h, ratio = (theirs if mine is None else mine for mine, theirs in zip(given, named, strict=True))
-    if min(w, d, h) < 1:
-        raise ValueError(f"width, depth, heads: found {w}, {d}, {h}; each 1 or more")
     splits(int(w), int(h))
     return int(w), int(d), int(h), float(ratio)
 

@@ -10,7 +10,7 @@ import yaml
 
 from sslzoo.errors import RunError, shown
 from sslzoo.plugins import Catalogue
-from sslzoo.recipe.recipe import Key, Recipe, in_free_section, keys, resolve
+from sslzoo.recipe.recipe import Recipe, in_free_section, keys, resolve
 from sslzoo.run.folder import Folder
 
 _ABSENT = object()
@@ -55,20 +55,13 @@ def differences(had: Mapping[str, Any], recipe: Recipe, installed: Catalogue) ->
     rows, known = [], set()
     for key in keys(recipe, installed):
         known.add(key.place)
-        if not _may_change(key, recipe, installed):
+        if not key.free:
             there = _get(had, key.place)
             rows += _told(key.place, key.default if there is _ABSENT else there, key.value)
     for place, there in _leaves(had, ()):
         if not in_free_section(place) and not any(place[: len(one)] == one for one in known):
             rows += _told(place, there, _ABSENT)
     return rows
-
-
-def _may_change(key: Key, recipe: Recipe, installed: Catalogue) -> bool:
-    if key.free is None:
-        return False
-    parts = [installed.parts[family][spec["use"]].make for _, family, spec in recipe.specs()]
-    return not (key.free.unless and any(getattr(part, key.free.unless, False) for part in parts))
 
 
 def _get(tree: Any, place: tuple[str, ...]) -> Any:

@@ -20,10 +20,11 @@ from pydantic.fields import FieldInfo
 from torch import nn
 
 from sslzoo.errors import Problem, UserError, did_you_mean, shown
+from sslzoo.keys import Free
 from sslzoo.plugins import Catalogue, catalogue, missing, singular
 from sslzoo.recipe import signature, yamltext
 from sslzoo.recipe.schedule import Duration, Schedule
-from sslzoo.recipe.signature import Free, Keys
+from sslzoo.recipe.signature import Keys
 from sslzoo.recipe.yamltext import Text
 
 Spec = Mapping[str, Any]  # {use: NAME, key: value, ...}
@@ -87,7 +88,7 @@ class Run(Keys):
     steps: int | None = Field(None, ge=1, le=10**9)
     epochs: float | None = Field(None, gt=0, le=10**6)
     batch: int = Field(ge=1, le=2**20)
-    micro: Annotated[int | None, Free(unless="batchwise")] = Field(None, ge=1, le=2**20)
+    micro: Annotated[int | None, Free()] = Field(None, ge=1, le=2**20)
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0
     save_every: Annotated[Duration, Free()] = Duration(1, "epochs")
@@ -176,10 +177,10 @@ class Key:
         return None if self.declared is None or self.declared.is_required() else signature.plain(self.declared.default)
 
     @property
-    def free(self) -> Free | None:
+    def free(self) -> bool:
         """Whether it may change when a run is resumed."""
-        marks = [Free()] if in_free_section(self.place) else self.declared.metadata if self.declared else []
-        return next((mark for mark in marks if isinstance(mark, Free)), None)
+        marks = self.declared.metadata if self.declared else []
+        return in_free_section(self.place) or any(isinstance(mark, Free) for mark in marks)
 
 
 def in_free_section(place: tuple[str, ...]) -> bool:

@@ -1,7 +1,7 @@
 """Which keys does a part take? Its constructor's keyword-only arguments are the schema, checked by pydantic.
 
-Bounds stand with the key, as pydantic writes them: `depth: Annotated[int, Field(ge=1, le=200)] = 12`; schedules take
-them too. `Free()` beside them says that the key may change when a run is resumed.
+Bounds stand with the key: a type of `sslzoo.keys`, or as pydantic writes them, `Annotated[int, Field(ge=1, le=200)]`;
+schedules take them too. `Free()` beside them says that the key may change when a run is resumed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,19 +32,6 @@ _MADE_OF = {
     int: "a whole number",
 }
 _MADE_OF |= {float: "a number", bool: "true or false", type(None): "null"}
-
-
-@dataclass(frozen=True)
-class Free:
-    """Marks a key that may change when a run is resumed, for it does not change what is computed.
-
-    Written beside the type: `cache: Annotated[bool, Free()] = False`.
-
-    Args:
-        unless: an attribute of parts; in a recipe with a part where it is true, the key is not free after all.
-    """
-
-    unless: str = ""
 
 
 class Keys(BaseModel):
@@ -153,7 +139,10 @@ def describe(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(describe(one) for one in inner))
     if origin is tuple and Ellipsis not in inner:
-        return f"{len(inner)} values, each {describe(inner[0])}"
+        each = list(dict.fromkeys(map(describe, inner)))
+        return (
+            f"{len(inner)} values, each {each[0]}" if len(each) == 1 else f"values: {'; '.join(map(describe, inner))}"
+        )
     if origin in (tuple, list):
         return f"a list of {describe(inner[0])}"
     if origin is dict or origin is Mapping:
@@ -187,13 +176,11 @@ def _bounds(metadata: Sequence[Any]) -> str:
     """`, from 0 to below 1`, or nothing; of pydantic's Field and of the marks it is made of."""
     marks = [mark for one in metadata for mark in (one.metadata if isinstance(one, FieldInfo) else [one])]
     found = {name: getattr(mark, name) for mark in marks for name in ("ge", "gt", "le", "lt") if hasattr(mark, name)}
-    low = f"from {found['ge']}" if "ge" in found else f"above {found['gt']}" if "gt" in found else ""
-    high = f"to {found['le']}" if "le" in found else f"below {found['lt']}" if "lt" in found else ""
-    if low and high:
-        return f", {low} {'to ' if 'lt' in found and 'ge' in found else ''}{high}"
-    if "ge" in found:
-        return f", {found['ge']} or more"
-    return f", {low or high.replace('to', 'at most')}" if low or high else ""
+    low = f"above {found['gt']}" if "gt" in found else f"{found['ge']} or more" if "ge" in found else ""
+    high = f"below {found['lt']}" if "lt" in found else f"at most {found['le']}" if "le" in found else ""
+    if "ge" in found and high:
+        return f", from {found['ge']} to {high.removeprefix('at most ')}"
+    return "".join(f", {one}" for one in (low, high) if one)
 
 
 def _problems(

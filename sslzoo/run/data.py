@@ -41,6 +41,7 @@ from sslzoo.run.parallel import World, all_sum
 from sslzoo.run.travel import moved
 
 Made = TypeVar("Made")
+DRAWN_TOGETHER = "images masked together (run.batch over processes, at most run.micro)"
 TRIES = 16  # other images tried in place of an unreadable one
 # What reading an image may raise: Pillow reports a broken PNG as a SyntaxError, and too large an image in its own way.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -354,6 +355,12 @@ def identity(data: Dataset) -> dict[str, Any]:
                 raise RunError(f"image {i} has the label {label[task]} in the task {task}: classes 0 to {classes - 1}")
             told.append(f"{i} {task} {int(label[task])}")
     return {"images": count, "tasks": tasks, "fingerprint": hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]}
+
+
+def drawn_together(sources: Sources, shares: Split) -> dict[str, int]:
+    """How many images masks are drawn with, where that matters to them: a part of the training data's identity."""
+    matters = any(getattr(sampler, "batchwise", False) for sampler in sources.masks.values())
+    return {DRAWN_TOGETHER: shares.micro} if matters else {}
 
 
 def _deaf(_worker: int) -> None:

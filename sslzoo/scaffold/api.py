@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import typing
 from importlib import import_module
 from typing import Any
+
+from sslzoo.recipe import signature
 
 # By the module that authors import from; in the order of the page.
 NAMES = {
     "sslzoo": "Rng Mask Patches Tokens Signal Batch Group Pairing Reading Student Features Progress Schedule Duration "
-    "Free gather all_mean all_sum world_size hookimpl UserError",
+    "Free gather all_mean all_sum world_size make hookimpl UserError",
+    "sslzoo.keys": "Count Width Codes Classes Side Places Positive NotNegative Rate BelowOne Share Fraction Range "
+    "FractionRange ShareRange",
     "sslzoo.nn": "Block LayerNorm Positions sincos patchify pixels_of key_mask splits start_normal start_xavier",
-    "sslzoo.blocks": "check_ranges size_of draw_size sizes places covered chance",
+    "sslzoo.blocks": "size_of draw_size sizes places covered chance",
 }
 HOME = {name: home for home, names in NAMES.items() for name in names.split()}
 
@@ -20,6 +25,8 @@ HOME = {name: home for home, names in NAMES.items() for name in names.split()}
 def describe(name: str) -> str:
     """One public name: how it is called, its docstring, and its public methods and properties."""
     thing = getattr(import_module(HOME[name]), name)
+    if typing.get_origin(thing) is typing.Annotated:  # a type of keys: what it takes is all there is to say
+        return f"{HOME[name]}.{name}\n\n{signature.describe(thing)}\n"
     lines = [f"{HOME[name]}.{name}{_signature(thing)}", "", _doc(thing)]
     for key, member in _members(thing):
         called = key if isinstance(member, property) or not callable(member) else f"{key}{_signature(member)}"

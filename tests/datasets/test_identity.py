@@ -2,20 +2,23 @@
 
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from sslzoo import RunError, catalogue
+from sslzoo import Free, RunError, catalogue
 from sslzoo.cli.options import allow_changed_data
 from sslzoo.recipe.build import check
 from sslzoo.recipe.recipe import load
+from sslzoo.recipe.signature import keys_of
 from sslzoo.run.data import identity
 from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import World
-from sslzoo.train import train
+from sslzoo.train import opened, train
 
 PARTS = catalogue().parts["datasets"]
 SHORT = ("run.batch=4", "run.workers=0", "run.monitor=4", "run.save_every=2")
@@ -110,6 +113,45 @@ def test_a_word_of_the_data_that_is_gone_is_told_at_a_resume(tmp_path):
     said = []
     Folder(tmp_path).note_data({"images": 3, "fingerprint": "a"}, 4, said.append)
     assert "data.jsonl is gone" in said[0]
+
+
+def test_a_run_goes_on_where_keys_differ_that_are_declared_free(root, tmp_path):
+    """Each free key changed at a resume: the run goes on, and what it computes is the same, bit for bit."""
+    free = {
+        k for part in PARTS.values() for k, key in keys_of(part.make).model_fields.items() if Free() in key.metadata
+    }
+    assert free == {"root", "files", "download", "cache"}  # the second and third lie where the first does
+    (tmp_path / "moved").symlink_to(root)
+    scenes = "data={{use: scenes, length: 8, size: 64, cache: {}}}"
+    words = ["run.milestones=1", "run.log_every=1", "run.device=cpu", "run.unreadable=0.5", "run.monitor=3"]
+    words += ["run.keep=9", "run.monitor_every=1", "run.save_every=1"]
+    for name, before, after in (
+        ("folder", [], [f"data.root={tmp_path / 'moved'}", "run.workers=1", *words]),
+        ("scenes", [scenes.format("true")], [scenes.format("false")]),
+    ):
+        broken, whole = tmp_path / name, tmp_path / f"{name}-whole"
+        unbroken = run(root, whole, "run.steps=3", *before).state_dict()
+        shutil.copytree(whole, broken)
+        max((broken / "checkpoints").iterdir()).unlink()  # as if killed after step 2
+        resumed = run(root, broken, "run.steps=3", *after).state_dict()
+        assert all(torch.equal(resumed[key], unbroken[key]) for key in unbroken)
+
+
+def test_masks_that_depend_on_their_batch_keep_it_at_a_resume(tmp_path):
+    """Masks of `multiblock-legacy` are cut to the shortest of those they are drawn with."""
+    folder, legacy = Folder(tmp_path / "run"), "masks.image={use: multiblock-legacy, min_keep: 0}"
+
+    def found(ranks, *sets):
+        recipe, installed = load("tiny/ijepa", ("data.length=8", "run.batch=4", legacy, *sets))
+        return opened(recipe, installed, folder, World(size=ranks))[2]
+
+    first = found(1)
+    folder.path.mkdir()
+    folder.note_data(first, 0, print)
+    assert found(1) == found(2, "run.batch=8", "run.micro=4") == first  # the same four at a time
+    for ranks, sets in ((2, ()), (1, ("run.micro=2",))):
+        with pytest.raises(RunError, match=r"images masked together \(run.batch over processes.*4 then, 2 now"):
+            found(ranks, *sets)
 
 
 def test_a_torn_word_of_the_data_is_written_anew(tmp_path):

@@ -133,5 +133,3 @@ def test_each_shape_fills_about_its_own_area(shape):
 
 def test_sizes_need_not_be_square():
     assert Scenes(size=(20, 40)).image(0).shape == (3, 20, 40)
-    with pytest.raises(ValueError, match="at least 1"):
-        Scenes(length=0)

@@ -227,22 +227,6 @@ def test_what_a_grid_cannot_hold_is_refused_with_its_numbers(name, keys, grid, s
         some_steps()
 
 
-@pytest.mark.parametrize(
-    ("name", "keys", "says"),
-    [
-        ("multiblock", {"target_scale": (0.3, 0.2)}, r"target_scale: found \[0.3, 0.2\]"),
-        ("multiblock", {"context_scale": (0.9, 1.2)}, "context_scale.*at most the whole grid"),
-        ("multiblock", {"targets": 0}, "targets"),
-        ("multiblock", {"keep": 0.0}, "keep: found 0"),
-        ("random", {"hide": 1.0}, "hide: found 1"),
-        ("checkerboard", {"cell": 0}, "cell: found 0"),
-    ],
-)
-def test_impossible_keys_are_refused_at_construction(name, keys, says):
-    with pytest.raises(ValueError, match=says):
-        make(name, **keys)
-
-
 @given(st.integers(3, 18), st.integers(3, 18), st.integers(1, 5), st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
 def test_any_grid_gives_a_legal_mask_or_a_clear_refusal(height, width, targets, step):

@@ -35,5 +35,3 @@ def test_a_share_that_is_exact_is_one_share():
     for keys in ({"hide": (0.1, 0.5)}, {"rate": 0.5}):
         with pytest.raises(ValueError, match="exact"):
             blocks(exact=True, **keys)
-    with pytest.raises(ValueError, match="rate"):
-        blocks(rate=0.0)

@@ -151,24 +151,6 @@ def test_what_never_happens_draws_nothing():
     assert drawn[0] == drawn[1]
 
 
-@pytest.mark.parametrize(
-    ("keys", "told"),
-    [
-        ({"jitter": (0.4, 0.4, 0.4, 0.7)}, r"jitter: found \[0.4, 0.4, 0.4, 0.7\]; hue values"),
-        ({"jitter": (-1.0, 0, 0, 0)}, "jitter: found"),
-        ({"scale": (0.5, 0.2)}, "scale: found"),
-        ({"scale": (0.5, 1.2)}, "scale: found"),
-        ({"ratio": (1.0, float("inf"))}, "ratio: found"),
-        ({"grayscale": 1.5}, "grayscale: found 1.5; a rate from 0 to 1"),
-        ({"std": (0.0, 1.0, 1.0)}, "std: found"),
-        ({"size": 0}, "size: found 0"),
-    ],
-)
-def test_keys_without_sense_are_refused(keys, told):
-    with pytest.raises(ValueError, match=told):
-        Crop(**keys)
-
-
 def test_old_words_are_told_their_new_names():
     from sslzoo.recipe.signature import keys_of
 

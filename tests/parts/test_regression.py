@@ -65,9 +65,5 @@ def test_images_meet_where_they_may(loss):
 
 
 def test_impossible_losses_are_refused():
-    with pytest.raises(ValueError, match="beta"):
-        SmoothL1(PATCH, beta=-1)
     with pytest.raises(ValueError, match="reduce"):
         Mse(IMAGE, reduce="sum")
-    with pytest.raises(ValueError, match="scale"):
-        Cosine(PATCH, scale=0.0)

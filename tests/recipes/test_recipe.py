@@ -325,13 +325,6 @@ def test_a_resumed_run_may_lack_keys_that_came_later_and_change_free_ones(recipe
     assert differences(yaml.safe_load(resolve(read, installed)), *changed) == ["optim.clip: None there, 1.0 asked for"]
 
 
-def test_micro_batches_are_not_free_where_masks_depend_on_them(recipe):
-    read, installed = load(recipe(("use: multiblock", "use: multiblock-legacy")))
-    had = yaml.safe_load(resolve(read, installed))
-    had["run"]["micro"] = 2
-    assert differences(had, read, installed) == ["run.micro: 2 there, None asked for"]
-
-
 def test_a_short_run_of_a_recipe_keeps_its_warmups_within(recipe):
     read, installed = load(recipe(("lr: 1e-3", "lr: {warmup: {steps: 9, from: 0, to: 1}}")))
     with pytest.raises(RecipeError, match="longer than the run"):

@@ -1,0 +1,86 @@
+"""Numbers without sense are refused by every key of every shipped part and section, where they stand."""
+
+import copy
+import math
+from functools import reduce
+
+import pytest
+import yaml
+from recipe_text import GOOD
+
+from sslzoo import Duration, RecipeError, Schedule, catalogue
+from sslzoo.recipe.recipe import ENGINE_KEYS, Evaluate, Run, load
+from sslzoo.recipe.signature import keys_of, takes
+
+INSTALLED = catalogue()
+EVALUATE = {"train": {"use": "scenes"}, "test": {"use": "scenes"}, "view": {"use": "center"}}
+EVALUATE["probes"] = {"p": {"use": "knn"}}
+TREE = yaml.safe_load(GOOD) | {"evaluate": EVALUATE}
+HOME = {  # where a part of each family stands in that recipe
+    "datasets": "evaluate.train",
+    "views": "views.image",
+    "masks": "masks.image",
+    "encoders": "encoder",
+    "predictors": "predictor",
+    "targets": "targets.teacher",
+    "losses": "losses.guess",
+    "optimizers": "optim",
+    "probes": "evaluate.probes.p",
+}
+NONSENSE = {"negative": -1, "nan": math.nan, "inf": math.inf, "true": True, "absurd": 10**7}
+# Where one of them is no nonsense after all:
+SENSIBLE = {
+    ("seed", "negative"): "any whole number is a seed",
+    ("seed", "absurd"): "any whole number is a seed",
+    ("length", "absurd"): "scenes are rendered when asked for: ten million burden nobody",
+    ("steps", "absurd"): "a long run",
+    ("weight", "negative"): "a term may be turned around",
+}
+
+
+def models():
+    """Every part and section: its place in the recipe, what stands there already, its keys."""
+    for family, parts in INSTALLED.parts.items():
+        for part in parts.values():
+            yield pytest.param(HOME[family], {"use": part.name}, keys_of(part.make), id=f"{family}-{part.name}")
+    for section, model in {**ENGINE_KEYS, "run": Run, "evaluate": Evaluate}.items():
+        place = next((place for place in HOME.values() if place.split(".")[0] == section != "evaluate"), section)
+        yield pytest.param(place, {}, model, id=f"section-{section}")
+
+
+def is_number(key):
+    kinds = (int, float, Schedule, Duration)
+    return any(takes(key.annotation, kind) for kind in kinds) and not takes(key.annotation, bool)
+
+
+def absurd(key):
+    """Whether a count can be too large: not a fraction, nor a time."""
+    return takes(key.annotation, int) and not any(takes(key.annotation, kind) for kind in (float, Duration))
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+@pytest.mark.parametrize(("place", "given", "model"), models())
+def test_numbers_without_sense_are_refused_where_they_stand(place, given, model, kind, tmp_path, monkeypatch):
+    wrong = [name for name, key in model.model_fields.items() if is_number(key) and (name, kind) not in SENSIBLE]
+    wrong = [name for name in wrong if kind != "absurd" or absurd(model.model_fields[name])]
+    if not wrong:
+        return
+    tree = copy.deepcopy(TREE)
+    *way, last = place.split(".")
+    here = reduce(dict.__getitem__, way, tree)
+    defaults = {name: model.model_fields[name].default for name in wrong}
+    many = {name: len(default) if isinstance(default, tuple) else 0 for name, default in defaults.items()}
+    here[last] |= given | {name: [NONSENSE[kind]] * n if n else NONSENSE[kind] for name, n in many.items()}
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))  # every key on a line of its own
+    monkeypatch.setattr("sslzoo.recipe.recipe.catalogue", lambda files: INSTALLED)  # hundreds of times the same
+    with pytest.raises(RecipeError) as caught:
+        load(str(path))
+    lines = path.read_text().splitlines()
+    refused = {p.place: (lines[p.line - 1].split(":")[0].strip(), p.message) for p in caught.value.problems}
+    for name in wrong:
+        line, message = refused.pop(f"{place}.{name}")
+        assert line == name
+        assert "found" in message
+        assert "expected" in message or "wanted" in message or "a duration is" in message
+    assert all("no such key" in message or "needs this key" in message for _, message in refused.values())
