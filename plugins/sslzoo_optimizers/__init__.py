@@ -48,7 +48,9 @@ class SGD(torch.optim.SGD):
     def __init__(self, groups: Groups, *, momentum: BelowOne = 0.9, nesterov: bool = False) -> None:
         if nesterov and not momentum:
             raise ValueError("nesterov looks ahead along the momentum: give momentum above 0")
-        super().__init__(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
+        split = any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])
+        fused = not split  # torch's fused kernel takes no pieces of weights
+        super().__init__(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=fused)
         for group in self.param_groups if momentum else ():
             for parameter in group["params"]:  # torch makes it in the first step, unfilled if that step is skipped
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+import yaml
 
 from sslzoo.cli.options import as_json as json_option
+
+COLUMNS = ("method", "network", "data", "length")  # of recipes: one line each, at 80 columns
 
 
 @click.command("list")
@@ -15,7 +21,8 @@ from sslzoo.cli.options import as_json as json_option
 def command(what: str | None, as_json: bool) -> None:
     """Parts of one family with the first line of their docstring, or recipes; everything if WHAT is left out.
 
-    WHAT: datasets, views, masks, encoders, predictors, targets, losses, probes or recipes.
+    WHAT: datasets, views, masks, encoders, predictors, targets, losses, optimizers, probes
+    or recipes; these with their network, data and length; with --json what is told of their cost, too.
 
     \b
     Examples:
@@ -36,26 +43,60 @@ def command(what: str | None, as_json: bool) -> None:
     if what is not None and what not in known:
         raise UserError(f"nothing is called {what!r}{did_you_mean(what, known)}\naccepted: {', '.join(known)}")
     installed = catalogue()
-    found: dict[str, dict[str, str]] = {
+    found: dict[str, dict[str, Any]] = {
         family: {name: part.summary for name, part in installed.parts[family].items()}
         for family in FAMILIES
         if what in (None, family)
     }
     if what in (None, "recipes"):
-        found["recipes"] = {name: _first_line(path) for name, path in names(installed).items()}
+        found["recipes"] = {name: _facts(path) for name, path in names(installed).items()}
     if as_json:
         echo_json(found)
         return
     for family, parts in found.items():
-        table = Table(box=None, header_style="bold", pad_edge=False)
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1 if family == "recipes" else 2, 0, 0))
         table.add_column(family, no_wrap=True)
-        table.add_column("", overflow="fold")
-        for name, summary in sorted(parts.items()):
-            table.add_row(escape(name), escape(summary))  # brackets are the author's own, not markup
+        for column in COLUMNS if family == "recipes" else ("",):
+            table.add_column(column, overflow="fold", no_wrap=family == "recipes")
+        for name, said in sorted(parts.items()):
+            cells = [said[column] for column in COLUMNS] if family == "recipes" else [said]
+            table.add_row(*map(escape, (name, *cells)))  # brackets are the author's own, not markup
         Console().print(table, "")
 
 
-def _first_line(path: Path) -> str:
-    """What a recipe is; the source of the method, which many share, is left to the file itself."""
-    line = path.read_text(errors="replace").split("\n", 1)[0].removeprefix("#").strip()
-    return line.split("   ", 1)[0]
+def _facts(path: Path) -> dict[str, str]:
+    """A recipe in a line, from its text alone: what may be wrong in it is told by `check`."""
+    text = path.read_text(errors="replace")
+    lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+    about = lines[0].split("   ", 1)[0] if lines else ""  # the source of the method is left to the file itself
+    cost = next((line.removeprefix("Cost:").strip() for line in lines if line.startswith("Cost:")), "")
+    try:
+        tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        tree = None
+    tree = tree if isinstance(tree, dict) else {}
+    sections = {name: tree[name] if isinstance(tree.get(name), dict) else {} for name in ("encoder", "data", "run")}
+    method = re.split(r"'s |,| on | under | with | that ", about)[0].rstrip(".")
+    seen = {"method": method, "network": _network(sections["encoder"]), "data": _data(sections["data"])}
+    return seen | {"length": _length(sections["run"]), "about": about, "cost": cost}
+
+
+def _network(spec: Mapping[str, Any]) -> str:
+    use, size, patch = str(spec.get("use", "")), str(spec.get("size", "")), spec.get("patch")
+    if use.startswith("vit"):
+        named = f"ViT-{'g' if size == 'giant' else size[0].upper()}" if size else f"ViT {spec.get('width', '')}"
+        return f"{named}/{patch}" if patch else named
+    widen = spec.get("widen", 1)
+    return str(spec.get("model", use)).replace("resnet", "RN") + (f" x{widen}" if widen != 1 else "")
+
+
+def _data(spec: Mapping[str, Any]) -> str:
+    where = re.match(r"\$\{(\w+)\}", str(spec.get("root", spec.get("files", ""))))
+    return where[1] if where else str(spec.get("name", spec.get("use", "")))
+
+
+def _length(run: Mapping[str, Any]) -> str:
+    steps = run.get("steps") or 0
+    if "epochs" in run:
+        return f"{run['epochs']} epochs"
+    return f"{steps / 1000:g}k steps" if isinstance(steps, int) and steps > 9999 else f"{steps} steps"

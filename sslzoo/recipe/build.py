@@ -57,7 +57,7 @@ class Flow:
 
 
 def make(installed: Catalogue, family: str, spec: Spec, *given: Any, place: str = "") -> Any:
-    """One part from its spec, {use: NAME, ...}; `given` is what the engine gives its constructor.
+    """One part from its spec, a mapping of `use` and its keys; `given` is what the engine gives its constructor.
 
     Raises:
         RecipeError: the part refused its keys, or a path names an environment variable that is not set.

@@ -86,6 +86,8 @@ def recipe(family: str, name: str) -> str:
         tree["targets"]["teacher"] = new
     elif family == "losses":
         tree["losses"]["guess"] |= new
+    elif family == "optimizers":
+        tree["optim"] |= new
     else:
         tree["evaluate"]["probes"] = {name: new}
     return f"# Ten steps with {name}: sslzoo train recipes/tiny.yaml\n" + yaml.safe_dump(

@@ -94,6 +94,7 @@ check_predictors = _check("predictors")
 check_targets = _check("targets")
 check_losses = _check("losses")
 check_encoders = _check("encoders")
+check_optimizers = _check("optimizers")
 check_views = _check("views")
 check_datasets = _check("datasets")
 check_probes = _check("probes")
@@ -108,6 +109,7 @@ __all__ = [
     "check_encoders",
     "check_losses",
     "check_masks",
+    "check_optimizers",
     "check_predictors",
     "check_probes",
     "check_targets",

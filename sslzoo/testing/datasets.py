@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ def _plain(image: Any) -> np.ndarray:
     return np.asarray(image)
 
 
-def _some(data: Any) -> list[int]:
-    return sorted({0, len(data) // 2, len(data) - 1})
+def _some(data: Any, most: int = 16) -> list[int]:
+    """Numbers of some images, from the first to the last."""
+    return sorted({int(i) for i in np.linspace(0, len(data) - 1, most)})
 
 
 made = offers(Dataset, lambda make: make())
@@ -58,22 +60,32 @@ def repeats(make: Make) -> None:
 
 @check(images)
 def workers(make: Make) -> None:
-    """It can be read in a worker process that was forked after it was opened."""
+    """It can be read in several worker processes at once, forked after it was opened."""
     data = make()
-    fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe()
+    fork, some = multiprocessing.get_context("fork"), _some(data)
+    wanted = [_plain(data.image(i)).sum() for i in some]
+    pipes = [fork.Pipe() for _ in range(2)]
 
-    def child() -> None:
+    def child(number: int) -> None:
         torch.set_num_threads(1)
-        theirs.send([_plain(data.image(i)).sum() for i in _some(data)])
+        order, found = some if number else some[::-1], {}
+        until = time.monotonic() + 1
+        while time.monotonic() < until:  # a file that both have open is read from where the other left it
+            found = dict(zip(order, (_plain(data.image(i)).sum() for i in order), strict=True))
+            if [found[i] for i in some] != wanted:
+                break
+        pipes[number][1].send([found[i] for i in some])
 
-    wanted = [_plain(data.image(i)).sum() for i in _some(data)]
-    process = fork.Process(target=child)
-    process.start()
-    found = ours.recv() if ours.poll(30) else None
-    process.kill()
-    if found != wanted:
-        raise Violation("the same images in a worker", "others" if found else "none", f"images {_some(data)}")
+    children = [fork.Process(target=child, args=(number,)) for number in range(2)]
+    for one in children:
+        one.start()
+    found = [ours.recv() if ours.poll(30) else None for ours, _ in pipes]
+    for one in children:
+        one.kill()
+    for one in found:
+        if one != wanted:
+            came = "others: is a file open that both read?" if one else "none"
+            raise Violation("the same images in two workers", came, f"images {some}")
 
 
 @check(made)
@@ -82,14 +94,29 @@ def labels(make: Make) -> str:
     data = make()
     if not data.tasks:
         raise Skip("no tasks")
-    for i in range(min(len(data), 200)):
+    for i in _some(data, 1000):
         told = data.label(i)
+        if dict(told) != dict(data.label(i)):
+            raise Violation("the same labels", "others", f"image {i}, asked again")
         if set(told) != set(data.tasks):
             raise Violation(f"labels of {sorted(data.tasks)}", str(sorted(told)), f"image {i}")
         for task, classes in data.tasks.items():
             if not 0 <= int(told[task]) < classes:
                 raise Violation(f"{task} from 0 to {classes - 1}", str(told[task]), f"image {i}")
+    for task, names in getattr(data, "class_names", {}).items():
+        if len(names) != data.tasks.get(task):
+            raise Violation(f"{data.tasks.get(task)} names of classes", str(len(names)), f"class_names of {task}")
     return ", ".join(f"{task}: {classes} classes" for task, classes in data.tasks.items())
 
 
-CHECKS: tuple[Check, ...] = (made, images, repeats, workers, labels)
+@check(made)
+def same(make: Make) -> None:
+    """Its fingerprint is text, and the same each time it is opened: a run resumes only with the data it began with."""
+    found = [getattr(make(), "fingerprint", None) for _ in range(2)]
+    if found[0] is None:
+        raise Skip("no fingerprint")
+    if not isinstance(found[0], str) or found[0] != found[1]:
+        raise Violation("text, the same twice", f"{found[0]!r} and {found[1]!r}", "opened twice")
+
+
+CHECKS: tuple[Check, ...] = (made, images, repeats, workers, labels, same)

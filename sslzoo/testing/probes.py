@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +19,12 @@ def _plain(rows: int, seed: int, *, clear: bool) -> Features:
     y = torch.randint(4, (rows,), generator=rng)
     x = torch.randn(rows, 16, generator=rng)
     x = x * 0.1 + torch.eye(4, 16)[y] * 3 if clear else x
+    x[:, -1] = 1.0  # a channel may be dead
     return Features(x, {"kind": y}, {"kind": 4})
+
+
+def _plainly(found: Mapping[str, float | Tensor]) -> dict[str, Any]:
+    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in found.items()}
 
 
 made = offers(Probe, lambda make: make())
@@ -35,7 +43,11 @@ def figures(make: Make) -> str:
         elif not name.startswith("kind/") or not math.isfinite(value):
             raise Violation("finite numbers named TASK/FIGURE", f"{name!r}: {value!r}", shown)
     if not found:
-        raise Violation("at least one figure", "none", "200 and 100 images, task kind")
+        raise Violation("at least one figure", "none", shown)
+    if {"kind/correct", "kind/top1"} <= set(found):
+        share = float(torch.as_tensor(found["kind/correct"]).float().mean()) * 100
+        if abs(share - float(found["kind/top1"])) > 1e-3:
+            raise Violation(f"kind/top1 of {share:.2f}, the share of kind/correct", f"{found['kind/top1']:.2f}", shown)
     return ", ".join(name.removeprefix("kind/") for name in found)
 
 
@@ -46,7 +58,7 @@ def repeats(make: Make) -> None:
     for seed in (1, 2):
         torch.manual_seed(seed)
         found = make()(_plain(200, 0, clear=False), _plain(100, 1, clear=False), 0)
-        told.append({name: value.tolist() if isinstance(value, Tensor) else value for name, value in found.items()})
+        told.append(_plainly(found))
     if told[0] != told[1]:
         raise Violation("the same figures", "others under another global seed", "200 and 100 images")
 
@@ -66,4 +78,61 @@ def reads(make: Make) -> str:
     return f"{on_clear:.0f} on what is plain, {on_noise:.0f} on noise"
 
 
-CHECKS: tuple[Check, ...] = (made, figures, repeats, reads)
+@check(figures)
+def unchanged(make: Make) -> None:
+    """Features and labels stay as they were: other probes read them too."""
+    given = _plain(200, 0, clear=False), _plain(100, 1, clear=False)
+    make()(*given, 0)
+    for which, after, before in zip(
+        ("train", "test"), given, (_plain(200, 0, clear=False), _plain(100, 1, clear=False)), strict=True
+    ):
+        if not torch.equal(after.x, before.x) or not torch.equal(after.labels["kind"], before.labels["kind"]):
+            raise Violation(f"{which} features and labels as they were", "changed in place", "200 and 100 images")
+
+
+@check(figures)
+def alone(make: Make) -> None:
+    """What it says of a test image does not depend on the other test images."""
+    train, test = _plain(200, 0, clear=False), _plain(100, 1, clear=False)
+    whole = make()(train, test, 0).get("kind/correct")
+    if not isinstance(whole, Tensor):
+        raise Skip("it gives no correct")
+    some = replace(test, x=test.x[30:60], labels={"kind": test.labels["kind"][30:60]})
+    part = make()(train, some, 0)["kind/correct"]
+    if not torch.equal(whole[30:60], torch.as_tensor(part)):
+        raise Violation(
+            "the same answers",
+            f"{int((whole[30:60] != part).sum())} others of 30",
+            "30 of 100 test images, asked alone",
+        )
+
+
+@check(figures)
+def tasks(make: Make) -> None:
+    """Each task is read by itself: beside another one its figures are the same."""
+    train, test = _plain(200, 0, clear=False), _plain(100, 1, clear=False)
+    single = _plainly(make()(train, test, 0))
+    other = {"half": 2}
+    both = [
+        replace(one, tasks=other | {"kind": 4}, labels={"half": (one.x[:, 0] > 0).long()} | one.labels)
+        for one in (train, test)
+    ]
+    found = _plainly(make()(*both, 0))
+    shown = "200 and 100 images, tasks half and kind"
+    if wrong := [name for name, value in single.items() if found.get(name) != value]:
+        raise Violation(f"{wrong[0]} as without the task half", f"{found.get(wrong[0])}"[:80], shown)
+    if not any(name.startswith("half/") for name in found):
+        raise Violation("figures of both tasks", ", ".join(found), shown)
+
+
+@check(figures)
+def few(make: Make) -> None:
+    """Few images, and a class without a training image, are no error."""
+    train, test = _plain(4, 0, clear=True), _plain(5, 1, clear=True)
+    train.labels["kind"].clamp_(max=2)
+    for name, value in make()(train, test, 0).items():
+        if not isinstance(value, Tensor) and not math.isfinite(value):
+            raise Violation("finite figures", f"{name}: {value!r}", "4 and 5 images, none of class 3 among the first")
+
+
+CHECKS: tuple[Check, ...] = (made, figures, repeats, reads, unchanged, alone, tasks, few)

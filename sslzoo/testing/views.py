@@ -38,8 +38,8 @@ def shapes(make: Make) -> None:
         pixels, box = _seen(view, image)
         if tuple(pixels.shape) != (3, *view.size) or pixels.dtype != torch.float32:
             raise Violation(f"[3 {view.size[0]} {view.size[1]}] float32", f"{list(pixels.shape)} {pixels.dtype}", where)
-        if tuple(box.shape) != (4,):
-            raise Violation("a box [4]: top, left, height, width", str(list(box.shape)), where)
+        if tuple(box.shape) != (4,) or not box.is_floating_point():
+            raise Violation("a box [4]: top, left, height, width", f"{list(box.shape)} {box.dtype}", where)
         if not pixels.isfinite().all():
             raise Violation("finite pixels", "nan or inf", where)
 
@@ -57,6 +57,18 @@ def boxes(make: Make) -> None:
 
 
 @check(shapes)
+def unchanged(make: Make) -> None:
+    """The image itself stays as it was."""
+    view = make()
+    for where, image in _images():
+        if isinstance(image, Tensor):
+            before = image.clone()
+            _seen(view, image)
+            if not torch.equal(before, image):
+                raise Violation("the image as it was", "changed in place", where)
+
+
+@check(unchanged)
 def repeats(make: Make) -> None:
     """The same seeds give the same view, whatever was seen before."""
     view = make()
@@ -70,16 +82,41 @@ def repeats(make: Make) -> None:
                 )
 
 
-@check(shapes)
-def unchanged(make: Make) -> None:
-    """The image itself stays as it was."""
-    view = make()
-    for where, image in _images():
-        if isinstance(image, Tensor):
-            before = image.clone()
-            _seen(view, image)
-            if not torch.equal(before, image):
-                raise Violation("the image as it was", "changed in place", where)
+@check(repeats)
+def steady(make: Make) -> None:
+    """It keeps nothing between calls: after many, the same seed gives the same view."""
+    view, (where, image) = make(), next(_images())
+    first = _seen(view, image, 7)[0]
+    for time in range(2, 101):
+        if not torch.equal(first, _seen(view, image, 7)[0]):
+            raise Violation("the same view", f"another in call {time}", f"{where}, seed 7")
 
 
-CHECKS: tuple[Check, ...] = (made, shapes, boxes, repeats, unchanged)
+@check(boxes, repeats)
+def cut(make: Make) -> None:
+    """The box says where the view was cut: views of what lies low in the image have boxes that lie low."""
+    view, ramp = make(), torch.linspace(0, 255, 96).to(torch.uint8)
+    for axis, name in enumerate(("top", "left")):
+        image = (ramp[:, None] if axis == 0 else ramp).expand(3, 96, 96).contiguous()
+        found, said = [], []
+        for seed in range(48):
+            (one, box), (other, _) = _seen(view, image, seed), _seen(view, 255 - image, seed)
+            found.append((one.mean() - other.mean()).item())  # colors changed alike in both fall out
+            said.append((box[axis] + box[axis + 2] / 2).item() - 0.5)
+        moved, claimed = torch.tensor(found), torch.tensor(said)
+        if moved.std() < 0.1 * (one.max() - one.min()).clamp(min=0.1):
+            continue  # it shows always the same
+        agree = max(_together(moved, claimed), _together(moved.abs(), claimed.abs()))
+        if agree < 0.5:
+            came = f"{name} that goes with it by {agree:.2f} only"
+            raise Violation(f"a box whose {name} goes with what is seen", came, "a ramp of 96 x 96, 48 seeds")
+
+
+def _together(one: Tensor, other: Tensor) -> float:
+    """Their correlation; 0 where one of them never changes."""
+    if min(one.std(), other.std()) < 1e-6:
+        return 0.0
+    return torch.corrcoef(torch.stack([one, other]))[0, 1].item()
+
+
+CHECKS: tuple[Check, ...] = (made, shapes, boxes, unchanged, repeats, steady, cut)

@@ -33,6 +33,7 @@ NAMES = [
     "gather",
     "hookimpl",
     "load",
+    "make",
     "world_size",
 ]
 

@@ -1,0 +1,287 @@
+"""Views, data sets and probes that are wrong on purpose, each in one way; and the sound ones they are made from."""
+
+import tempfile
+import time
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F  # noqa: N812
+
+
+class Window:
+    """A square of 24 pixels, cut anywhere; three times out of four turned over."""
+
+    size = (24, 24)
+
+    def __call__(self, image):
+        x = image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
+        height, width = x.shape[-2:]
+        top, left = self.corner(height - 24, width - 24)
+        x = self.changed(x.float() / 255)[:, top : top + 24, left : left + 24]
+        return x, self.box(top / height, left / width, 24 / height, 24 / width)
+
+    def corner(self, down, across):
+        return int(torch.randint(down + 1, ())), int(torch.randint(across + 1, ()))
+
+    def changed(self, x):
+        return x
+
+    def box(self, *ends):
+        return torch.tensor(ends)
+
+
+class Larger(Window):
+    """Is not of the size that it says."""
+
+    size = (32, 32)
+
+
+class WholeBox(Window):
+    """Gives its box in whole numbers."""
+
+    def box(self, *ends):
+        return torch.tensor([24, 24, 24, 24])
+
+
+class Beyond(Window):
+    """Gives its box by its ends."""
+
+    def box(self, top, left, height, width):
+        return torch.tensor([top, left, top + height, left + width])
+
+
+class Across(Window):
+    """Gives its box as left, top."""
+
+    def box(self, top, left, height, width):
+        return torch.tensor([left, top, width, height])
+
+
+class Everything(Window):
+    """Says that it shows all of the image."""
+
+    def box(self, *ends):
+        return torch.tensor([0.0, 0.0, 1.0, 1.0])
+
+
+class OwnChance(Window):
+    """Draws from a generator of its own."""
+
+    def __init__(self):
+        self.random = np.random.default_rng(0)
+
+    def corner(self, down, across):
+        return int(self.random.integers(down + 1)), int(self.random.integers(across + 1))
+
+
+class Tiring(Window):
+    """Fades after a while."""
+
+    calls = 0
+
+    def changed(self, x):
+        self.calls += 1
+        return x if self.calls < 60 else x * 0.5
+
+
+class InPlace(Window):
+    """Darkens the image itself."""
+
+    def __call__(self, image):
+        seen = super().__call__(image)
+        if isinstance(image, torch.Tensor):
+            image.div_(2, rounding_mode="floor")
+        return seen
+
+
+VIEWS = {
+    Larger: "shapes",
+    WholeBox: "shapes",
+    Beyond: "boxes",
+    OwnChance: "repeats",
+    Tiring: "steady",
+    Across: "cut",
+    Everything: "cut",
+    InPlace: "unchanged",
+}
+
+
+class Squares:
+    """Three hundred images of one color each, with its number as the label."""
+
+    tasks = MappingProxyType({"color": 5})
+    class_names = MappingProxyType({"color": ("a", "b", "c", "d", "e")})
+    fingerprint = "squares"
+
+    def __len__(self):
+        return 300
+
+    def image(self, i):
+        return torch.full((3, 4, 4), self.color(i), dtype=torch.uint8)
+
+    def color(self, i):
+        return 50 * (i % 5) + 1
+
+    def label(self, i):
+        return {"color": i % 5}
+
+
+class RareGray(Squares):
+    """The last image is gray."""
+
+    def image(self, i):
+        return Image.new("L", (4, 4)) if i == 299 else super().image(i)
+
+
+class InOrder(Squares):
+    """Reads on from where it is, whatever it is asked for."""
+
+    place = 0
+
+    def color(self, i):
+        self.place += 1
+        return self.place % 256
+
+
+class OpenFile(Squares):
+    """Holds a file open, whose place forked workers share."""
+
+    def __init__(self):
+        self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        self.file.write(bytes(50 * (i % 5) + 1 for i in range(300)))
+
+    def color(self, i):
+        self.file.seek(i)
+        time.sleep(1e-3)
+        return self.file.read(1)[0]
+
+
+class RareLabel(Squares):
+    """A label beyond the classes, late in the set."""
+
+    def label(self, i):
+        return {"color": 5 if i == 299 else i % 5}
+
+
+class FickleLabel(Squares):
+    """A label that changes."""
+
+    def label(self, i):
+        return {"color": int(torch.randint(5, ()))}
+
+
+class Misnamed(Squares):
+    """A name too few."""
+
+    class_names = MappingProxyType({"color": ("a", "b", "c", "d")})
+
+
+class NewEachTime(Squares):
+    """Its fingerprint is another each time it is opened."""
+
+    opened = 0
+
+    def __init__(self):
+        NewEachTime.opened += 1
+        self.fingerprint = str(NewEachTime.opened)
+
+
+DATASETS = {
+    RareGray: "images",
+    InOrder: "repeats",
+    OpenFile: "workers",
+    RareLabel: "labels",
+    FickleLabel: "labels",
+    Misnamed: "labels",
+    NewEachTime: "same",
+}
+
+
+class Means:
+    """The nearest mean of a class."""
+
+    def __call__(self, train, test, seed):
+        figures = {}
+        for task, classes in train.tasks.items():
+            right = self.answers(train, test, task, classes) == test.labels[task]
+            figures |= {f"{task}/top1": right.float().mean().item() * 100, f"{task}/correct": right}
+        return figures
+
+    def answers(self, train, test, task, classes):
+        one = torch.nn.functional.one_hot(train.labels[task], classes).float()
+        means = one.T @ train.x / one.sum(0)[:, None].clamp(min=1)
+        return torch.cdist(test.x, means).argmin(1)
+
+
+class Shares(Means):
+    """Gives a share, not percent."""
+
+    def __call__(self, train, test, seed):
+        return {k: v / 100 if k.endswith("top1") else v for k, v in super().__call__(train, test, seed).items()}
+
+
+class ByChance(Means):
+    """Breaks ties by torch's own generator."""
+
+    def answers(self, train, test, task, classes):
+        noisy = test.x + torch.randn(test.x.shape)
+        return super().answers(train, type(test)(noisy, test.labels, test.tasks), task, classes)
+
+
+class Cheats(Means):
+    """Learns from the test images too."""
+
+    def answers(self, train, test, task, classes):
+        return torch.where(
+            torch.arange(len(test.x)) % 2 == 0, test.labels[task], super().answers(train, test, task, classes)
+        )
+
+
+class Scales(Means):
+    """Normalises features in place."""
+
+    def answers(self, train, test, task, classes):
+        train.x.div_(2)
+        test.x.div_(2)
+        return super().answers(train, test, task, classes)
+
+
+class Together(Means):
+    """Standardises test images by their own moments."""
+
+    def answers(self, train, test, task, classes):
+        own = test.x - test.x.mean(0) + train.x.mean(0)
+        return super().answers(train, type(test)(own, test.labels, test.tasks), task, classes)
+
+
+class LastTask(Means):
+    """Uses the classes of the first task for all."""
+
+    def answers(self, train, test, task, classes):
+        first = next(iter(train.tasks.values()))
+        train = type(train)(train.x, {task: train.labels[task].clamp(max=first - 1)}, train.tasks)
+        return super().answers(train, test, task, first)
+
+
+class Needs(Means):
+    """Wants an image of every class."""
+
+    def answers(self, train, test, task, classes):
+        means = torch.stack([train.x[train.labels[task] == c].mean(0) for c in range(classes)])
+        if means.isnan().any():
+            raise ValueError("a class without an image")
+        return torch.cdist(test.x, means).argmin(1)
+
+
+PROBES = {
+    Shares: "figures",
+    ByChance: "repeats",
+    Cheats: "reads",
+    Scales: "unchanged",
+    Together: "alone",
+    LastTask: "tasks",
+    Needs: "few",
+}
+SOUND = {"views": (Window,), "datasets": (Squares,), "probes": (Means,)}
