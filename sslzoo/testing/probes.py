@@ -114,7 +114,7 @@ def tasks(make: Make) -> None:
     single = _plainly(make()(train, test, 0))
     other = {"half": 2}
     both = [
-        replace(one, tasks=other | {"kind": 4}, labels={"half": (one.x[:, 0] > 0).long()} | one.labels)
+        replace(one, tasks=other | {"kind": 4}, labels={"half": (one.x[:, 0] > 0).long(), **one.labels})
         for one in (train, test)
     ]
     found = _plainly(make()(*both, 0))

@@ -98,13 +98,14 @@ def cut(make: Make) -> None:
     view, ramp = make(), torch.linspace(0, 255, 96).to(torch.uint8)
     for axis, name in enumerate(("top", "left")):
         image = (ramp[:, None] if axis == 0 else ramp).expand(3, 96, 96).contiguous()
-        found, said = [], []
+        found, said, widest = [], [], 0.1
         for seed in range(48):
             (one, box), (other, _) = _seen(view, image, seed), _seen(view, 255 - image, seed)
             found.append((one.mean() - other.mean()).item())  # colors changed alike in both fall out
+            widest = max(widest, (one.max() - one.min()).item())
             said.append((box[axis] + box[axis + 2] / 2).item() - 0.5)
         moved, claimed = torch.tensor(found), torch.tensor(said)
-        if moved.std() < 0.1 * (one.max() - one.min()).clamp(min=0.1):
+        if moved.std() < 0.1 * widest:
             continue  # it shows always the same
         agree = max(_together(moved, claimed), _together(moved.abs(), claimed.abs()))
         if agree < 0.5:
