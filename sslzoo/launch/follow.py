@@ -66,7 +66,7 @@ def folders(place: Path) -> list[Path]:
 
 def rows(runs: Sequence[Path]) -> list[Row]:
     """What is known of each run; SLURM is asked once for all."""
-    answers = slurm.ask([State(run).launch.get("job", "") for run in runs])
+    answers = slurm.ask([State(run).launch.get(name, "") for run in runs for name in ("job", "probing")])
     return [_row(run, answers) for run in runs]
 
 
@@ -75,6 +75,9 @@ def _row(run: Path, answers: dict[str, slurm.Answer]) -> Row:
     now, launch, attempts = state.now, state.launch, state.attempts
     job = launch.get("job", "")
     told, reason, nodes = _state(state, now, answers.get(job))
+    probing = answers.get(launch.get("probing", ""))
+    if told == "done" and probing is not None and probing.state != "COMPLETED":
+        reason = f"probing, job {launch['probing']}: {probing.state.lower()}"
     faults = [fault for fault in (Folder(run).fault, torn, *state.faults) if fault]
     last = lines[-1] if lines else {}
     moving = told == "running"

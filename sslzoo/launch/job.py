@@ -43,6 +43,24 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Probing:
+    """The evaluation of a finished run, by its folder, in a job of its own: whatever becomes of it, nothing trains."""
+
+    folder: str
+
+    def __call__(self) -> None:
+        """Probes the encoder and draws the page; from the start, if SLURM queues it again after a preemption."""
+        from sslzoo.launch.work import probing
+        from sslzoo.recipe.recipe import load
+
+        try:
+            probing(*load(self.folder), Path(self.folder), gpus=bool(State(Path(self.folder)).launch.get("gpus")))
+        except UserError as error:
+            _say(error)
+            sys.exit(error.exit_code)
+
+
+@dataclass(frozen=True)
 class Command:
     """A command line by its words, such as an evaluation after a training."""
 

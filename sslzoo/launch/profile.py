@@ -45,6 +45,7 @@ class Profile(BaseModel):
     cpus_per_process: int = Field(8, ge=1)
     memory: str | None = None  # of a node, such as 900G; 0 is all of it
     time: str = "24h"
+    probing_time: str = "24h"  # of the job that probes a finished run, on one GPU
     signal_lead: int = Field(180, ge=10)  # seconds between SLURM's signal and the time limit
     setup: tuple[str, ...] = ()  # lines of shell before the job
     environment: dict[str, str] = {}

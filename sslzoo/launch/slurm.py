@@ -33,7 +33,6 @@ class Plan:
     comment: str
     pythonpath: str = ""
     folders: tuple[Path, ...] = ()  # the run of each element; none for a job that is no run
-    lingers: bool = False  # the first process works on alone, probing, when the others have ended
     limit: int | None = None  # most elements of an array at a time
     after: str | None = None  # a job that must have succeeded before
 
@@ -45,9 +44,8 @@ class Plan:
     def parameters(self) -> dict[str, Any]:
         """The keys that submitit takes."""
         p = self.profile
-        srun = [f"--cpus-per-task={p.cpus_per_process}", "--kill-on-bad-exit=1"]
         # A process that ends well before its time leaves the others waiting in a collective.
-        srun += [] if self.lingers else [f"--wait={LINGER}"]
+        srun = [f"--cpus-per-task={p.cpus_per_process}", "--kill-on-bad-exit=1", f"--wait={LINGER}"]
         if p.container is not None:
             srun.append(f"--container-image={p.container.image}")
             srun += [f"--container-mounts={','.join(p.container.mounts)}"] if p.container.mounts else []

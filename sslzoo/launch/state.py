@@ -25,7 +25,7 @@ from sslzoo.run import files
 PATIENCE = 90.0  # seconds to wait for a lock: the processes of a lost node take a while to die
 STALE = 600.0  # seconds after which a run that wrote nothing counts as gone, where there are no locks
 _NUMBER = (int, float)
-_LAUNCH = files.typed(asked=dict, top=str, words=list, processes=int, evaluate=bool, job=str, logs=str)
+_LAUNCH = files.typed(asked=dict, top=str, words=list, processes=int, evaluate=bool, job=str, logs=str, probing=str)
 _NOW = files.typed(state=str, host=str, pid=int, job=str, time=_NUMBER, step=int, steps=int, saved=int, saving=_NUMBER)
 _NOW_TOO = files.typed(loss=_NUMBER, rate=_NUMBER, left=_NUMBER)
 _ATTEMPT = files.typed(**{"from": int}, repeats=int, time=_NUMBER, host=str, job=str, restart=int, facts=dict)

@@ -15,7 +15,7 @@ from typing import Any
 from sslzoo.errors import RunError, UserError
 from sslzoo.launch import profile as profiles
 from sslzoo.launch import requeue, slurm, snapshot
-from sslzoo.launch.job import Command, Job
+from sslzoo.launch.job import Command, Job, Probing
 from sslzoo.launch.state import State
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe import yamltext
@@ -81,10 +81,11 @@ def plan(found: Sequence[Element], asked: Asked) -> slurm.Plan:
     profile = profiles.load(asked.cluster, first.installed)
     gpus = profile.gpus_per_node if asked.gpus is None else asked.gpus
     text = asked.time or profile.time
-    try:
-        profiles.minutes(text)
-    except ValueError as error:
-        raise UserError(f"--time: {error}") from error
+    for place, limit in (("--time", text), (f"{asked.cluster}: probing_time", profile.probing_time)):
+        try:
+            profiles.minutes(limit)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from error
     for one in found:
         _refuse_unsafe(one.folder)
     top, runs = top_of(found), len(found)
@@ -99,7 +100,6 @@ def plan(found: Sequence[Element], asked: Asked) -> slurm.Plan:
         f"sslzoo {top}",
         pythonpath=str(top / "code"),
         folders=tuple(one.folder.resolve() for one in found),
-        lingers=asked.evaluate and first.recipe.evaluate is not None,
         limit=asked.limit,
     )
     for one in found:
@@ -188,8 +188,14 @@ def send(
             (folder / requeue.BARREN).unlink(missing_ok=True)
             State(folder).write_launch(told)  # before the job can start
         jobs = slurm.submit(made, top / "slurm", [Job(str(folder)) for folder in made.folders])
-    for folder, job in zip(made.folders, jobs, strict=True):
-        State(folder).write_launch(told | {"job": job, "then": _afterwards(made, folder, job, asked, top)})
+    for one, folder, job in zip(found, made.folders, jobs, strict=True):
+        more: dict[str, Any] = {"job": job}
+        if asked.evaluate and one.recipe.evaluate is not None:
+            limit = made.profile.probing_time
+            (more["probing"],) = _afterwards(made, "probing", job, limit, [Probing(str(folder))], top)
+        commands = [Command(with_folder(words, folder)) for words in asked.then]
+        more["then"] = _afterwards(made, "then", more.get("probing", job), made.time, commands, top)
+        State(folder).write_launch(told | more)
     return jobs
 
 
@@ -198,16 +204,14 @@ def _planned(element: Element, top: Path) -> tuple[Path, ...]:
     return tuple(top / "code" / "plugin_files" / str(n) / file.name for n, file in enumerate(element.recipe.plugins))
 
 
-def _afterwards(made: slurm.Plan, folder: Path, job: str, asked: Asked, top: Path) -> list[str]:
-    jobs = []
-    for words in asked.then:
-        one = replace(made, name=f"{made.name}-then", nodes=1, after=job, limit=None, folders=(), lingers=True)
-        # Where the run fails, what waits for its success goes too.
-        sbatch = {**one.profile.sbatch, "kill-on-invalid-dep": "yes"}
-        profile = one.profile.model_copy(update={"processes_per_node": 1, "sbatch": sbatch})
-        one = replace(one, profile=profile, gpus=min(1, made.gpus))
-        jobs += slurm.submit(one, top / "slurm", [Command(with_folder(words, folder))])
-    return jobs
+def _afterwards(made: slurm.Plan, name: str, job: str, limit: str, functions: Sequence[Any], top: Path) -> list[str]:
+    """Submits jobs of one process, with a GPU if the run has some, that wait until another has succeeded."""
+    # Where the run fails, what waits for its success goes too.
+    sbatch = {**made.profile.sbatch, "kill-on-invalid-dep": "yes"}
+    profile = made.profile.model_copy(update={"processes_per_node": 1, "sbatch": sbatch})
+    one = replace(made, name=f"{made.name}-{name}", nodes=1, after=job, limit=None, folders=(), time=limit)
+    one = replace(one, profile=profile, gpus=min(1, made.gpus))
+    return [slurm.submit(one, top / "slurm", [function])[0] for function in functions]
 
 
 def with_folder(words: str, folder: Path) -> tuple[str, ...]:

@@ -49,8 +49,9 @@ def work(
 ) -> None:
     """Trains a recipe in a run folder, then probes its encoder and draws the page of plots.
 
-    `asked` is what a job was submitted with. Of several processes, one that fails leaves at once: it neither returns
-    nor waits for the others, and its launcher ends those that still wait for it.
+    `asked` is what a job was submitted with; it may hold many GPUs, so another job probes (`probing`). Of several
+    processes, one that fails leaves at once: it neither returns nor waits for the others, and its launcher ends those
+    that still wait for it.
 
     Raises:
         Stopped: it was asked to stop; what was done is saved.
@@ -71,7 +72,7 @@ def work(
         world = parallel.join(device, asked and asked.processes, gpus=bool(asked and asked.gpus))
         if world.first:
             grace = None if asked is None else Grace(asked.lead, kill_wait())
-            _first(recipe, installed, flow, out, world, stop, state, own, grace, evaluate)
+            _first(recipe, installed, flow, out, world, stop, state, own, grace, evaluate and asked is None)
         else:
             train(recipe, installed, flow, out, world, Watch(begin=own.begin, stop=stop))
         parallel.leave()
@@ -207,6 +208,13 @@ class Teller:
         if told and not self.warned:
             self.display.say(f"warning: {told}")
             self.warned = True
+
+
+def probing(recipe: Recipe, installed: Catalogue, out: Path, *, gpus: bool) -> None:
+    """Probes the encoder of a finished run and draws its page, in this process alone; its state stays as it is."""
+    world = parallel.join(None if recipe.run.device == "auto" else recipe.run.device, 1, gpus=gpus)
+    with Display(out / "log.txt") as display:
+        _probe(recipe, installed, out, world, display)
 
 
 def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, display: Display) -> None:

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import sslzoo.train as loop
+from sslzoo import speed
 from sslzoo.recipe import build as parts
 from sslzoo.recipe.build import Flow
 from sslzoo.run import checkpoint, data
@@ -119,6 +120,14 @@ def _waits(func: Any, args: Any) -> bool:
 
 def run(recipe: Any, catalogue: Any, kind: str, out: Path) -> StandIn:
     """Trains a recipe on a stand-in of this kind; its data set is never opened."""
+    with standing(recipe, catalogue, kind) as stand_in:
+        loop.train(recipe, catalogue, Flow((), {}, 1.0, ()), out, World(device=torch.device(kind)))
+    return stand_in
+
+
+@contextlib.contextmanager
+def standing(recipe: Any, catalogue: Any, kind: str) -> Iterator[StandIn]:
+    """While a stand-in of this kind is there, and batches of a recipe."""
     stand_in, batches = StandIn(kind), _batches(recipe, catalogue)
     _Stream.ahead = False
     with contextlib.ExitStack() as entered:
@@ -128,8 +137,7 @@ def run(recipe: Any, catalogue: Any, kind: str, out: Path) -> StandIn:
         for owner, name, other in (*_anywhere(stand_in, batches), *(_CUDA if kind == "cuda" else _META)):
             entered.enter_context(mock.patch.object(owner, name, other))
         entered.enter_context(stand_in)
-        loop.train(recipe, catalogue, Flow((), {}, 1.0, ()), out, World(device=torch.device(kind)))
-    return stand_in
+        yield stand_in
 
 
 def _batches(recipe: Any, catalogue: Any) -> list[data.Batch]:
@@ -164,7 +172,13 @@ def _anywhere(stand_in: StandIn, batches: list[data.Batch]) -> Iterator[tuple[An
     def images(_recipe: Any, _catalogue: Any, sources: data.Sources, _world: World) -> Tensor:
         return torch.zeros(8, 3, *next(iter(sources.views.values())).view.size)
 
-    yield from ((loop, "build", build), (loop, "monitored_images", images), (data, "loader", loader))
+    yield from (
+        (loop, "build", build),
+        (speed, "build", build),
+        (loop, "monitored_images", images),
+        (data, "loader", loader),
+    )
+    yield speed, "_wait", lambda _: stand_in.crossings.append(Crossing(stand_in.step, "out", "synchronize", (), True))
     yield Method, "to", lambda self, *_: self  # made where it belongs
     yield checkpoint, "Saver", lambda *_, **__: _Unsaved()
 
@@ -190,9 +204,14 @@ class _Unsaved:
 
 
 class _Event:
+    def __init__(self, enable_timing: bool = False) -> None: ...
+
     def record(self) -> None: ...
 
     def synchronize(self) -> None: ...
+
+    def elapsed_time(self, _end: object) -> float:
+        return 1000.0
 
 
 class _Stream:
@@ -237,6 +256,9 @@ _CUDA = (
     (torch.Tensor, "record_stream", lambda *_: None),
     (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
     (torch.cuda, "get_device_name", lambda *_: "A100"),
+    (torch.cuda, "memory_allocated", lambda *_: 1),
+    (torch.cuda, "max_memory_allocated", lambda *_: 3),
+    (torch.cuda, "reset_peak_memory_stats", lambda *_: None),
     (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
 )
 _META = (

@@ -12,9 +12,13 @@ import pytest
 
 from sslzoo import RunError
 from sslzoo.cli import main
+from sslzoo.launch.job import Probing
 from sslzoo.launch.profile import minutes
 from sslzoo.launch.state import State
+from sslzoo.launch.work import Asked, work
+from sslzoo.recipe.recipe import load
 from sslzoo.run import parallel
+from sslzoo.run.stop import Stop
 
 SHORT = ["--set", "run.batch=8", "--set", "run.workers=0", "--set", "run.monitor=0", "--set", "data.length=40"]
 SHORT += ["--set", "run.log_every=1", "--set", "evaluate.train.length=60", "--set", "evaluate.test.length=40"]
@@ -181,3 +185,23 @@ def test_a_run_without_progress_twice_stops_and_one_with_progress_goes_on(tmp_pa
     with pytest.raises(RunError, match="the last two attempts began at step 80 and did no step"):
         state.begin(80, 100)
     assert [one["repeats"] for one in state.attempts] == [0, 15, 0, 0, 0]
+
+
+def test_a_submitted_run_leaves_its_probing_to_a_job_that_never_trains(tmp_path, monkeypatch):
+    sets = ["run.steps=2", "encoder.depth=1", "targets.teacher.layers=1", "predictor.depth=1"]
+    recipe, installed = load("tiny/ijepa", [*SHORT[1::2], *sets])
+    run = tmp_path / "run"
+    work(recipe, installed, run, Stop(), evaluate=True, asked=Asked(1, 0, 10))
+    assert State(run).now["state"] == "done"
+    assert not (run / "eval").exists()
+    attempts = (run / "attempts.jsonl").read_text()
+    monkeypatch.setattr("sslzoo.evaluate.figures.write", lambda *_: 1 / 0)  # as if it were ended before its end
+    with pytest.raises(ZeroDivisionError):
+        Probing(str(run))()
+    monkeypatch.undo()
+    Probing(str(run))()
+    (figures,) = (run / "eval").glob("*.json")
+    assert set(json.loads(figures.read_text())["figures"]) == {"trained", "untrained", "chance"}
+    assert (run / "report" / "index.html").is_file()
+    assert (run / "attempts.jsonl").read_text() == attempts, "it was begun once, and trained once"
+    assert State(run).now["state"] == "done"
