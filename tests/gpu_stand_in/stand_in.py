@@ -42,6 +42,7 @@ class Crossing:
     way: str  # in, out
     op: str
     shape: tuple[int, ...]
+    dtype: torch.dtype
     blocks: bool  # the host waits until the device has come so far
     aside: bool = False  # on another stream than the computing one
 
@@ -107,7 +108,7 @@ class StandIn(TorchDispatchMode):
 
     def _note(self, way: str, func: Any, x: Tensor, blocks: bool) -> None:
         aside = _Stream.current is not _Stream.computing
-        self.crossings.append(Crossing(self.step, way, str(func), tuple(x.shape), bool(blocks), aside))
+        self.crossings.append(Crossing(self.step, way, str(func), tuple(x.shape), x.dtype, bool(blocks), aside))
 
 
 def _waits(func: Any, args: Any) -> bool:
@@ -178,7 +179,11 @@ def _anywhere(stand_in: StandIn, batches: list[data.Batch]) -> Iterator[tuple[An
         (loop, "monitored_images", images),
         (data, "loader", loader),
     )
-    yield speed, "_wait", lambda _: stand_in.crossings.append(Crossing(stand_in.step, "out", "synchronize", (), True))
+    yield (
+        speed,
+        "_wait",
+        lambda _: stand_in.crossings.append(Crossing(stand_in.step, "out", "synchronize", (), torch.bool, True)),
+    )
     yield Method, "to", lambda self, *_: self  # made where it belongs
     yield checkpoint, "Saver", lambda *_, **__: _Unsaved()
 

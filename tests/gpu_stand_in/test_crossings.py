@@ -1,0 +1,71 @@
+"""docs/performance.md lists everything that crosses between host and device in a step; operations and bytes are bounded."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from stand_in import run
+from test_step import shallow, shortened
+
+from sslzoo.recipe.recipe import load
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from budget import counted  # noqa: E402
+
+RECIPE = "ijepa/vith14_in1k"
+NAMES = {  # by letters of the shape; b is 8
+    "in [1 b 3 224 224]": "pixels",
+    "in [b 3 224 224]": "images of the monitor",
+    "in [1 b 4]": "boxes of the crops",
+    "in int64 [b n]": "context places",
+    "in int64 [b 4 n]": "target places",
+    "in int64 [n]": "which sequence a row belongs to",
+    "in float32 [n]": "weights of rows, replaced on the device",
+    "in bool [1 1]": "which views may meet",
+    "out float32 [2]": "votes: numbers that are not finite, wishes to stop",
+    "out float64 []": "a metric",
+    "out float32 []": "RankMe",
+}
+
+
+def letters(crossing):
+    """A shape with b for the batch, and n for what depends on the masks."""
+    known = {1: "1", 8: "b", 2: "2", 3: "3", 4: "4", 224: "224"}
+    return " ".join(known.get(n, "n") for n in crossing.shape)
+
+
+def table(seen):
+    """What crosses in a quiet step, and in one with a log line and the monitor."""
+    rows = ["| step | way | what | times | the host waits |", "| --- | --- | --- | --- | --- |"]
+    for step, when in ((0, "any"), (1, "log line, monitor")):
+        kinds = Counter()
+        for one in seen.crossings:
+            if one.step == step:
+                dtype = str(one.dtype).removeprefix("torch.")
+                form = f"[{letters(one)}]"
+                name = NAMES.get(f"{one.way} {dtype} {form}") or NAMES.get(f"{one.way} {form}", "?")
+                kinds[(one.way, f"{name}, {dtype} {form}", "yes" if one.blocks else "no")] += 1
+        if step == 0:
+            quiet = kinds
+        for (way, what, waits), times in kinds.items() if step == 0 else (kinds - quiet).items():
+            rows.append(f"| {when} | {way} | {what} | {times} | {waits} |")
+    return "\n".join(rows)
+
+
+def test_what_crosses_is_listed_in_the_document(tmp_path):
+    recipe, installed = load(RECIPE)
+    found = table(run(shortened(shallow(recipe)), installed, "cuda", tmp_path))
+    assert found in (ROOT / "docs" / "performance.md").read_text(), f"docs/performance.md lists others; now:\n{found}"
+
+
+# Counted, for 128 images in bf16: operations that write, and GB that all but matrix products read and write, when PyTorch
+# runs them one by one. Half a percent of slack: less than a single operation on the tokens of every block adds.
+@pytest.mark.parametrize(
+    ("name", "kernels", "gigabytes"), [("ijepa/vitb16_in1k", 1336, 49.2), ("mae/vitb16_in1k", 0, 0.0)]
+)
+def test_a_step_does_no_more_than_was_counted(name, kernels, gigabytes):
+    found = counted(name, 128)
+    assert found.kernels <= kernels * 1.005
+    assert found.elementwise <= gigabytes * 1e9 * 1.005
