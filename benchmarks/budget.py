@@ -192,9 +192,9 @@ def made() -> str:
             "as PyTorch runs them one by one. Estimated: times, without late data and ranks that wait for the slowest.",
             f"Assumed: matrix products reach {PRODUCT:.0%} of {PEAK / 1e12:.0f} TFLOP/s, memory {STREAM:.0%} of",
             f"{MEMORY / 1e12:.2f} TB/s; compiled blocks leave {FUSED:.0%} of the elementwise bytes; AdamW moves",
-            f"{ADAMW} bytes a parameter, a teacher {EMA}; the host starts an operation in {LAUNCH * 1e6:.0f} us. Of networks",
-            f"{REACHED:.0%} is reached, within nodes {NVLINK / 1e9:.0f} GB/s; sending hides behind {HIDDEN:.0%} of the",
-            f"backward, which is {BACKWARD:.0%} of a step.\n",
+            f"{ADAMW} bytes a parameter, a teacher {EMA}; the host starts an operation in {LAUNCH * 1e6:.0f} us. Of",
+            f"networks {REACHED:.0%} is reached, within nodes {NVLINK / 1e9:.0f} GB/s; sending hides",
+            f"behind {HIDDEN:.0%} of the backward, which is {BACKWARD:.0%} of a step.\n",
         )
     )
     main = found[MAIN]

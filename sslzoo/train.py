@@ -26,7 +26,7 @@ from sslzoo.run.folder import Folder
 from sslzoo.run.guard import Guard, Unreadable
 from sslzoo.run.metrics import collect, mask_shares
 from sslzoo.run.monitor import monitor_pixels, rank_of
-from sslzoo.run.parallel import World, agree, barrier, data_parallel, no_sync
+from sslzoo.run.parallel import World, agree, all_reduce_rate, barrier, data_parallel, no_sync
 from sslzoo.run.stop import Stop, Stopped
 from sslzoo.step import Method
 
@@ -102,6 +102,7 @@ def train(
     guard, unreadable = Guard(folder, world, watch.stop), Unreadable(folder, run.unreadable, watch.say)
     learner = Learner(run, moves, method, model, optimizer, guard, world)
     clock = Clock(flow.flops, world, run.batch, folder.metrics.seconds())
+    clock.sending = sending(method, world, watch.say)
     saver = checkpoint.Saver(folder.checkpoints, run.keep, milestone, watch.saved, write=world.first)
     whole = resolve(recipe, catalogue)
 
@@ -121,6 +122,8 @@ def train(
             line |= mask_shares(fresh[0], grids) | clock.read(step + 1 - start)
             if monitored is not None and ((step + 1) % monitor_every < run.log_every or at.last):
                 line["rankme"] = rank_of(method, monitored, world.device, learner.cast())
+            if told := clock.sending_told(line["images_per_second"]):
+                watch.say(told)
             if world.first:
                 folder.metrics.write(line)
                 catalogue.manager.hook.sslzoo_log(metrics=line, at=at, folder=folder.path)
@@ -253,6 +256,17 @@ def ready(
         claim(folder, recipe, catalogue, say)
         folder.note_data(found, start, say)
         folder.metrics.rewind(start)
+
+
+def sending(method: Method, world: World, say: Say) -> float:
+    """Seconds that an all-reduce of all gradients takes, as measured now, once; nothing for one process."""
+    if world.size == 1:
+        return 0.0
+    size = sum(parameter.numel() * 4 for _, parameter in optim.trainable(method))
+    rate = all_reduce_rate(world, size)
+    told = f"an all-reduce among {world.size} processes reaches {rate / 1e9:.2f} GB/s"
+    say(f"{told}; the gradients are {size / 1e9:.3f} GB")
+    return size / rate
 
 
 def prepare(method: Method, run: Run, world: World, unused: bool) -> nn.Module:

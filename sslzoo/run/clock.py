@@ -34,6 +34,8 @@ class Clock:
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
     steps: int = 0
+    sending: float = 0.0  # seconds of an all-reduce of all gradients; 0 where one process trains alone
+    readings: int = 0
 
     def waiting(self, batches: Iterator[Batch]) -> Batch:
         """The next micro-batch, timed."""
@@ -51,5 +53,14 @@ class Clock:
         peak = peak_flops(self.world.device)
         if peak:
             found["mfu"] = rate * self.flops / (peak * self.world.size)
-        self.since, self.waited, self.steps = now, 0.0, steps
+        self.since, self.waited, self.steps, self.readings = now, 0.0, steps, self.readings + 1
         return found
+
+    def sending_told(self, rate: float) -> str:
+        """At the second reading, when all is warm: what sending gradients is beside a step at this rate."""
+        if not self.sending or self.readings != 2:
+            return ""
+        return (
+            f"an all-reduce of the gradients takes {self.sending * 1e3:.1f} ms, {self.sending * rate / self.batch:.0%} "
+            "of a step; the backward hides some of it"
+        )

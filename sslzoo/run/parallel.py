@@ -11,6 +11,8 @@ import inspect
 import os
 import re
 import socket
+import statistics
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,6 +32,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sslzoo.errors import RunError, UserError
+
+_SAMPLE = {"cuda": 256 << 20, "cpu": 4 << 20}  # bytes that tell how fast an all-reduce is, and soon
 
 
 @dataclass(frozen=True)
@@ -401,6 +405,21 @@ class _AllSum(torch.autograd.Function):
         grad = grads[0].clone()
         dist.all_reduce(grad)
         return grad
+
+
+def all_reduce_rate(world: World, size: int) -> float:
+    """Bytes a second of an all-reduce of up to `size` bytes: the median of three; all ranks must ask."""
+    x = torch.zeros(min(size, _SAMPLE[world.device.type]) // 4, device=world.device)
+    took = []
+    for _ in range(4):  # the first makes the connections
+        dist.barrier()
+        begin = time.perf_counter()
+        dist.all_reduce(x)
+        x[:1].cpu()  # it has arrived
+        took.append(time.perf_counter() - begin)
+    slowest = torch.tensor(statistics.median(took[1:]), device=world.device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)  # all ranks tell the same
+    return x.numel() * 4 / slowest.item()
 
 
 def barrier() -> None:
