@@ -8,6 +8,8 @@ import sslzoo_probes
 import torch
 from sklearn.linear_model import LogisticRegression
 from sslzoo_probes import Knn, Linear
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sslzoo import Features
 from sslzoo.run.metrics import Lines, rankme
@@ -125,6 +127,37 @@ def test_chunks_change_nothing(monkeypatch):
     # Sums of chunks round otherwise, so of the linear probe's answers one may differ; what it chose may not.
     assert found[1]["kind/penalty"] == whole[1]["kind/penalty"]
     assert (answers[0][1] != answers[1][1]).sum() <= 1
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes of a tensor that was made, beside those of one number a row."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows, self.bytes = rows, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor) and not func.is_view and x.numel() > self.rows:
+                self.bytes = max(self.bytes, x.numel() * x.element_size())
+        return out
+
+
+@pytest.mark.parametrize("probe", [Knn(k=(10, 20)), Linear(penalties=(1.0,))], ids=["knn", "linear"])
+def test_memory_does_not_grow_with_the_training_set(probe, monkeypatch):
+    for name, size in (("CHUNK", 64), ("QUERIES", 32), ("WHOLE", 0)):
+        monkeypatch.setattr(sslzoo_probes, name, size)
+    test, _ = clouds(32, d=40, seed=1)
+    found = {}
+    for rows in (300, 900):
+        train, _ = clouds(rows, d=40)
+        with Largest(rows) as seen:
+            probe(train, test, 0)
+        found[rows] = seen.bytes
+    chunk = 8 * 64 * 41  # a chunk of standardized features, summed in fp64
+    assert 0 < found[900] <= chunk < 4 * 900 * 40 / 5
+    assert found[300] <= chunk
 
 
 def test_weights_are_those_of_scikit_learn():
