@@ -11,7 +11,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -141,6 +141,19 @@ def standing(recipe: Any, catalogue: Any, kind: str) -> Iterator[StandIn]:
         yield stand_in
 
 
+def shallow(recipe):
+    """At full width and grid, of the fewest blocks its target reads: all blocks of a list are alike."""
+    depth = max([2, *(spec.get("layers", 0) for spec in recipe.targets.values())])
+    deep = {"depth": 2} if "depth" in recipe.predictor else {}
+    return replace(recipe, encoder={**recipe.encoder, "depth": depth}, predictor={**recipe.predictor, **deep})
+
+
+def shortened(recipe):
+    """A quiet step, and a last one with a log line and the monitor."""
+    short = {"steps": 2, "epochs": None, "batch": 8, "micro": None, "log_every": 2, "compile": False, "monitor": 8}
+    return replace(recipe, run=recipe.run.model_copy(update=short))
+
+
 def _batches(recipe: Any, catalogue: Any) -> list[data.Batch]:
     """A batch for each step: real masks, of changing context lengths, and empty pixels."""
     with torch.device("meta"):
@@ -176,14 +189,12 @@ def _anywhere(stand_in: StandIn, batches: list[data.Batch]) -> Iterator[tuple[An
     yield from (
         (loop, "build", build),
         (speed, "build", build),
+        (speed, "check", lambda *_: Flow((), {}, 1.0, ())),
         (loop, "monitored_images", images),
         (data, "loader", loader),
     )
-    yield (
-        speed,
-        "_wait",
-        lambda _: stand_in.crossings.append(Crossing(stand_in.step, "out", "synchronize", (), torch.bool, True)),
-    )
+    synchronized = Crossing(-1, "out", "synchronize", (), torch.bool, True)
+    yield speed, "_wait", lambda _: stand_in.crossings.append(synchronized)
     yield Method, "to", lambda self, *_: self  # made where it belongs
     yield checkpoint, "Saver", lambda *_, **__: _Unsaved()
 

@@ -1,12 +1,11 @@
 """Whole steps on a GPU that is not there: every shipped recipe at full size, and every toy method."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from stand_in import run
+from stand_in import run, shallow, shortened
 
 from sslzoo import catalogue
 from sslzoo.recipe.recipe import load, names
@@ -39,19 +38,6 @@ def size(name):
 
 # Of those made alike, the largest stands for all. The marker `slow` takes every one, in full depth.
 LARGEST = {shape(name): name for name in sorted(STANDING, key=size)}.values()
-
-
-def shallow(recipe):
-    """At full width and grid, of the fewest blocks its target reads: all blocks of a list are alike."""
-    depth = max([2, *(spec.get("layers", 0) for spec in recipe.targets.values())])
-    deep = {"depth": 2} if "depth" in recipe.predictor else {}
-    return replace(recipe, encoder={**recipe.encoder, "depth": depth}, predictor={**recipe.predictor, **deep})
-
-
-def shortened(recipe):
-    """A quiet step, and a last one with a log line and the monitor."""
-    short = {"steps": 2, "epochs": None, "batch": 8, "micro": None, "log_every": 2, "compile": False, "monitor": 8}
-    return replace(recipe, run=recipe.run.model_copy(update=short))
 
 
 def assert_nobody_waits(seen):
