@@ -32,8 +32,8 @@ def test_the_document_has_the_tables_that_are_made_now():
 # products read and write, as PyTorch runs them one by one. One more operation in each block would be 24 operations, and on
 # the tokens that the teacher sees a GB: the slack is less than either.
 def test_a_step_does_no_more_than_was_counted(counts):
-    assert counts.kernels <= KERNELS + 10
-    assert counts.elementwise <= (GIGABYTES + 0.4) * 1e9
+    assert counts.kernels <= 1336 + 10
+    assert counts.elementwise <= (49.4 + 0.4) * 1e9
 
 
 def test_times_follow_from_counts_by_hand():
