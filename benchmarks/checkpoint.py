@@ -23,14 +23,14 @@ def main(size: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         checkpoint.save(Path(folder), 1, method, optimizer)  # type: ignore[arg-type]
-        print(f"in place: {time.perf_counter() - begin:.2f} s")  # noqa: T201
+        print(f"in place: {time.perf_counter() - begin:.2f} s")
         saver = checkpoint.Saver(Path(folder), keep=1, milestone=None)
         for step, what in ((2, "first, with new room for the copies"), (3, "later")):
             begin = time.perf_counter()
             saver.save(step, method, optimizer)  # type: ignore[arg-type]
             stalled = time.perf_counter() - begin
             saver.join()
-            print(f"aside, {what}: {stalled:.2f} s; written after {time.perf_counter() - begin:.2f} s")  # noqa: T201
+            print(f"aside, {what}: {stalled:.2f} s; written after {time.perf_counter() - begin:.2f} s")
 
 
 if __name__ == "__main__":
