@@ -25,6 +25,7 @@ from sslzoo.contracts import Batch
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import build, build_optimizer, check
+from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.run import data, optim
 from sslzoo.run.folder import Folder
@@ -195,6 +196,7 @@ class _Timed:
     """One recipe, ready to take steps."""
 
     def __init__(self, recipe: Recipe, installed: Catalogue, world: World, folder: Path, real: bool) -> None:
+        recipe = settled(recipe, world)
         self.recipe, self.world, self.real = recipe, world, real
         flow = check(recipe, installed)
         self.flops, self.base = flow.flops, _allocated(world.device)

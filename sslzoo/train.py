@@ -17,6 +17,7 @@ from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import Flow, build, build_optimizer, make
 from sslzoo.recipe.compare import claim, refuse, refuse_foreign
+from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import OptimKeys, Recipe, Run, resolve, warmups
 from sslzoo.rng import derive_seed
 from sslzoo.run import checkpoint, data, optim
@@ -70,11 +71,13 @@ def train(
         Stopped: it was asked to stop; the checkpoint of its last step is on disk.
         RunError: the folder, its checkpoints or its data cannot be used, or three steps in a row were not finite.
     """
-    run, folder, watch = recipe.run, Folder(out), watch or Watch()
+    folder, watch = Folder(out), watch or Watch()
     if world.first:
         refuse(folder, recipe, catalogue)
     else:
         watch = Watch(begin=watch.begin, stop=watch.stop)
+    recipe = settled(recipe, world, out, watch.say)
+    run = recipe.run
     method, sources, found = opened(recipe, catalogue, folder, world)
     method.to(world.device).train()
     model = prepare(method, run, world, bool(flow.unused))

@@ -21,6 +21,7 @@ from sslzoo.launch.state import InUse, State
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import Flow, build, check
+from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import Recipe, resolve
 from sslzoo.report.display import Display
 from sslzoo.run import checkpoint, parallel
@@ -143,7 +144,7 @@ def _first(
             if stop.asked:
                 raise Stopped(f"stopped by {stop.asked}")
             teller.tell("probing")
-            _probe(recipe, installed, out, world, display)
+            _probe(settled(recipe, World(device=world.device), out), installed, out, world, display)
         teller.tell("done", left=0, peak_memory=facts.peak_memory(world.device))
 
 

@@ -89,7 +89,7 @@ class Run(Keys):
     epochs: float | None = Field(None, gt=0, le=10**6)
     batch: int = Field(ge=1, le=2**20)
     micro: Annotated[int | None, Free()] = Field(None, ge=1, le=2**20)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "bf16"
     seed: int = 0
     save_every: Annotated[Duration, Free()] = Duration(1, "epochs")
     keep: Annotated[int, Free()] = Field(2, ge=1, le=10**6)

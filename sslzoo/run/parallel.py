@@ -254,16 +254,22 @@ def _all_answer(store: Store, world: World, wait: float) -> bool:
     return True
 
 
+def told_by_all(what: Any, world: World) -> list[Any]:
+    """What each rank says, in their order."""
+    if world.size == 1:
+        return [what]
+    said: list[Any] = [None] * world.size
+    dist.all_gather_object(said, what)
+    return said
+
+
 def agree(what: str, world: World) -> None:
     """Sees that all ranks say the same, such as the checkpoint they start from.
 
     Raises:
         RunError: they do not; tells what each says.
     """
-    if world.size == 1:
-        return
-    said: list[Any] = [None] * world.size
-    dist.all_gather_object(said, (socket.gethostname(), what))
+    said = told_by_all((socket.gethostname(), what), world)
     if len({word for _, word in said}) > 1:
         rows = "".join(f"\n    rank {rank} on {host}: {word}" for rank, (host, word) in enumerate(said))
         raise RunError(f"the processes do not start from the same checkpoint, so none starts:{rows}")
