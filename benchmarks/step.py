@@ -4,8 +4,8 @@ python benchmarks/step.py CHECKOUT [--sizes tiny small base] [--rounds 7] [--thr
 
 CHECKOUT is a copy of the published code (facebookresearch/ijepa). Its step is that of its src/train.py: teacher,
 student, predictor, loss, backward, AdamW, statistics of gradients, moving average. Ours is the training loop's own.
-Both see the same pixels and masks, and have the same sizes. Told are the CPU seconds of a step (of all threads together:
-on a machine that others use they are steadier than the wall clock's) and the wall clock's.
+Both see the same pixels and masks, and have the same sizes. Told are the CPU seconds of a step (of all threads: on a
+machine that others use they are steadier than the wall clock's) and the wall clock's.
 """
 
 from __future__ import annotations
