@@ -89,7 +89,7 @@ class Folder:
 
     def begun_with(self, section: str, key: str) -> Any:
         """What the recipe of the run in this folder says; None where there is none."""
-        return ((self._tree()[0] or {}).get(section) or {}).get(key)
+        return ((self.tree()[0] or {}).get(section) or {}).get(key)
 
     def upgraded(self, resolved: str) -> list[str]:
         """A line for each plugin whose version (of a file: its content) is not what it was when this run began."""
