@@ -14,7 +14,7 @@ from sslzoo.recipe.recipe import Recipe, in_free_section, keys, resolve
 from sslzoo.run.folder import Folder
 
 _ABSENT = object()
-_OPEN = {("run", "precision"): "auto"}  # agrees with whatever was chosen (recipe/precision.py)
+_OPEN = ((("run", "precision"), "auto"),)  # agrees with whatever was chosen (recipe/precision.py)
 
 
 def refuse(folder: Folder, recipe: Recipe, installed: Catalogue) -> None:
@@ -56,7 +56,7 @@ def differences(had: Mapping[str, Any], recipe: Recipe, installed: Catalogue) ->
     rows, known = [], set()
     for key in keys(recipe, installed):
         known.add(key.place)
-        if not key.free and _OPEN.get(key.place) != key.value:
+        if not key.free and (key.place, key.value) not in _OPEN:
             there = _get(had, key.place)
             rows += _told(key.place, key.default if there is _ABSENT else there, key.value)
     for place, there in _leaves(had, ()):
