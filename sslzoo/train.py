@@ -257,6 +257,7 @@ def ready(
     """Writes recipe and data, cuts metrics back to `start` steps: nothing is changed before all is known to fit."""
     if world.first:
         claim(folder, recipe, catalogue, say)
+        checkpoint.remove_torn(folder.checkpoints)
         folder.note_data(found, start, say)
         folder.metrics.rewind(start)
 

@@ -123,11 +123,11 @@ def main(args: list[str] | None = None) -> Any:
 
 
 def _refuse_output(error: OSError) -> NoReturn:
-    """Standard output is full or gone; what it holds back must not fail again when the process ends."""
+    """Standard output is full or gone, or a disk is; what is held back must not fail again when the process ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with suppress(OSError, ValueError):
-        click.echo(f"standard output cannot be written: {error.strerror}", err=True)
+        click.echo(f"standard output, or a file, cannot be written: {error.strerror}", err=True)
     sys.exit(2)
 
 

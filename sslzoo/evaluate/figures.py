@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from sslzoo.evaluate.bench import Bench, Figures, Say, bench, network_of, untrained
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe
+from sslzoo.run import files
 from sslzoo.run.monitor import evaluated_encoder
 from sslzoo.step import Method
 
@@ -81,14 +82,15 @@ def write(folder: Path, figures: Mapping[str, Figures], told: Mapping[str, Any])
     short = hashlib.sha256(content.encode()).hexdigest()[:8]
     network = re.sub(r"[^\w.-]", "_", str(told["network"]))
     path = folder / "eval" / f"{told['step']}-{network}-{short}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.unwritten(path, error) from error
     clean = {
         column: {name: value if math.isfinite(value) else None for name, value in found.items()}
         for column, found in figures.items()
     }
-    beside = path.with_suffix(".writing")
-    beside.write_text(json.dumps({"figures": clean, **told}, indent=2, default=str))
-    beside.replace(path)
+    files.write_whole(path, json.dumps({"figures": clean, **told}, indent=2, default=str))
     return path
 
 

@@ -134,9 +134,6 @@ def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mappin
     beside = place.with_suffix(".writing")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("step-*.writing"):  # what a kill cut short
-            if NAME.fullmatch(left.with_suffix(".safetensors").name):
-                left.unlink(missing_ok=True)
         told = {**about, "step": str(step), "crc32": str(_checksum(step, tensors, about))}
         save_file(dict(tensors), beside, told)
         _flush(beside)
@@ -145,6 +142,13 @@ def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mappin
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
         raise RunError(f"the checkpoint of step {step} could not be written to {folder}: {error}") from error
+
+
+def remove_torn(folder: Path) -> None:
+    """Removes what a kill left of `save`; everything else stays."""
+    for left in folder.glob("step-*.writing"):
+        if NAME.fullmatch(left.with_suffix(".safetensors").name):
+            left.unlink(missing_ok=True)
 
 
 def steps(folder: Path) -> list[int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import random
 import resource
 import signal
@@ -60,6 +61,12 @@ class Tried:
 
 
 Generator = Callable[[random.Random, Path], Case]
+
+
+def beyond(quick: int, many: int) -> range:
+    """Seeds that `pytest -m fuzz` tries: those after the quick ones, or FUZZ_SEEDS=FIRST:LAST."""
+    first, _, last = os.environ.get("FUZZ_SEEDS", f"{quick}:{many}").partition(":")
+    return range(int(first), min(int(last), many))
 
 
 class _Hang(BaseException):

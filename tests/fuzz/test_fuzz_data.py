@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import Case, tried
+from harness import Case, beyond, tried
 from PIL import Image
 
 from sslzoo import catalogue
@@ -572,4 +572,4 @@ def test_odd_data_sets(generator, tmp_path, monkeypatch):
 @pytest.mark.fuzz
 @pytest.mark.parametrize("generator", MANY, ids=lambda one: one.__name__)
 def test_many_odd_data_sets(generator, tmp_path, monkeypatch):
-    _tried(generator, range(QUICK[generator], MANY[generator]), tmp_path, monkeypatch)
+    _tried(generator, beyond(QUICK[generator], MANY[generator]), tmp_path, monkeypatch)

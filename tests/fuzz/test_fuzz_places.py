@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from harness import Case, tried
+from harness import Case, beyond, tried
 
 from sslzoo.cli import cli, main
 from sslzoo.launch.work import work
@@ -401,4 +401,4 @@ def test_odd_places(generator, tmp_path, monkeypatch):
 @pytest.mark.fuzz
 @pytest.mark.parametrize("generator", MANY, ids=lambda one: one.__name__)
 def test_many_odd_places(generator, tmp_path, monkeypatch):
-    _tried(generator, range(QUICK[generator], MANY[generator]), tmp_path, monkeypatch)
+    _tried(generator, beyond(QUICK[generator], MANY[generator]), tmp_path, monkeypatch)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Case, tried
+from harness import Case, beyond, tried
 from safetensors.torch import load_file
 
 from sslzoo.launch.work import work
@@ -344,5 +344,5 @@ def test_damaged_run_folders(generator, tmp_path, monkeypatch):
 @pytest.mark.parametrize("generator", MANY, ids=lambda one: one.__name__)
 def test_many_damaged_run_folders(generator, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = tried(generator, range(QUICK[generator], MANY[generator]), tmp_path)
+    told = tried(generator, beyond(QUICK[generator], MANY[generator]), tmp_path)
     assert not told.defects, str(told)
