@@ -62,6 +62,11 @@ class Index:
     def __init__(self, files: list[str], folders: dict[str, int]) -> None:
         self.files, self.folders = files, folders
 
+    @property
+    def digest(self) -> str:
+        """What tells this index from a damaged one."""
+        return digest([*self.files, *(f"{name} {time}" for name, time in self.folders.items())])
+
     def fresh(self, root: Path) -> bool:
         """Whether no folder has changed: adding, removing or renaming a file changes its folder's time."""
         try:
@@ -73,19 +78,19 @@ class Index:
 def index_of(root: Path) -> Index:
     """The index of a folder: the cached one if no folder has changed since, else a new one."""
     place = cache_place(root)
-    if place.exists():
-        try:
-            index = Index(**json.loads(place.read_text()))
-        except (ValueError, TypeError):
-            index = Index([], {"": -1})  # torn or of another version: made anew
-        if index.fresh(root):
+    try:
+        told = json.loads(place.read_text())
+        index = Index(told["files"], told["folders"])
+        if index.digest == told["digest"] and index.fresh(root):
             return index
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass  # none, torn or of another version: made anew
     folders: dict[str, int] = {}
     index = Index(sorted(_walk(root, "", folders)), folders)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         beside = place.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps({"files": index.files, "folders": index.folders}))
+        beside.write_text(json.dumps({"files": index.files, "folders": index.folders, "digest": index.digest}))
         beside.replace(place)  # whole or not at all, also when several ranks write it
     except OSError:
         pass  # no cache to write to: the index is only made again next time
@@ -95,7 +100,7 @@ def index_of(root: Path) -> Index:
 def cache_place(root: Path) -> Path:
     """Where the index of a folder is kept: in the user's cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "sslzoo" / f"index2-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    return home / "sslzoo" / f"index3-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
 
 
 def _walk(root: Path, inside: str, folders: dict[str, int]) -> Iterator[str]:

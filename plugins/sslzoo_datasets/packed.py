@@ -213,7 +213,7 @@ def _index_tar(path: Path, shard: int) -> list[Sample]:
     base_plus_ext = _library("webdataset.tariterators").base_plus_ext
     samples: dict[str, Sample] = {}
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:  # in a compressed one nothing lies where its list says
             for member in tar:
                 name, ending = base_plus_ext(member.name)
                 if not member.isfile() or name is None or _hidden(name):
@@ -225,7 +225,7 @@ def _index_tar(path: Path, shard: int) -> list[Sample]:
                         raise ValueError(f"files: {path} holds two files {kind!r} of the sample {name}")
                     sample[kind] = (member.offset_data, member.size)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"files: {path} is not a tar file that can be read: {error}") from error
+        raise ValueError(f"files: {path} is not an uncompressed tar file that can be read: {error}") from error
     return [sample for sample in samples.values() if "image" in sample]
 
 

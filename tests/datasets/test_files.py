@@ -1,5 +1,6 @@
 """Image folders, tar shards and parquet tables: written here, read back, broken on purpose."""
 
+import gzip
 import io
 import json
 import os
@@ -188,6 +189,24 @@ def test_a_torchvision_set_on_disk_is_read(tmp_path):
     assert pixel(data.image(0)) == 4
 
 
+@pytest.mark.parametrize(
+    "told",
+    ['{"files": ["gone.png"], "folders": {}}', '{"files": [1], "folders": []}', "[[[", "null", "", "[" * 100_000],
+    ids=range(6),
+)
+def test_a_garbled_index_is_made_anew(folder, told):
+    from sslzoo_datasets.folder import cache_place
+
+    place = cache_place(folder)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(told)
+    assert len(PARTS["folder"].make(root=folder)) == 5
+    known = json.loads(place.read_text())
+    known["files"].append("zzz.png")
+    place.write_text(json.dumps(known))
+    assert len(PARTS["folder"].make(root=folder)) == 5
+
+
 def test_an_unwritable_cache_only_costs_time(folder, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     assert len(PARTS["folder"].make(root=folder)) == 5
@@ -270,8 +289,12 @@ def test_labels_that_are_no_classes_are_told_with_their_place(tmp_path, ending, 
 
 def test_files_that_are_no_tar_or_hold_a_sample_twice_are_told(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no tar")
-    with pytest.raises(ValueError, match=r"files: .*a.tar is not a tar file"):
+    with pytest.raises(ValueError, match=r"files: .*a.tar is not an uncompressed tar file"):
         PARTS["shards"].make(files=tmp_path / "a.tar")
+    tar_of(tmp_path / "c.tar", {"1.png": encoded(1)})
+    (tmp_path / "c.tar").write_bytes(gzip.compress((tmp_path / "c.tar").read_bytes()))
+    with pytest.raises(ValueError, match=r"files: .*c.tar is not an uncompressed tar file"):
+        PARTS["shards"].make(files=tmp_path / "c.tar")
     tar_of(tmp_path / "b.tar", {"1.png": encoded(1), "1.jpg": encoded(2)})
     with pytest.raises(ValueError, match=r"files: .*b.tar holds two files 'image' of the sample 1"):
         PARTS["shards"].make(files=tmp_path / "b.tar")
