@@ -472,7 +472,7 @@ def parquet(rng: random.Random, folder: Path) -> Case:
             "binary": lambda: arrow.array(contents, arrow.binary()),
             "large": lambda: arrow.array(contents, arrow.large_binary()),
             "struct": lambda: arrow.array(
-                [one and {"bytes": one, "path": None} for one in contents],
+                [None if one is None else {"bytes": one, "path": None} for one in contents],
                 arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())]),
             ),
             "text": lambda: arrow.array(["x"] * rows, arrow.string()),
