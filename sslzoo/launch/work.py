@@ -144,7 +144,7 @@ def _first(
             if stop.asked:
                 raise Stopped(f"stopped by {stop.asked}")
             teller.tell("probing")
-            _probe(settled(recipe, World(device=world.device), out), installed, out, world, display)
+            _probe(recipe, installed, out, world, display)
         teller.tell("done", left=0, peak_memory=facts.peak_memory(world.device))
 
 
@@ -223,6 +223,7 @@ def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, displa
     from sslzoo.evaluate.figures import finish, table
     from sslzoo.report.page import write
 
+    recipe = settled(recipe, World(device=world.device), out)
     method, step = restored(recipe, installed, out, say=display.say)  # as saved: whole, wherever its shards were
     method.to(world.device)
     figures = finish(recipe, installed, method, step, out, world.device, display.say)

@@ -18,6 +18,7 @@ from sslzoo.launch.state import State
 from sslzoo.launch.work import Asked, work
 from sslzoo.recipe.recipe import load
 from sslzoo.run import parallel
+from sslzoo.run.folder import Folder
 from sslzoo.run.stop import Stop
 
 SHORT = ["--set", "run.batch=8", "--set", "run.workers=0", "--set", "run.monitor=0", "--set", "data.length=40"]
@@ -188,7 +189,7 @@ def test_a_run_without_progress_twice_stops_and_one_with_progress_goes_on(tmp_pa
 
 
 def test_a_submitted_run_leaves_its_probing_to_a_job_that_never_trains(tmp_path, monkeypatch):
-    sets = ["run.steps=2", "encoder.depth=1", "targets.teacher.layers=1", "predictor.depth=1"]
+    sets = ["run.steps=2", "encoder.depth=1", "targets.teacher.layers=1", "predictor.depth=1", "run.precision=auto"]
     recipe, installed = load("tiny/ijepa", [*SHORT[1::2], *sets])
     run = tmp_path / "run"
     work(recipe, installed, run, Stop(), evaluate=True, asked=Asked(1, 0, 10))
@@ -201,7 +202,9 @@ def test_a_submitted_run_leaves_its_probing_to_a_job_that_never_trains(tmp_path,
     monkeypatch.undo()
     Probing(str(run))()
     (figures,) = (run / "eval").glob("*.json")
-    assert set(json.loads(figures.read_text())["figures"]) == {"trained", "untrained", "chance"}
+    told = json.loads(figures.read_text())
+    assert set(told["figures"]) == {"trained", "untrained", "chance"}
+    assert told["precision"] in Folder(run).recipe.read_text(), "what the run chose, not a choice anew"
     assert (run / "report" / "index.html").is_file()
     assert (run / "attempts.jsonl").read_text() == attempts, "it was begun once, and trained once"
     assert State(run).now["state"] == "done"
