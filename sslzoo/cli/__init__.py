@@ -131,6 +131,22 @@ def _refuse_output(error: OSError) -> NoReturn:
     sys.exit(2)
 
 
+def echo_folded(text: str) -> None:
+    """Prints text whose long lines go on below, two further in: no terminal cuts a word then."""
+    from shutil import get_terminal_size
+    from textwrap import fill
+
+    width = get_terminal_size().columns
+    for line in text.splitlines() or [""]:
+        further = " " * (len(line) - len(line.lstrip()) + 2)
+        long = len(line) > width
+        click.echo(
+            fill(line, width, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)
+            if long
+            else line
+        )
+
+
 def echo_json(value: Any) -> None:
     """Prints a value for a script."""
     import json

@@ -28,13 +28,13 @@ def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, 
       sslzoo show Rng
       sslzoo show tiny/ijepa --set run.steps=60 > mine.yaml
     """
-    from sslzoo.cli import echo_json
+    from sslzoo.cli import echo_folded, echo_json
     from sslzoo.errors import UserError, did_you_mean
     from sslzoo.plugins import FAMILIES, catalogue
     from sslzoo.scaffold import api
 
     if len(words) == 1 and words[0] in api.HOME:
-        click.echo(api.describe(words[0]), nl=False)
+        echo_folded(api.describe(words[0]).removesuffix("\n"))
         return
     if len(words) == 1:
         _recipe(words[0], sets, plugins, as_json)
@@ -52,12 +52,12 @@ def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, 
         named = {"name": part.name, "family": part.family, "plugin": part.plugin, "version": part.version}
         echo_json(named | {"doc": inspect.getdoc(part.make), "keys": keys})
         return
-    click.echo(
+    echo_folded(
         f"{part.name}  ({part.family}, plugin {part.plugin} {part.version})\n\n{inspect.getdoc(part.make) or ''}\n"
     )
     for name, key in keys.items():
         default = "needed" if key["needed"] else f"default {key['default']}"
-        click.echo(f"  {name}: {key['type']}  [{default}]")
+        echo_folded(f"  {name}: {key['type']}  [{default}]")
 
 
 def _recipe(name: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_json: bool) -> None:

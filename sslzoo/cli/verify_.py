@@ -44,7 +44,7 @@ def command(
       sslzoo verify losses mse --fast
     """
     from sslzoo import testing
-    from sslzoo.cli import echo_json
+    from sslzoo.cli import echo_folded, echo_json
     from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean, shown
     from sslzoo.plugins import catalogue
     from sslzoo.recipe import signature, yamltext
@@ -74,7 +74,7 @@ def command(
 
     def tell(result: testing.Result) -> None:
         if not as_json and result.state != "left out":
-            click.echo(str(result))
+            echo_folded(str(result))
 
     made = {name: signature.expand(value) for name, value in keys.items()}
     report = testing.examine(part.family, part.make, made, only=only, fast=fast, limit=limit, tell=tell)

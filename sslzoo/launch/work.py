@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,8 +63,7 @@ def work(
     if not upgrade:
         refuse_upgrade(recipe, installed, out)
     flow = check(recipe, installed)
-    if evaluate:
-        rehearse(recipe, installed)
+    remarks = rehearse(recipe, installed) if evaluate else ()
     state = State(out)
     own = Own(asked is not None or not state.now)
     world = None
@@ -73,7 +72,8 @@ def work(
         world = parallel.join(device, asked and asked.processes, gpus=bool(asked and asked.gpus))
         if world.first:
             grace = None if asked is None else Grace(asked.lead, kill_wait())
-            _first(recipe, installed, flow, out, world, stop, state, own, grace, evaluate and asked is None)
+            probe = evaluate and asked is None
+            _first(recipe, installed, flow, out, world, stop, state, own, grace, probe, remarks)
         else:
             train(recipe, installed, flow, out, world, Watch(begin=own.begin, stop=stop))
         parallel.leave()
@@ -128,10 +128,13 @@ def _first(
     own: Own,
     grace: Grace | None,
     evaluate: bool,
+    remarks: Sequence[str],
 ) -> None:
     """What the first process does beside training: holds the folder, tells how it goes on, probes at the end."""
     with state.locked(), Display(out / "log.txt") as display:
         display.say(f"{recipe.name} in {out}: {world}")
+        for remark in remarks:  # before hours of training, not after them
+            display.say(f"warning: {remark}")
         known = facts.of_run(flow) | facts.of_machine(world)
         teller = Teller(state, display, recipe.run.batch, own, known, grace)
         try:

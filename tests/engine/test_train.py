@@ -226,6 +226,12 @@ def test_steps_that_are_not_finite_change_nothing_and_three_end_the_run(tmp_path
         run(recipe, tmp_path / "bad")
 
 
+def test_a_run_whose_weights_overflow_ends_with_the_promised_message(tmp_path, toy):
+    """Its features are not finite where RankMe looks at them, in every step."""
+    with pytest.raises(RunError, match="3 steps in a row"):
+        run(toy("jepa"), tmp_path / "run", "optim.lr=1e30", "optim.clip=null", "run.monitor_every=1")
+
+
 @pytest.mark.slow
 @pytest.mark.two_ranks
 def test_a_step_that_is_not_finite_changes_no_shard_and_shards_go_on_whole(tmp_path, toy):

@@ -81,9 +81,7 @@ def test_what_could_never_be_right_is_a_problem(test_set, told):
         (("evaluate.network=techer",), "evaluate.network", "there is: teacher, student"),
         (("evaluate.layers=99",), "evaluate.layers", "found 99; the encoder has"),
         (("evaluate.view.size=60",), "evaluate.view", "60"),
-        (("evaluate.probes={knn: {use: knn, k: [0]}}",), "evaluate.probes.knn", "neighbors at least 1"),
         (("evaluate.train={use: folder, root: /nowhere}",), "evaluate.train", "is not a folder"),
-        (("evaluate.test={use: scenes, size: 0}",), "evaluate.test", "length, size"),
     ],
 )
 def test_what_would_fail_at_the_end_is_told_before_the_start(sets, place, told):
@@ -99,10 +97,10 @@ def test_what_would_fail_at_the_end_is_told_before_the_start(sets, place, told):
 
 def test_all_problems_come_at_once():
     sets = ("evaluate.network=techer", "evaluate.train={use: folder, root: /nowhere}")
-    recipe, installed = load("tiny/ijepa", (*SETS, *sets, "evaluate.probes={knn: {use: knn, k: [0]}}"))
+    recipe, installed = load("tiny/ijepa", (*SETS, *sets, "evaluate.test={use: folder, root: /nowhere}"))
     with pytest.raises(RecipeError) as error:
         rehearse(recipe, installed)
-    wanted = ["evaluate.network", "evaluate.probes.knn", "evaluate.train"]
+    wanted = ["evaluate.network", "evaluate.test", "evaluate.train"]
     assert sorted(problem.place for problem in error.value.problems) == wanted
 
 

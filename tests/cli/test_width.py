@@ -1,0 +1,53 @@
+"""What commands print is read at 80 columns: no line is longer, and no word is cut."""
+
+import pytest
+import yaml
+
+from sslzoo import catalogue
+from sslzoo.cli import main
+from sslzoo.recipe.recipe import names
+
+WIDTH = 80
+
+
+@pytest.fixture
+def lines(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+
+    def run(*words):
+        with pytest.raises(SystemExit) as left:
+            main(list(map(str, words)))
+        assert not left.value.code
+        found = capsys.readouterr().out.splitlines()
+        assert max(map(len, found)) <= WIDTH
+        assert "\u2026" not in "".join(found)
+        return [line.rstrip() for line in found]
+
+    return run
+
+
+def test_every_recipe_is_one_line_with_what_it_is_and_how_long(lines):
+    head, *rows = lines("list", "recipes")
+    assert head.split() == ["recipes", "method", "network", "data", "length"]
+    found = {row.split()[0]: row for row in rows if row}
+    assert set(found) == set(names(catalogue()))
+    for name, row in found.items():
+        run = yaml.safe_load(names(catalogue())[name].read_text())["run"]
+        said, unit = row.split()[-2:]
+        wanted = run.get("epochs") or run["steps"]
+        assert (float(said.replace("k", "")) * (1000 if "k" in said else 1), unit) == (
+            wanted,
+            "epochs" if "epochs" in run else "steps",
+        )
+
+
+def test_summaries_of_parts_are_whole(lines):
+    words = set(" ".join(lines("list", "masks")).split())
+    for part in catalogue().parts["masks"].values():
+        assert {part.name, *part.summary.split()} <= words
+
+
+@pytest.mark.parametrize(("family", "name"), [("views", "crop"), ("encoders", "vit"), ("targets", "ema")])
+def test_keys_of_a_part_are_whole(lines, family, name):
+    words = set(" ".join(lines("show", family, name)).split())
+    assert set((catalogue().parts[family][name].make.__doc__ or "").split()) <= words
