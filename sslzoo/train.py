@@ -277,7 +277,7 @@ def prepare(method: Method, run: Run, world: World, unused: bool) -> nn.Module:
     """Compiles block by block where asked, and distributes them over the ranks."""
     if run.compile:
         compile_blocks(method)
-    return data_parallel(method, world, run.shard, unused)
+    return data_parallel(method, world, run.shard, unused, run.gather == "bf16", run.reduce == "bf16")
 
 
 def monitored_images(recipe: Recipe, catalogue: Catalogue, sources: data.Sources, world: World) -> Tensor | None:

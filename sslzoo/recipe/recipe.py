@@ -98,6 +98,8 @@ class Run(Keys):
     workers: Annotated[int, Free()] = Field(8, ge=0, le=512)
     compile: Annotated[bool, Free()] = False
     shard: Annotated[int, Free()] = Field(1, ge=1, le=2**16)
+    gather: Literal["bf16", "fp32"] = "fp32"
+    reduce: Literal["bf16", "fp32"] = "fp32"
     device: Annotated[Literal["auto", "cpu", "cuda"], Free()] = "auto"
     unreadable: Annotated[float, Free()] = Field(0.01, ge=0, le=1)
     monitor: Annotated[int, Free()] = Field(256, ge=0, le=10**6)
@@ -107,6 +109,12 @@ class Run(Keys):
     def _one_length(self) -> Run:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _gathered_as_computed(self) -> Run:
+        if self.gather == "bf16" and self.precision != "bf16":
+            raise ValueError(f"gather: bf16 wants precision bf16, found {self.precision}: blocks compute as gathered")
         return self
 
 

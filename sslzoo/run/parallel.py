@@ -24,9 +24,10 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import Store
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -300,10 +301,19 @@ def copies(size: int, shard: int) -> int:
     return size // shard
 
 
-def data_parallel(method: nn.Module, world: World, shard: int = 1, unused: bool = False) -> nn.Module:
+def data_parallel(
+    method: nn.Module,
+    world: World,
+    shard: int = 1,
+    unused: bool = False,
+    gather_bf16: bool = False,
+    reduce_bf16: bool = False,
+) -> nn.Module:
     """The method, ready to train on all ranks: copies (DDP), or each parameter split over `shard` ranks (FSDP2).
 
     With fewer shards than ranks, every `shard` neighbours hold one copy together. Gradients are means over all ranks.
+    In bf16 half the bytes travel: `gather_bf16` is of the weights of blocks that are split (their masters stay fp32),
+    `reduce_bf16` of all gradients, which are rounded before they are summed.
 
     Raises:
         RunError: the ranks cannot be grouped so.
@@ -311,14 +321,18 @@ def data_parallel(method: nn.Module, world: World, shard: int = 1, unused: bool 
     shape = copies(world.size, shard), shard
     if shard > 1 or world.alone_as == "fsdp":
         mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
+        reduce = torch.bfloat16 if reduce_bf16 else torch.float32
+        rest = MixedPrecisionPolicy(reduce_dtype=reduce, cast_forward_inputs=False)
+        # Blocks compute under autocast, which would round the same weights after they came; tokens stay as they are.
+        of_blocks = replace(rest, param_dtype=torch.bfloat16) if gather_bf16 else rest
         for block in transformer_blocks(method):
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, mp_policy=of_blocks)
         # What is in no block is small, and stays whole from the forward to the end of the backward. Encoders are called
         # on their own too, so each gathers its own.
         for name, module in method.named_modules():
             if name.rpartition(".")[2] == "encoder":
-                fully_shard(module, mesh=mesh, reshard_after_forward=False)
-        fully_shard(method, mesh=mesh)
+                fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=rest)
+        fully_shard(method, mesh=mesh, mp_policy=rest)
         return method
     if world.size == 1 and world.alone_as != "ddp":
         return method
@@ -327,9 +341,12 @@ def data_parallel(method: nn.Module, world: World, shard: int = 1, unused: bool 
     # order after a restart.
     known = inspect.signature(DistributedDataParallel).parameters
     still: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    return DistributedDataParallel(
+    model = DistributedDataParallel(
         method, gradient_as_bucket_view=True, find_unused_parameters=unused or world.device.type == "cpu", **still
     )
+    if reduce_bf16:
+        model.register_comm_hook(None, bf16_compress_hook)
+    return model
 
 
 def no_sync(model: nn.Module, last: bool) -> AbstractContextManager[Any]:

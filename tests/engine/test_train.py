@@ -16,7 +16,7 @@ import yaml
 from conftest import HERE, drive, losses, weights
 from toy_recipes import METHODS
 
-from sslzoo import RunError
+from sslzoo import RecipeError, RunError
 from sslzoo.recipe.build import build, check
 from sslzoo.recipe.recipe import load
 from sslzoo.run import checkpoint, data
@@ -347,3 +347,21 @@ def test_loader_workers_hear_their_own_process_alone():
     worker.join(20)
     assert worker.exitcode == 0
     made._shutdown_workers()
+
+
+@pytest.mark.two_ranks
+@pytest.mark.slow
+@pytest.mark.parametrize("sets", [("run.reduce=bf16",), ("run.shard=2", "run.gather=bf16", "run.reduce=bf16")])
+def test_weights_and_gradients_that_travel_in_bf16_stay_within_its_rounding(tmp_path, toy, sets):
+    recipe, steps = toy("jepa"), ("--", "run.steps=5", "run.precision=bf16", "optim.use=sgd", "optim.lr=0.1")
+    for name, more in (("plain", ()), ("rounded", sets)):
+        done = drive(tmp_path / name, recipe, *steps, *more, ranks=2)
+        assert done.returncode == 0, done.stderr
+    plain, rounded = (losses(tmp_path / name / "toy-jepa") for name in ("plain", "rounded"))
+    assert plain != rounded, "something was rounded"
+    assert list(plain.values()) == pytest.approx(list(rounded.values()), rel=2**-7)
+
+
+def test_weights_are_gathered_as_blocks_compute(toy):
+    with pytest.raises(RecipeError, match="gather: bf16 wants precision bf16"):
+        load(str(toy("jepa")), ("run.gather=bf16", "run.precision=fp32"))

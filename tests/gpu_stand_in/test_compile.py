@@ -1,10 +1,12 @@
-"""How many graphs does a compiled run make? Counted by a backend that only counts."""
+"""How many graphs does a compiled run make? Counted by a backend that only counts, or (slow) also compiles."""
 
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch._inductor.compile_fx import compile_fx
+from torch.distributed.device_mesh import init_device_mesh
 
 from sslzoo.recipe.build import check
 from sslzoo.recipe.recipe import load
@@ -15,27 +17,30 @@ from sslzoo.train import Watch, train
 STEPS = 14
 
 
-@pytest.fixture(params=["alone", "ddp"])
+@pytest.fixture(params=["alone", "ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def _parallel(request, tmp_path, monkeypatch):
-    """One process: alone, or in data parallel with itself."""
+    """One process: alone, in data parallel with itself (DDP), or sharing its weights with itself (FSDP2)."""
     if request.param == "alone":
         yield
         return
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "meet"), 1), rank=0, world_size=1)
-    wrapped = lambda method, _world, *rest: data_parallel(method, World(size=2), *rest)  # noqa: E731
+    shard = 2 if request.param == "fsdp" else 1
+    wrapped = lambda method, _world, _shard, *rest: data_parallel(method, World(size=2), shard, *rest)  # noqa: E731
+    alone = lambda kind, _shape, **named: init_device_mesh(kind, (1, 1), **named)  # noqa: E731
     monkeypatch.setattr("sslzoo.train.data_parallel", wrapped)
+    monkeypatch.setattr("sslzoo.run.parallel.init_device_mesh", alone)
     yield
     dist.destroy_process_group()
 
 
 @pytest.fixture
-def graphs(monkeypatch):
+def graphs(request, monkeypatch):
     """Graphs as they are compiled: the shapes of the tokens they take."""
-    found = []
+    found, real = [], getattr(request, "param", False)
 
     def counting(module, given):
         found.append([tuple(x.shape) for x in given if isinstance(x, torch.Tensor) and x.ndim == 3])
-        return module.forward
+        return compile_fx(module, given) if real else module.forward
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
@@ -43,6 +48,9 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize(
+    "graphs", [False, pytest.param(True, marks=pytest.mark.slow)], indirect=True, ids=["counted", "inductor"]
+)
 @pytest.mark.usefixtures("_parallel")
 def test_few_graphs_are_made_and_none_anew(graphs, tmp_path):
     sets = (f"run.steps={STEPS}", "run.compile=true", "run.batch=4", "run.log_every=1", "run.monitor=8")
