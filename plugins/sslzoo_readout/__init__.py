@@ -40,7 +40,8 @@ class Linear(nn.Module):
 class Convolutions(nn.Module):
     """Convolutions over the grid, noise where nothing was seen; the encoder drops what is hidden.
 
-    The decoder of data2vec 2.0 (Baevski et al. 2022, arXiv 2212.07525, section 3).
+    The decoder of data2vec 2.0 (Baevski et al. 2022, arXiv 2212.07525, section 3). The noise of a step is one for all
+    sequences, so that neither ranks nor micro-batches change it; outside training there is none.
 
     Args:
         depth: layers: convolution, norm over channels, GELU, and what came in.
@@ -79,21 +80,28 @@ class Convolutions(nn.Module):
         """{"patch": [t e]}."""
         if target is None:
             return {}
-        x = self._everywhere(tokens).transpose(1, 2).unflatten(2, tokens.grid)  # s d h w
+        x = self._everywhere(tokens, at).transpose(1, 2).unflatten(2, tokens.grid)  # s d h w
         for block in self.blocks:
             y = block(x).movedim(1, -1)
             x = x + F.gelu(F.layer_norm(y, y.shape[-1:])).movedim(-1, 1)
         return {"patch": self.out(target.flat(target.take(x.flatten(2).transpose(1, 2))))}
 
-    def _everywhere(self, tokens: Tokens) -> Tensor:
+    def _everywhere(self, tokens: Tokens, at: Progress) -> Tensor:
         """Tokens at their places, noise elsewhere: [s k d] -> [s N d]."""
         seen, index = tokens.patches, tokens.index
         s, k, width = seen.shape
         places = tokens.grid[0] * tokens.grid[1]
         if tokens.length is not None:  # padding goes to a place of its own, behind the last
             index = index.where(torch.arange(k, device=index.device) < tokens.length[:, None], places)
-        whole = torch.randn(s, places + 1, width, dtype=seen.dtype, device=seen.device) * self.noise
+        whole = self._noise(places + 1, at, seen).expand(s, -1, -1)
         return whole.scatter(1, index[..., None].expand(-1, -1, width), seen)[:, :places]
+
+    def _noise(self, places: int, at: Progress, like: Tensor) -> Tensor:
+        """[N d], the same for this step wherever it is drawn."""
+        noise = like.new_zeros(places, like.shape[-1])
+        if not self.training or noise.device.type == "meta":
+            return noise
+        return noise.normal_(std=self.noise, generator=torch.Generator(noise.device).manual_seed(at.step))
 
 
 @hookimpl

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from ranks import on_ranks
 from test_train import run
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from sslzoo import Progress, RecipeError
+from sslzoo import Progress, RecipeError, catalogue
 from sslzoo.recipe.build import build, build_optimizer, check
 from sslzoo.recipe.recipe import load
 from sslzoo.run import checkpoint, optim
@@ -218,3 +221,35 @@ def test_the_gradient_is_computed_outside_autocast(tmp_path, toy, monkeypatch):
     run(toy("jepa"), tmp_path / "run", "run.steps=2", "optim.lr=0.01", "run.precision=bf16")
     assert len(seen) >= 2
     assert not any(seen)
+
+
+SPLIT = ["adamw", "sgd", "lars"]  # those that declare `shards`
+
+
+def walked(use, wrap):
+    """Weights after five steps, two of them skipped, from whole gradients on every rank."""
+    torch.manual_seed(0)
+    net = wrap(torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.LayerNorm(6), torch.nn.Linear(6, 1)))
+    groups = [{"params": list(net.parameters()), "lr": 0.1, "weight_decay": 0.1, "frozen": False}]
+    optimizer = catalogue().find("optimizers", use).make(groups)
+    for finite in (False, True, True, False, True):
+        net(torch.randn(4, 5)).square().mean().backward()
+        for parameter in net.parameters() if not finite else ():
+            parameter.grad.mul_(float("nan"))
+        optim.step(optimizer, torch.tensor(finite))
+    return [optim.full_tensor(parameter.detach()) for parameter in net.parameters()]
+
+
+def walked_in_pieces(rank):
+    mesh = init_device_mesh("cpu", (2,))
+    return [walked(use, lambda net: fully_shard(net, mesh=mesh)) for use in SPLIT]
+
+
+@pytest.mark.two_ranks
+def test_optimizers_that_take_pieces_of_weights_move_them_as_whole_ones():
+    installed = catalogue()
+    assert [name for name, part in installed.parts["optimizers"].items() if part.make.shards] == SPLIT
+    for ranks in on_ranks(walked_in_pieces, 2):
+        for use, found in zip(SPLIT, ranks, strict=True):
+            for one, other in zip(walked(use, lambda net: net), found, strict=True):
+                torch.testing.assert_close(other, one, msg=lambda text, use=use: f"{use}: {text}")

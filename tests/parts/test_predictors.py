@@ -6,7 +6,8 @@ import pytest
 import torch
 from sslzoo_ijepa.predictors import Cross, Joint
 from sslzoo_mae import Decoder
-from sslzoo_readout import Linear
+from sslzoo_readout import Convolutions, Linear
+from sslzoo_regressor import Regressor
 from sslzoo_vit import ViT
 
 from sslzoo import Patches, Progress, Tokens
@@ -171,3 +172,50 @@ def test_predictors_in_bfloat16_stay_close(kind):
     with torch.autocast("cpu", torch.bfloat16):
         found = predictor(tokens(), target(), AT)["patch"]
     assert (found.float() - wanted).abs().mean() < 0.03 * wanted.abs().mean()
+
+
+def test_convolutions_see_tokens_at_their_places_and_nothing_elsewhere():
+    torch.manual_seed(0)
+    predictor = Convolutions(encoder(), depth=2, kernel=3, groups=4).eval()
+    seen, asked = tokens(), target(m=1)
+    found = predictor(seen, asked, AT)["patch"].unflatten(0, (2, 4))
+    for s in range(2):
+        x = torch.zeros(24, *GRID)
+        for patch, place in zip(seen.patches[s], seen.index[s].tolist(), strict=True):
+            x[:, place // GRID[1], place % GRID[1]] = patch
+        for conv in predictor.blocks:
+            y = conv(x[None])[0].permute(1, 2, 0)
+            y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+            x = x + torch.nn.functional.gelu(y).permute(2, 0, 1)
+        for q, place in enumerate(asked.index[s, 0].tolist()):
+            wanted = predictor.out(x[:, place // GRID[1], place % GRID[1]])
+            assert torch.allclose(found[s, q], wanted, atol=1e-4)
+
+
+def test_the_noise_of_convolutions_is_that_of_the_step_for_any_share_of_the_batch():
+    torch.manual_seed(0)
+    predictor = Convolutions(encoder(), depth=1, groups=4, noise=1.0)
+    seen, asked = tokens(), target(m=1)
+    said = predictor(seen, asked, AT)["patch"]
+    one = Tokens(seen.patches[1:], seen.index[1:], seen.summary[1:], GRID)
+    assert torch.allclose(predictor(one, Patches(asked.index[1:]), AT)["patch"], said[4:], atol=1e-5)
+    assert not torch.allclose(predictor(seen, asked, Progress(1, 10))["patch"], said, atol=1e-2)
+    quiet = predictor.eval()(seen, asked, AT)["patch"]
+    assert torch.equal(quiet, predictor(seen, asked, Progress(1, 10))["patch"])
+
+
+def test_the_regressor_guesses_blocks_apart_and_reads_codes_from_its_latents():
+    torch.manual_seed(0)
+    predictor = Regressor(encoder(), codes=11, depth=2, decoder_depth=1, heads=2, layer_scale=1.0).eval()
+    seen, asked = tokens(), target()
+    found = predictor(seen, asked, AT)
+    assert found["latent"].shape == (2 * 3 * 4, 24)
+    assert found["code"].shape == (2 * 3 * 4, 11)
+    for name in ("latent", "code"):
+        blocks = found[name].unflatten(0, (2, 3, 4))
+        for m in range(3):
+            alone = predictor(seen, Patches(asked.index[:, m : m + 1]), AT)[name].unflatten(0, (2, 4))
+            assert torch.allclose(blocks[:, m], alone, atol=1e-5), name
+    assert set(Regressor(encoder(), codes=0, heads=2)(seen, asked, AT)) == {"latent"}
+    other = Tokens(seen.patches.flip(-1), seen.index, seen.summary, GRID)
+    assert not torch.allclose(predictor(other, asked, AT)["latent"], found["latent"], atol=1e-3)

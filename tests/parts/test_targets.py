@@ -249,3 +249,33 @@ def test_normalised_pixels_have_no_mean_and_unit_unbiased_variance():
 def test_an_encoder_without_patches_has_no_pixel_targets():
     with pytest.raises(ValueError, match="patch"):
         Pixels(SimpleNamespace(encoder=object()))
+
+
+def test_a_teacher_may_see_each_target_block_alone():
+    """CAE: what it says of a block where it sees nothing else."""
+    learner = student(hidden="drop")
+    teacher = Ema(learner, momentum=0, norm="none", sees="targets")
+    asked = patches([[0, 3], [1, 4]], [[2, 5], [4, 0]])
+    images = group(mask=Mask(patches([1, 2], [3, 1]), asked))
+    found = teacher(batch(image=images), None, AT)["patch"].unflatten(0, (2, 2, 2))
+    for s in range(2):
+        for m in range(2):
+            alone = learner.encoder.eval()(images.pixels[0, s : s + 1], Patches(asked.index[s, m : m + 1]))
+            assert torch.allclose(found[s, m], alone.patches[0], atol=1e-5)
+    assert set(teacher(batch(image=images), None, AT)) == {"patch"}
+    with pytest.raises(ValueError, match="set encoder.hidden to drop"):
+        Ema(student(), sees="targets")(batch(image=images), None, AT)
+
+
+def test_targets_may_be_normalised_over_the_patches_of_an_image():
+    """data2vec 2.0: each channel over the patches of its image, before the layers are averaged."""
+    learner = student()
+    teacher = Ema(learner, norm="image", layers=2, renorm=True)
+    asked = patches([[0, 3]], [[2, 5]])
+    images = group(mask=Mask(patches([1, 2], [3, 1]), asked))
+    layers = learner.encoder.eval()(images.pixels[0], None, 2).layers
+    normal = [(x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt() for x in layers]
+    mean = sum(normal) / 2
+    wanted = torch.stack([mean[0, 0], mean[0, 3], mean[1, 2], mean[1, 5]])
+    found = teacher(batch(image=images), None, AT)["patch"]
+    assert torch.allclose(found, F.layer_norm(wanted, (16,)), atol=1e-5)

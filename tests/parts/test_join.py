@@ -1,0 +1,57 @@
+"""Several predictors side by side: their signals, their keys, the projector that a teacher may copy."""
+
+import pytest
+import torch
+from sslzoo_vit import ViT
+
+from sslzoo import Patches, Progress, RecipeError, catalogue
+
+AT = Progress(0, 10)
+TWO = {
+    "tokens": {"use": "ijepa", "width": 16, "depth": 1, "heads": 2},
+    "pixels": {"use": "ijepa", "width": 8, "depth": 1, "heads": 2, "to": "pixels"},
+    "head": {"use": "head", "width": 6, "hidden": 12, "prototypes": 5},
+}
+
+
+def joined(parts):
+    torch.manual_seed(0)
+    encoder = ViT(width=24, depth=1, heads=2, patch=4).eval()
+    return encoder, catalogue().find("predictors", "join").make(encoder, parts=parts).eval()
+
+
+def test_each_says_what_it_would_say_alone_under_a_name_of_its_own():
+    encoder, both = joined(TWO)
+    assert {name: (signal.kind, signal.width) for name, signal in both.outputs.items()} == {
+        "tokens_patch": ("patch", 24),
+        "pixels_patch": ("patch", 48),
+        "image": ("image", 5),
+    }
+    tokens = encoder(torch.randn(2, 3, 8, 16), Patches(torch.tensor([[0, 3], [1, 2]])))
+    target = Patches(torch.tensor([[[4, 5]], [[6, 7]]]))
+    said = both(tokens, target, AT)
+    assert torch.equal(said["tokens_patch"], both.parts["tokens"](tokens, target, AT)["patch"])
+    assert torch.equal(said["pixels_patch"], both.parts["pixels"](tokens, target, AT)["patch"])
+    assert set(both(tokens, None, AT)) == {"image"}
+    assert both.projector is both.parts["head"].projector
+    assert len(both.blocks) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"width": "wide"}, r"(?s)predictor\.parts\.tokens\.width.*found 'wide'"),
+        ({"widht": 16}, r"(?s)predictor\.parts\.tokens\.widht.*did you mean width"),
+        ({"heads": 3}, r"predictor\.parts\.tokens"),
+    ],
+)
+def test_keys_are_checked_as_those_of_any_part(change, says):
+    with pytest.raises(RecipeError, match=says):
+        joined(TWO | {"tokens": TWO["tokens"] | change})
+
+
+def test_one_alone_or_an_unknown_one_is_refused():
+    with pytest.raises(ValueError, match="two predictors or more"):
+        joined({"head": TWO["head"]})
+    with pytest.raises(ValueError, match=r"parts\.odd\.use: found 'odd'; installed: "):
+        joined(TWO | {"odd": {"use": "odd"}})
