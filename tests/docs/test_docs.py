@@ -1,7 +1,9 @@
 """Do the pages say what is so? Commands are parsed as the command line would, recipes are checked, links lead somewhere."""
 
+import importlib.util
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -82,3 +84,13 @@ def test_parts_named_in_tables_of_the_pages_exist(page):
     mine = {"corner", "my-mask", "edges", "variance-covariance"}
     for name in re.findall(r"\{use: ([\w-]+)", page.read_text()):
         assert name in installed | mine, name
+
+
+def test_the_page_of_costs_has_every_recipe_of_a_published_linear_probe():
+    """Else `python benchmarks/costs.py` writes it again; its figures take minutes to count."""
+    page = (ROOT / "docs" / "costs.md").read_text()
+    told = dict(re.findall(r"^\| (\w+/\S+) \| ([\d.]+) \|", page, flags=re.M))
+    spec = importlib.util.spec_from_file_location("costs", ROOT / "benchmarks" / "costs.py")
+    costs = sys.modules["costs"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(costs)
+    assert {name: float(top1) for name, top1 in told.items()} == costs.published()
