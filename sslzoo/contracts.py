@@ -178,6 +178,7 @@ class Tokens:
     prefix: Float[Tensor, "s r d"] | None = None  # class token first, then registers
     layers: tuple[Float[Tensor, "s k d"], ...] = ()  # outputs of the last n blocks when asked, last one last
     length: Int[Tensor, " s"] | None = None  # true tokens of each row where contexts are ragged
+    prefixes: tuple[Float[Tensor, "s r d"], ...] = ()  # the prefix tokens of those last blocks, where there are any
 
     def at(self, target: Patches) -> Float[Tensor, "s *m q d"]:
         """The tokens at target places; only an encoder that keeps hidden patches (hidden: fill) has them.
@@ -233,6 +234,7 @@ class Features:
     labels: Mapping[str, Int[Tensor, " n"]]  # by task
     tasks: Mapping[str, int] = field(default_factory=dict)  # classes of each task
     device: torch.device = CPU  # where a probe may compute; x and labels lie on the CPU
+    pools: Mapping[str, Float[Tensor, "n e"]] = field(default_factory=dict)  # those that a probe asked for, by name
 
 
 class Student(nn.Module):
@@ -386,7 +388,12 @@ class Optimizer(Protocol):
 
 @runtime_checkable
 class Probe(Protocol):
-    """An evaluation of frozen features. Made with `(*, ...)`."""
+    """An evaluation of frozen features. Made with `(*, ...)`.
+
+    One that reads more than the recipe's own pooling `x` names it in `pools`, and finds it in `Features.pools`: mean
+    (over patches of the last block, after the final norm), mean4 (of the last four, each after the final norm, side by
+    side), class and class4 (the class token).
+    """
 
     def __call__(self, train: Features, test: Features, seed: int) -> Mapping[str, float | Tensor]:
         """Figures by name, such as `count/top1`, in percent or in the unit that the docstring names.

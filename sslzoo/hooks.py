@@ -7,7 +7,7 @@ one name in one family are an error that names both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ import pluggy
 
 if TYPE_CHECKING:
     import click
+    from torch import Tensor
 
     from sslzoo.progress import Progress
 
@@ -143,6 +144,21 @@ def sslzoo_probes() -> Mapping[str, type]:
         @hookimpl
         def sslzoo_probes():
             return {"knn": Knn}
+    """
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def sslzoo_decode(targets: Tensor, pixels: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
+    """Learn to draw patches from frozen target representations [t e] and their pixels [t p]: returns [n e] -> [n p].
+
+    The page of a run draws with it what a predictor says beside what the target says; it never sees a prediction. The
+    first plugin that returns a decoder is taken.
+
+        @hookimpl
+        def sslzoo_decode(targets, pixels, seed):
+            solved = torch.linalg.lstsq(targets, pixels).solution
+            return lambda rows: rows @ solved
     """
     raise NotImplementedError
 

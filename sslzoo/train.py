@@ -52,6 +52,7 @@ class Watch:
     show: Callable[[Progress, dict[str, float]], None] = _silent  # a line of metrics
     saved: Callable[[int, float], None] = _silent  # steps done in a checkpoint, and the seconds it took
     stop: Stop = field(default_factory=Stop)
+    probe: Callable[[Method], dict[str, float]] | None = None  # figures for a line of metrics, as evaluate.every says
 
 
 def train(
@@ -75,7 +76,8 @@ def train(
     if world.first:
         refuse(folder, recipe, catalogue)
     else:
-        watch = Watch(begin=watch.begin, stop=watch.stop)
+        shared = watch.probe if recipe.run.shard > 1 else None  # an encoder in pieces is asked by all who hold them
+        watch = Watch(begin=watch.begin, stop=watch.stop, probe=shared)
     recipe = settled(recipe, world, out, watch.say)
     run = recipe.run
     method, sources, found = opened(recipe, catalogue, folder, world)
@@ -101,6 +103,7 @@ def train(
     batches = data.loader(micros, start, steps, run.workers, pin=world.device.type == "cuda")
     monitored = monitored_images(recipe, catalogue, sources, world)
     save_every, monitor_every = (max(1, x.steps(order.epoch_steps)) for x in (run.save_every, run.monitor_every))
+    probe_every = probing(recipe, order)
     milestone = run.milestones.steps(order.epoch_steps) if run.milestones else None
     guard, unreadable = Guard(folder, world, watch.stop), Unreadable(folder, run.unreadable, watch.say)
     learner = Learner(run, moves, method, model, optimizer, guard, world)
@@ -127,6 +130,8 @@ def train(
                 line["rankme"] = rank_of(method, monitored, world.device, learner.cast())
             if told := clock.sending_told(line["images_per_second"]):
                 watch.say(told)
+            if watch.probe is not None and probe_every and ((step + 1) % probe_every < run.log_every or at.last):
+                line |= watch.probe(method)
             if world.first:
                 folder.metrics.write(line)
                 catalogue.manager.hook.sslzoo_log(metrics=line, at=at, folder=folder.path)
@@ -288,6 +293,12 @@ def monitored_images(recipe: Recipe, catalogue: Catalogue, sources: data.Sources
     if recipe.evaluate is not None:
         view = make(catalogue, "views", recipe.evaluate.view, place="evaluate.view")
     return monitor_pixels(sources.data, view, run.monitor, run.seed)
+
+
+def probing(recipe: Recipe, order: data.Order) -> int:
+    """Steps between probes during the run; 0: there are none."""
+    every = None if recipe.evaluate is None else recipe.evaluate.every
+    return 0 if every is None else max(1, every.steps(order.epoch_steps))
 
 
 def own_metrics(method: Method, at: Progress) -> dict[str, Tensor | float]:

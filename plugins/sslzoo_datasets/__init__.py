@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sslzoo import hookimpl
+from sslzoo_datasets.clevr import Clevr
 from sslzoo_datasets.folder import Folder
 from sslzoo_datasets.packed import Parquet, Shards
 from sslzoo_datasets.scenes import Scenes
@@ -13,8 +14,9 @@ from sslzoo_datasets.torchvision_named import Torchvision
 
 @hookimpl
 def sslzoo_datasets() -> dict[str, type]:
-    """The data sets `folder`, `torchvision`, `shards`, `parquet` and `scenes`."""
-    return {"folder": Folder, "torchvision": Torchvision, "shards": Shards, "parquet": Parquet, "scenes": Scenes}
+    """The data sets `folder`, `torchvision`, `shards`, `parquet`, `clevr` and `scenes`."""
+    found = {"folder": Folder, "torchvision": Torchvision, "shards": Shards, "parquet": Parquet}
+    return found | {"clevr": Clevr, "scenes": Scenes}
 
 
 @hookimpl

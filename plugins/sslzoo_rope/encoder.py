@@ -93,10 +93,12 @@ class RopeViT(nn.Module):
         for number, block in enumerate(self.blocks):
             x = block(x, angle, mask=mask)
             if number >= self.depth - layers:
-                outs.append(x[:, ahead:])
+                outs.append(x)
+        prefixes = tuple(out[:, :ahead] for out in outs) if ahead else ()
         x = rms_norm(x)
         patches, prefix = x[:, ahead:], x[:, :ahead] if ahead else None
-        return Tokens(patches, index, _mean(patches, length), grid, prefix, tuple(outs), length)
+        layers_ = tuple(out[:, ahead:] for out in outs)
+        return Tokens(patches, index, _mean(patches, length), grid, prefix, layers_, length, prefixes)
 
 
 def _mean(patches: Tensor, length: Tensor | None) -> Tensor:

@@ -126,10 +126,12 @@ class ViT(nn.Module):
         else:
             x = self.patch_embed(x) + position
         x, outs, ahead = self._blocks(x, grid, index, length, layers)
+        ahead_of = tuple(out[:, :ahead] for out in outs) if ahead else ()
+        outs = tuple(out[:, ahead:] for out in outs)
         x = self.norm(x)
         prefix, patches = (x[:, :ahead], x[:, ahead:]) if ahead else (None, x)
         summary = x[:, 0] if self.cls_token is not None else _mean(patches, length)
-        return Tokens(patches, index, summary, grid, prefix, outs, length)
+        return Tokens(patches, index, summary, grid, prefix, outs, length, ahead_of)
 
     def _blocks(
         self, x: Tensor, grid: Grid, index: Tensor, length: Tensor | None, layers: int
@@ -148,7 +150,7 @@ class ViT(nn.Module):
         for number, block in enumerate(self.blocks):
             x = block(x) if mask is None else block(x, attn_mask=mask)
             if number >= self.depth - layers:
-                outs.append(x[:, ahead:])
+                outs.append(x)
         return x, tuple(outs), ahead
 
     def _fill(self, x: Tensor, context: Patches) -> Tensor:

@@ -28,6 +28,7 @@ COMMANDS = {
     "cancel": "End a run; what it saved stays.",
     "resume": "Go on with a run, the way it was started.",
     "compare": "Run a study, or compare runs: a table that may be trusted.",
+    "report": "The page of a run, of a study, or of several runs.",
     "doctor": "Is a run healthy? A verdict, evidence, remedies.",
     "eval": "Probe the frozen encoder of a run.",
     "bench": "How fast is a step here, and where does its time go?",

@@ -1,12 +1,8 @@
-"""What does a study look like? Charts as SVG, each with its numbers as CSV and a caption for a reader of papers."""
+"""What does a study look like? Figures against cost, paired differences, and curves."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,58 +11,7 @@ from matplotlib.figure import Figure
 
 from sslzoo.compare.records import Record
 from sslzoo.compare.statistics import Difference
-
-# Okabe and Ito's colours, told apart by people who are colour-blind too; and a mark for each, for print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B", "#8A6D00")
-MARKS = "osD^vP*X"
-SVG: Any = {"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-SVG |= {"text.color": "#777777", "axes.labelcolor": "#777777", "axes.edgecolor": "#999999", "xtick.color": "#777777"}
-SVG |= {"ytick.color": "#777777", "svg.hashsalt": "sslzoo"}  # greys that can be read on white and on black
-Rows = list[dict[str, object]]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure of the page."""
-
-    name: str  # of its files
-    title: str
-    caption: str
-    svg: str
-    csv: str
-
-
-def chart(name: str, title: str, caption: str, figure: Figure, rows: Rows) -> Chart:
-    """A matplotlib figure and its numbers as a chart."""
-    with rc_context(SVG):
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    return Chart(name, title, caption, _own_names(svg, name), as_csv(rows))
-
-
-def _own_names(svg: str, name: str) -> str:
-    """Several SVGs stand in one page: names of clips and markers are made each figure's own."""
-    for attribute in ('id="', 'href="#', "url(#"):
-        svg = svg.replace(attribute, f"{attribute}{name}-")
-    return svg
-
-
-def as_csv(rows: Rows) -> str:
-    """Rows with the same keys as CSV."""
-    out = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return out.getvalue()
-
-
-def colour(names: Sequence[str], name: str) -> tuple[str, str]:
-    """A variant's colour and mark, the same in every chart."""
-    place = list(names).index(name)
-    return COLOURS[place % len(COLOURS)], MARKS[place % len(MARKS)]
+from sslzoo.report.charts import COLORS, SVG, Chart, Rows, chart, color, legend
 
 
 def against_cost(
@@ -89,7 +34,7 @@ def against_cost(
             for name, records in variants.items():
                 points = [(cost(record), figure(record), record.seed) for record in records]
                 known = [(x, y, seed) for x, y, seed in points if x is not None and y is not None]
-                c, mark = colour(list(variants), name)
+                c, mark = color(list(variants), name)
                 ax.scatter(
                     [x for x, *_ in known], [y for _, y, _ in known], s=34, c=c, marker=mark, alpha=0.85, label=name
                 )
@@ -99,7 +44,7 @@ def against_cost(
             ax.margins(x=0.15, y=0.12)
             ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
         page.axes[0].set_ylabel(unit)
-        _legend(page, page.axes[0])
+        legend(page, page.axes[0])
     caption = (
         f"{title} ({unit}) of each run against what its training cost: images seen, arithmetic (multiply and add count "
         "as two, forward and backward, mean over mask draws) and time in the training loop times processes. Every seed "
@@ -120,7 +65,7 @@ def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str) ->
         for ax, what in zip(grid, some, strict=False):
             for place, name in enumerate(names):
                 one = found[name][what]
-                c = COLOURS[(place + 1) % len(COLOURS)]
+                c = COLORS[(place + 1) % len(COLORS)]
                 ax.scatter(one.values, [place] * len(one.values), s=12, c=c, alpha=0.45)
                 if one.low is not None and one.high is not None:
                     ax.plot([one.low, one.high], [place, place], c=c, linewidth=2)
@@ -158,7 +103,7 @@ def curves(variants: Mapping[str, Sequence[Record]], keys: Mapping[str, str], na
                 x, lines = aligned(records, key)
                 if not len(x):
                     continue
-                c, _ = colour(list(variants), variant)
+                c, _ = color(list(variants), variant)
                 mean = lines.mean(0)
                 ax.plot(x, mean, color=c, linewidth=1.6, label=variant)
                 ax.fill_between(x, lines.min(0), lines.max(0), color=c, alpha=0.18, linewidth=0)
@@ -167,7 +112,7 @@ def curves(variants: Mapping[str, Sequence[Record]], keys: Mapping[str, str], na
             ax.set_title(label, fontsize=10, loc="left")
             ax.set_xlabel("images seen")
             ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
-        _legend(page, page.axes[0])
+        legend(page, page.axes[0])
     return chart(name, "While training", caption, page, rows)
 
 
@@ -193,9 +138,3 @@ def aligned(records: Iterable[Record], key: str) -> tuple[np.ndarray, np.ndarray
 def _levels(ax: Axes, lines: Mapping[str, float]) -> None:
     for number, (name, value) in enumerate(lines.items()):
         ax.axhline(value, color="#999999", linewidth=1, linestyle=("--", ":", "-.")[number % 3], label=name)
-
-
-def _legend(page: Figure, ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        page.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)

@@ -12,22 +12,24 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from sslzoo.compare import cells, evaluation, fairness, page, records, study, table
+from sslzoo.compare import cells, doctor, evaluation, fairness, page, records, study, table
 from sslzoo.compare.records import Record
 from sslzoo.errors import UserError, did_you_mean
+from sslzoo.report import page as run_page
+from sslzoo.run.folder import Folder
 
 
 @dataclass(frozen=True)
 class Asked:
     """The options of the command."""
 
-    out: Path | None
-    plugins: tuple[Path, ...]
-    dry_run: bool
-    jobs: int
-    cluster: str | None
-    baseline: str | None
-    as_json: bool
+    out: Path | None = None
+    plugins: tuple[Path, ...] = ()
+    dry_run: bool = False
+    jobs: int = 1
+    cluster: str | None = None
+    baseline: str | None = None
+    as_json: bool = False
 
 
 def run_study(path: Path, asked: Asked) -> bool:
@@ -46,10 +48,35 @@ def run_study(path: Path, asked: Asked) -> bool:
             return True
     cells.here(read, asked.jobs, console)
     evaluation.evaluate(read, console)
-    variants = {
-        one.name: [records.read(cell.folder, one.name) for cell in read.cells if cell.variant == one.name]
+    return _tell_study(read, path, asked)
+
+
+def page_of_study(path: Path, asked: Asked) -> bool:
+    """Writes the page of what there is of a study; returns whether the comparison is fair.
+
+    Raises:
+        UserError: none of its cells has begun.
+    """
+    return _tell_study(study.read(path, asked.out, asked.plugins), path, asked)
+
+
+def page_of_run(folder: Path) -> Path:
+    """Writes the page of a run, the doctor's verdict first; returns where it lies."""
+    found = doctor.diagnose(records.read(folder))
+    words = [f"Health: {found.verdict} ({'; '.join(found.evidence)})."]
+    words += [f"To try: {'; or '.join(found.remedies)}."] if found.remedies else []
+    return run_page.of(folder, words)
+
+
+def _tell_study(read: study.Study, path: Path, asked: Asked) -> bool:
+    begun = [cell for cell in read.cells if Folder(cell.folder).recipe.exists()]
+    if not begun:
+        raise UserError(f"nothing of the study {read.name} has run in {read.folder}: `sslzoo compare {path}` runs it")
+    found = {
+        one.name: [records.read(cell.folder, one.name) for cell in begun if cell.variant == one.name]
         for one in read.variants
     }
+    variants = {name: some for name, some in found.items() if some}
     commands = f"sslzoo compare {path}\n\n{path.read_text()}"
     return _tell(read.name, variants, read.baseline, read.named(), read.keys.budget.equal, read.folder, commands, asked)
 

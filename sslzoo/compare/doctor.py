@@ -116,6 +116,8 @@ def _dimensional(record: Record) -> Iterator[str]:
 
 
 def _not_learning(record: Record) -> Iterator[str]:
+    if not record.figures:
+        yield from _not_learning_yet(record)
     for kind, figures in record.figures.items():
         before = record.untrained.get(kind, {})
         gains = {key: figures[key] - before[key] for key in figures if key.endswith("/top1") and key in before}
@@ -123,6 +125,19 @@ def _not_learning(record: Record) -> Iterator[str]:
             best = max(gains, key=lambda key: gains[key])
             what = f"no probe of the {kind} is {GAIN} points above the untrained encoder"
             yield f"{what}; best: {best} {gains[best]:+.1f}"
+
+
+def _not_learning_yet(record: Record) -> Iterator[str]:
+    """From probes during the run (`evaluate.every`), once a tenth of it is done."""
+    probed = [line for line in record.lines if any(key.startswith("probe/") for key in line)]
+    if not probed or record.step < 0.1 * record.steps:
+        return
+    last = probed[-1]
+    gains = {key: last[key] - last[f"{key}/untrained"] for key in last if f"{key}/untrained" in last}
+    if gains and all(gain <= GAIN for gain in gains.values()):
+        best = max(gains, key=lambda key: gains[key])
+        told = f"no probe at step {last['step']:.0f} is {GAIN} points above the untrained encoder"
+        yield f"{told}; best: {best.removeprefix('probe/')} {gains[best]:+.1f}"
 
 
 _SIGNS = (

@@ -29,10 +29,11 @@ def evaluate(study: Study, console: Console) -> None:
         settings = str(cell.recipe.evaluate)
         if settings not in opened:
             opened[settings] = bench(cell.recipe, cell.installed)
-        _cell(cell, opened[settings], study.keys.networks, console)
+        _cell(cell, opened[settings], study, console)
 
 
-def _cell(cell: Cell, opened: Bench, wanted: str, console: Console) -> None:
+def _cell(cell: Cell, opened: Bench, study: Study, console: Console) -> None:
+    wanted, shared = study.keys.networks, study.folder / "features"
     told = opened.told(cell.recipe, cell.installed)
     known = {one.network for one in records.evaluations(cell.folder) if one.holds(told)}
     method, step = restored(cell.recipe, cell.installed, cell.folder)
@@ -42,7 +43,7 @@ def _cell(cell: Cell, opened: Bench, wanted: str, console: Console) -> None:
         console.print(f"probing {cell.variant}, seed {cell.seed}: {network}", markup=False, highlight=False)
         methods: Mapping[str, Method] = {"trained": method, "untrained": untrained(cell.recipe, cell.installed)}
         device = join(None if cell.recipe.run.device == "auto" else cell.recipe.run.device).device
-        probe(opened, cell.recipe, cell.installed, methods, step, network, cell.folder, device, _to_log)
+        probe(opened, cell.recipe, cell.installed, methods, step, network, cell.folder, device, _to_log, shared)
 
 
 def networks(method: Method) -> dict[str, str]:

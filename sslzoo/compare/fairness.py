@@ -108,7 +108,7 @@ def _cost(
         found.beside.append(Finding(what, dict.fromkeys(missing, "not recorded")))
         return
     numbers = {name: mean for name, mean in means.items() if mean is not None}
-    values = {name: _count(mean) for name, mean in numbers.items()}
+    values = {name: count(mean) for name, mean in numbers.items()}
     low, high = min(numbers.values()), max(numbers.values())
     if high - low <= close * max(high, 1e-12):
         found.same.append(_alike(what, values))
@@ -212,7 +212,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
+    """A number of images, operations or bytes for people: 72 k, 1.2 G."""
     for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g} {unit}"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
 from sslzoo.compare import charts
-from sslzoo.compare.fairness import Box
+from sslzoo.compare.fairness import Box, count
 from sslzoo.compare.records import Record
 from sslzoo.compare.statistics import told
 from sslzoo.compare.table import Comparison, verdict
+from sslzoo.errors import UserError
+from sslzoo.report import html, insides
+from sslzoo.report import page as page_of_run
+from sslzoo.report.html import Cell, Table
+from sslzoo.report.insides import Look
 
 SIDES = (
     ("question", "The question"),
@@ -23,40 +25,37 @@ SIDES = (
 )
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table: what is shown, and what it is sorted by."""
-
-    text: str
-    value: float | str
-
-
 def write(
     place: Path, title: str, variants: Mapping[str, Sequence[Record]], found: Comparison, fair: Box, commands: str
 ) -> Path:
     """Writes the page, and beside it every chart as SVG with its numbers as CSV; returns the page."""
-    place.mkdir(parents=True, exist_ok=True)
-    drawn = list(_charts(variants, found))
-    for one in drawn:
-        (place / f"{one.name}.svg").write_text(one.svg)
-        (place / f"{one.name}.csv").write_text(one.csv)
-    environment = Environment(loader=PackageLoader("sslzoo.compare", "."), autoescape=select_autoescape(["html"]))
     records = [one for each in variants.values() for one in each]
-    seeds = sorted({one.seed for one in records})
-    many, told_seeds = len(variants), ", ".join(str(seed) for seed in seeds)
-    html = environment.get_template("page.html").render(
-        title=title,
-        subtitle=f"{many} variant{'s' if many != 1 else ''}, seeds {told_seeds}; baseline {found.baseline}",
-        verdict=verdict(found),
-        left_out=found.left_out,
-        sides=[(name, heading, getattr(fair, name)) for name, heading in SIDES] if many > 1 else [],
-        tables=list(_tables(variants, found)),
-        charts=drawn,
-        sources=_sources(records, commands),
+    seeds, many = ", ".join(map(str, sorted({one.seed for one in records}))), len(variants)
+    looks, blind = opened_looks({name: each for name, each in variants.items() if each})
+    return html.write(
+        place,
+        html.Page(
+            title=title,
+            subtitle=f"{many} variant{'s' if many != 1 else ''}, seeds {seeds}; baseline {found.baseline}",
+            verdict=verdict(found),
+            left_out=[*found.left_out, *blind],
+            sides=[(name, heading, getattr(fair, name)) for name, heading in SIDES] if many > 1 else [],
+            tables=list(_tables(variants, found)),
+            charts=[*_charts(variants, found), *insides.charts(looks)],
+            sources=_sources(records, commands),
+        ),
     )
-    page = place / "index.html"
-    page.write_text(html)
-    return page
+
+
+def opened_looks(variants: Mapping[str, Sequence[Record]]) -> tuple[list[Look], list[str]]:
+    """The network of one run of each variant, its first seed that is trained, to look into; and what could not be."""
+    looks, blind = [], []
+    for name, records in variants.items():
+        try:
+            looks.append(page_of_run.opened(records[0].folder, name))
+        except UserError as error:
+            blind.append(f"pictures of {name}: {error}")
+    return looks, blind
 
 
 def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison):
@@ -70,7 +69,7 @@ def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison):
                 row.append(Cell(f"{one.mean:.1f}{spread}", one.mean))
             rows.append(row)
         note = "Top-1 in percent on test images: mean ± standard deviation over seeds."
-        yield "Figures", note, ["variant", *found.figures], rows
+        yield Table("Figures", note, ["variant", *found.figures], rows)
     if found.differences:
         rows = [
             [Cell(name, name), *(Cell(told(one[what]), one[what].mean) for what in found.figures)]
@@ -80,10 +79,10 @@ def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison):
             f"Points of percent above {found.baseline}, paired by seed; 95 % interval by a bootstrap over seeds and "
             "test images; p of a paired t-test over seeds, corrected by Holm's method for all cells of this table."
         )
-        yield "Differences", note, ["variant", *found.figures], rows
+        yield Table("Differences", note, ["variant", *found.figures], rows)
     rows = [_cost_row(name, records) for name, records in variants.items()]
     head = ["variant", "images", "steps", "training FLOPs", "device s", "patch tokens", "parameters", "peak memory"]
-    yield "Cost", "Means over seeds. FLOPs: forward and backward, mean over mask draws.", head, rows
+    yield Table("Cost", "Means over seeds. FLOPs: forward and backward, mean over mask draws.", head, rows)
 
 
 def _cost_row(name: str, records: Sequence[Record]) -> list[Cell]:
@@ -98,17 +97,8 @@ def _cost_row(name: str, records: Sequence[Record]) -> list[Cell]:
     ]
     return [
         Cell(name, name),
-        *(Cell("?" if math.isnan(x) else _engineering(x), -1 if math.isnan(x) else x) for x in values),
+        *(Cell("?" if math.isnan(x) else count(x), -1 if math.isnan(x) else x) for x in values),
     ]
-
-
-def _engineering(value: float) -> str:
-    if math.isnan(value):
-        return "?"
-    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e4)):
-        if abs(value) >= size:
-            return f"{value / (1e3 if unit == 'k' else size):.3g} {unit}"
-    return f"{value:.4g}"
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sslzoo.contracts import Dataset, View
 from sslzoo.errors import Problem, RecipeError, RunError
 from sslzoo.evaluate.features import extract
+from sslzoo.evaluate.kept import Kept
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import build_method, make
 from sslzoo.recipe.recipe import Evaluate, Recipe, resolve
@@ -41,11 +42,20 @@ class Bench:
     workers: int
     remarks: tuple[str, ...] = ()  # what a reader of the figures should know of the data
 
-    def probe(self, encoder: nn.Module, device: torch.device) -> tuple[Figures, Answers]:
-        """Figures of an encoder, "probe/task/figure"; and which test images it told right, "probe/task/correct"."""
-        told = {"layers": self.settings.layers, "batch": self.settings.batch, "device": device}
-        told |= {"workers": self.workers, "bf16": self.bf16}
-        train, test = (extract(encoder, data, self.view, **told) for data in (self.train, self.test))
+    def probe(self, encoder: nn.Module, device: torch.device, kept: Kept | None = None) -> tuple[Figures, Answers]:
+        """Figures of an encoder, "probe/task/figure"; and which test images it told right, "probe/task/correct".
+
+        Features are extracted once for all probes; those that are `kept` are read, and new ones are kept.
+        """
+        told: dict[str, Any] = {"layers": self.settings.layers, "batch": self.settings.batch, "device": device}
+        told |= {"workers": self.workers, "bf16": self.bf16, "pools": asked_pools(self.probes.values())}
+        make = lambda data: lambda: extract(encoder, data, self.view, **told)  # noqa: E731
+        if kept is None:
+            train, test = make(self.train)(), make(self.test)()
+        else:
+            depends = [told["layers"], told["pools"], device.type]
+            train = kept.get(encoder, ["train", *depends], device, make(self.train))
+            test = kept.get(encoder, ["test", *depends], device, make(self.test))
         found = {
             f"{name}/{figure}": value
             for name, probe in self.probes.items()
@@ -77,6 +87,11 @@ class Bench:
             "probes": {name: full["probes"][name] for name in self.probes},
             "remarks": list(self.remarks),
         }
+
+
+def asked_pools(probes: Iterable[Any]) -> tuple[str, ...]:
+    """Every pool that some probe asks for, once."""
+    return tuple(sorted({name for probe in probes for name in getattr(probe, "pools", ())}))
 
 
 def bench(recipe: Recipe, installed: Catalogue, only: Sequence[str] = ()) -> Bench:

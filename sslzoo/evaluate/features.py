@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from sslzoo.contracts import Dataset, Features, View
+from sslzoo.contracts import Dataset, Features, Tokens, View
 from sslzoo.errors import RunError
 from sslzoo.rng import derive_seed
+from sslzoo.run.compiling import eager
 from sslzoo.run.data import UNREADABLE, passed, seed_views
+from sslzoo.run.monitor import evaluating
 
 Labels = dict[str, Tensor]
+OWN = "x"  # the recipe's own pooling
+POOLS = ("mean", "mean4", "class", "class4")
 
 
 class _Pages(TorchDataset[tuple[Tensor, Labels] | RunError]):
@@ -53,19 +60,19 @@ def extract(
     batch: int = 256,
     workers: int = 0,
     bf16: bool = False,
+    pools: Sequence[str] = (),
 ) -> Features:
     """Features of every image of a data set, in order, from an encoder in eval mode: x [n d], fp32 on the CPU.
 
     With `layers` 0 the encoder's own summary; else the means over patches of its last blocks, side by side
-    [n layers*d]. Memory: 4 n d bytes and a batch.
+    [n layers*d]. `pools` are asked for beside it (`contracts.Probe`). Memory: 4 n d bytes for each, and a batch.
 
     Raises:
-        RunError: an image cannot be read, or the data set has no labels, or one outside its classes.
+        RunError: an image cannot be read, or the data set has no labels, or one outside its classes; or the encoder has
+            no such pool.
     """
     if not data.tasks:
         raise RunError("the data set has no labels to probe: it names no tasks")
-    mode = encoder.training
-    encoder.eval()
     count = len(data)
     loader = DataLoader(
         _Pages(data, view),
@@ -74,21 +81,47 @@ def extract(
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
     )
-    x, done = torch.zeros(0, 0), 0
+    kept: dict[str, Tensor] = {}
+    done, deep = 0, max([layers, *(4 for name in pools if name.endswith("4"))])
     labels = {task: torch.zeros(count, dtype=torch.long) for task in data.tasks}
-    try:
+    with evaluating(encoder), eager():
         for page in loader:
             pixels, told = passed(page)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                tokens = encoder(pixels.to(device), None, layers)
-            rows = torch.cat([layer.mean(1) for layer in tokens.layers], 1) if layers else tokens.summary
-            if not done:
-                x = torch.empty(count, rows.shape[1])  # once: rows put together at the end would take twice the memory
-            here = slice(done, done + len(rows))
-            x[here] = rows.float().cpu()
+                tokens = encoder(pixels.to(device), None, deep)
+                found = {name: pooled(encoder, tokens, name) for name in pools}
+            last = tokens.layers[len(tokens.layers) - layers :]
+            found[OWN] = torch.cat([layer.mean(1) for layer in last], 1) if layers else tokens.summary
+            here = slice(done, done + len(pixels))
+            for name, rows in found.items():
+                if not done:
+                    kept[name] = torch.empty(count, rows.shape[1])  # once: put together at the end, it would take twice
+                kept[name][here] = rows.float().cpu()
             for task in labels:
                 labels[task][here] = told[task]
             done = here.stop
-    finally:
-        encoder.train(mode)
-    return Features(x, labels, dict(data.tasks), device)
+    x = kept.pop(OWN, torch.zeros(0, 0))
+    return Features(x, labels, dict(data.tasks), device, kept)
+
+
+def pooled(encoder: nn.Module, tokens: Tokens, name: str) -> Tensor:
+    """One word for each image, [s d] or [s 4*d]: mean or class token of the last block, or of the last four.
+
+    Each of the four passes through the encoder's final norm, where it has one as `norm` (VISSL's linear protocol).
+
+    Raises:
+        RunError: the encoder has no class token, or fewer than four blocks.
+    """
+    blocks = 4 if name.endswith("4") else 1
+    norm: Any = getattr(encoder, "norm", nn.Identity())
+    if name.startswith("class") and tokens.prefix is None:
+        raise RunError(f"the features {name!r} need a class token, and the encoder has none; there is: mean, mean4")
+    if blocks > 1 and len(tokens.layers) < blocks:
+        raise RunError(f"the features {name!r} need 4 blocks; the encoder has {len(tokens.layers)}")
+    if name in ("mean", "mean4"):
+        some = [tokens.patches] if blocks == 1 else [norm(layer) for layer in tokens.layers[-blocks:]]
+        return torch.cat([one.mean(1) for one in some], 1)
+    if name in ("class", "class4"):
+        ahead = [tokens.prefix] if blocks == 1 else [norm(layer) for layer in tokens.prefixes[-blocks:]]
+        return torch.cat([one[:, 0] for one in ahead if one is not None], 1)
+    raise RunError(f"no features are called {name!r}; there is: {', '.join(POOLS)}")

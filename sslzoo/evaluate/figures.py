@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from sslzoo.evaluate.bench import Bench, Figures, Say, bench, network_of, untrained
+from sslzoo.evaluate.kept import Kept
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.run import files
@@ -32,15 +33,22 @@ def probe(
     folder: Path,
     device: torch.device,
     say: Say,
+    features: Path | None = None,
 ) -> tuple[dict[str, Figures], Path]:
-    """Figures of one network of some methods by name, beside chance; written to eval/ of the run folder."""
+    """Figures of one network of some methods by name, beside chance; written to eval/ of the run folder.
+
+    Features are kept in the folder `features`, which runs may share; in eval/features of the run if left out.
+    """
     for remark in opened.remarks:
         say(f"note: {remark}")
     figures, answers, name = {}, {}, ""
+    depends = opened.told(recipe, installed) | {"versions": versions(recipe, installed), "encoder": recipe.encoder}
+    depends = {key: value for key, value in depends.items() if key not in ("probes", "seed", "remarks")}
+    kept = Kept(features or folder / "eval" / "features", depends)
     for column, method in encoders.items():
         name = network_of(method, network)
         say(f"probing the {column} encoder ({name})")
-        figures[column], told = opened.probe(evaluated_encoder(method, name).to(device), device)
+        figures[column], told = opened.probe(evaluated_encoder(method, name).to(device), device, kept)
         answers |= {f"{column}/{key}": value for key, value in told.items()}
     figures["chance"] = opened.chance()
     told = {"run": recipe.name, "step": step, "network": name, "run_seed": recipe.run.seed}
@@ -92,6 +100,23 @@ def write(folder: Path, figures: Mapping[str, Figures], told: Mapping[str, Any])
     }
     files.write_whole(path, json.dumps({"figures": clean, **told}, indent=2, default=str))
     return path
+
+
+def latest(folder: Path, step: int) -> dict[str, Figures]:
+    """Figures of a run folder at a step: of the newest evaluation that has an untrained encoder too, else the newest.
+
+    Evaluations that cannot be read are passed over; no evaluation of this step gives no figures.
+    """
+    found: dict[str, Figures] = {}
+    for path in sorted((folder / "eval").glob(f"{step}-*.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            columns = json.loads(path.read_text())["figures"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if "untrained" in columns or "untrained" not in found:
+            nan = float("nan")
+            found = {name: {k: nan if v is None else v for k, v in own.items()} for name, own in columns.items()}
+    return found
 
 
 def main_figures(figures: Mapping[str, Figures]) -> list[tuple[str, list[float]]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from sslzoo.contracts import Features
 from sslzoo.errors import Problem, RecipeError, RunError
-from sslzoo.evaluate.bench import Bench, bench, refused
+from sslzoo.evaluate.bench import Bench, asked_pools, bench, refused
+from sslzoo.evaluate.features import pooled
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import build_method, make
 from sslzoo.recipe.recipe import Evaluate, Recipe
@@ -39,56 +40,67 @@ def rehearse(recipe: Recipe, installed: Catalogue, *, data: bool = True) -> tupl
             problems += error.problems
         else:
             problems += _first_images(opened)
-    problems += _network(recipe, installed, settings)
+    tokens, found = _network(recipe, installed, settings)
+    problems += found
     for name, spec in settings.probes.items():
-        problems += _probe(installed, f"evaluate.probes.{name}", spec)
+        problems += _probe(installed, f"evaluate.probes.{name}", spec, tokens)
     if problems:
         known = {(problem.place, problem.message): problem for problem in problems}  # bench tells some of them too
         raise refused(recipe, list(known.values()))
     return () if opened is None else opened.remarks
 
 
-def _network(recipe: Recipe, installed: Catalogue, settings: Evaluate) -> list[Problem]:
-    """On the meta device: shapes, and no numbers."""
+Read = Callable[[str], Any]  # features by the name of a pool, of no numbers
+
+
+def _network(recipe: Recipe, installed: Catalogue, settings: Evaluate) -> tuple[Read | None, list[Problem]]:
+    """On the meta device: shapes, and no numbers. Gives what reads pools from its tokens, if it gave any."""
     try:
         view = make(installed, "views", settings.view, place="evaluate.view")
     except RecipeError as error:
-        return list(error.problems)
+        return None, list(error.problems)
     with torch.device("meta"):
         method = build_method(recipe, installed)
     try:
         encoder: Any = evaluated_encoder(method, settings.network)
     except RunError as error:
-        return [Problem("evaluate.network", str(error))]
+        return None, [Problem("evaluate.network", str(error))]
     try:
         encoder.grid(view.size)
     except ValueError as error:
-        return [Problem("evaluate.view", str(error))]
+        return None, [Problem("evaluate.view", str(error))]
     depth = len(encoder.blocks)
     if settings.layers > depth:
-        return [Problem("evaluate.layers", f"found {settings.layers}; the encoder has {depth} blocks")]
+        return None, [Problem("evaluate.layers", f"found {settings.layers}; the encoder has {depth} blocks")]
     try:
         with torch.no_grad():
-            tokens = encoder.eval()(torch.empty(2, 3, *view.size, device="meta"), None, settings.layers)
+            pixels = torch.empty(2, 3, *view.size, device="meta")
+            tokens = encoder.eval()(pixels, None, settings.layers)
     except Exception as error:  # a plugin's own mistake, told as one
-        return [Problem("evaluate", f"the encoder failed on {view.size}: {type(error).__name__}: {error}")]
+        return None, [Problem("evaluate", f"the encoder failed on {view.size}: {type(error).__name__}: {error}")]
     if len(tokens.layers) != settings.layers:
         text = f"found {settings.layers}; the encoder gives the outputs of {len(tokens.layers)} blocks"
-        return [Problem("evaluate.layers", text)]
-    return []
+        return None, [Problem("evaluate.layers", text)]
+    return lambda name: pooled(encoder, encoder(pixels, None, 4 if name.endswith("4") else 0), name), []
 
 
-def _probe(installed: Catalogue, place: str, spec: Mapping[str, Any]) -> list[Problem]:
+def _probe(installed: Catalogue, place: str, spec: Mapping[str, Any], read: Read | None) -> list[Problem]:
     """A probe on drawn features, of as many rows as `verify` takes."""
     try:
         probe = make(installed, "probes", spec, place=place)
     except RecipeError as error:
         return list(error.problems)
+    pools = asked_pools([probe])
+    try:
+        with torch.no_grad():
+            _ = [read(name) for name in pools] if read is not None else []
+    except (RunError, ValueError) as error:
+        return [Problem(place, str(error))]
     rng = torch.Generator().manual_seed(0)
-    drawn = [
-        Features(torch.randn(rows, 16, generator=rng), {"kind": torch.randint(4, (rows,), generator=rng)}, {"kind": 4})
-        for rows in (200, 100)
-    ]
+    drawn = []
+    for rows in (200, 100):
+        x, y = torch.randn(rows, 16, generator=rng), torch.randint(4, (rows,), generator=rng)
+        drawn.append(Features(x, {"kind": y}, {"kind": 4}, pools=dict.fromkeys(pools, x)))
     try:
         probe(drawn[0], drawn[1], 0)
     except Exception as error:  # a plugin's own mistake, or a setting that its constructor did not refuse

@@ -6,9 +6,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ from sslzoo.launch.grace import Grace, kill_wait
 from sslzoo.launch.state import InUse, State
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
-from sslzoo.recipe.build import Flow, build, check
+from sslzoo.recipe.build import Flow, check
 from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import Recipe, resolve
 from sslzoo.report.display import Display
@@ -29,6 +29,7 @@ from sslzoo.run.clock import time_left
 from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import World
 from sslzoo.run.stop import Stop, Stopped
+from sslzoo.step import Method
 from sslzoo.train import Watch, train
 
 
@@ -48,7 +49,7 @@ def work(
     asked: Asked | None = None,
     upgrade: bool = False,
 ) -> None:
-    """Trains a recipe in a run folder, then probes its encoder and draws the page of plots.
+    """Trains a recipe in a run folder, then probes its encoder and writes its page.
 
     `asked` is what a job was submitted with; it may hold many GPUs, so another job probes (`probing`). Of several
     processes, one that fails leaves at once: it neither returns nor waits for the others, and its launcher ends those
@@ -75,7 +76,8 @@ def work(
             probe = evaluate and asked is None
             _first(recipe, installed, flow, out, world, stop, state, own, grace, probe, remarks)
         else:
-            train(recipe, installed, flow, out, world, Watch(begin=own.begin, stop=stop))
+            probe = during(recipe, installed, world)
+            train(recipe, installed, flow, out, world, Watch(begin=own.begin, stop=stop, probe=probe))
         parallel.leave()
     except Stopped:
         parallel.leave()
@@ -138,7 +140,8 @@ def _first(
         known = facts.of_run(flow) | facts.of_machine(world)
         teller = Teller(state, display, recipe.run.batch, own, known, grace)
         try:
-            train(recipe, installed, flow, out, world, teller.watch(stop))
+            watch = replace(teller.watch(stop), probe=during(recipe, installed, world))
+            train(recipe, installed, flow, out, world, watch)
         except Stopped:
             teller.tell("stopped", step=max(checkpoint.steps(Folder(out).checkpoints)))
             raise
@@ -221,6 +224,15 @@ def probing(recipe: Recipe, installed: Catalogue, out: Path, *, gpus: bool) -> N
         _probe(recipe, installed, out, world, display)
 
 
+def during(recipe: Recipe, installed: Catalogue, world: World) -> Callable[[Method], dict[str, float]] | None:
+    """What probes a run while it goes on, where its recipe asks for that; on all ranks where they share the encoder."""
+    if recipe.evaluate is None or recipe.evaluate.every is None or not (world.first or recipe.run.shard > 1):
+        return None
+    from sslzoo.evaluate.during import During
+
+    return During(recipe, installed, world.device)
+
+
 def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, display: Display) -> None:
     from sslzoo.evaluate.bench import restored
     from sslzoo.evaluate.figures import finish, table
@@ -231,7 +243,7 @@ def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, displa
     method.to(world.device)
     figures = finish(recipe, installed, method, step, out, world.device, display.say)
     display.print(table(figures))
-    display.say(f"plots: {write(recipe, installed, method, build(recipe, installed)[1], out, figures)}")
+    display.say(f"page: {write(recipe, installed, method, step, out, figures)}")
 
 
 def _judged(error: BaseException, world: World | None, state: State) -> BaseException:

@@ -129,6 +129,8 @@ class Evaluate(Keys):
     layers: int = Field(0, ge=0, le=1000)
     batch: int = Field(256, ge=1, le=2**20)
     seed: int = 0
+    every: Annotated[Duration | None, Free()] = None
+    images: Annotated[int, Free()] = Field(2000, ge=1, le=10**9)
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,16 @@ class Survey:
     shares: Tensor  # share of the image seen, one for each mask
 
 
-def survey(sampler: MaskSampler, grid: Grid, batch: int, seed: int) -> Survey:
+def survey(sampler: MaskSampler, grid: Grid, batch: int, seed: int, steps: int = STEPS) -> Survey:
     """Draws batches of masks and counts what they cover."""
     places = grid[0] * grid[1]
     context, target, shares = torch.zeros(places), torch.zeros(places), []
-    for step in range(STEPS):
+    for step in range(steps):
         mask = draw_mask(sampler, grid, seed, step, range(batch))
         seen, asked = covered_by(mask, places)
         context, target = context + seen.float().mean(0), target + asked.float().mean(0)
         shares.append(seen.float().mean(1))
-    return Survey((context / STEPS).reshape(grid), (target / STEPS).reshape(grid), torch.cat(shares))
+    return Survey((context / steps).reshape(grid), (target / steps).reshape(grid), torch.cat(shares))
 
 
 def covered_by(mask: Mask, places: int) -> tuple[Tensor, Tensor]:
@@ -88,9 +88,9 @@ def _outline(ax: Axes, places: set[int], grid: Grid, side: tuple[float, float], 
     ax.add_collection(LineCollection(lines, colors=colour, linewidths=1.4))
 
 
-def coverage(ax: Axes, share: Tensor, title: str) -> Any:
-    """A map of how often each patch is covered, 0 to its largest share."""
-    drawn = ax.imshow(share, vmin=0, vmax=max(share.max().item(), 1e-6), cmap="viridis")
+def coverage(ax: Axes, share: Tensor, title: str, top: float | None = None) -> Any:
+    """A map of how often each patch is covered, from 0 to `top`; to its largest share if left out."""
+    drawn = ax.imshow(share, vmin=0, vmax=max(share.max().item() if top is None else top, 1e-6), cmap="viridis")
     ax.set_title(title, fontsize=8)
     _bare(ax)
     bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.04)

@@ -1,224 +1,217 @@
-"""What should a person see of a run at a glance? One page: masks, curves, features, figures."""
+"""What should a person see of a run at a glance? Its page: what it learnt, its curves, and what its encoder sees."""
 
 from __future__ import annotations
 
-import base64
-import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from string import Template
 
 import torch
-from matplotlib.axes import Axes
+from matplotlib import rc_context
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
-from sslzoo.contracts import Dataset, Grid, View
-from sslzoo.evaluate.bench import Figures, untrained
-from sslzoo.evaluate.figures import main_figures
+from sslzoo.contracts import Dataset, View
+from sslzoo.evaluate.bench import Figures, restored, untrained
+from sslzoo.evaluate.figures import latest, main_figures
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import make
-from sslzoo.recipe.recipe import Recipe
-from sslzoo.report import masks
-from sslzoo.run.data import Sources, draw_mask, readable, seed_views
+from sslzoo.recipe.recipe import Recipe, load
+from sslzoo.report import html, insides
+from sslzoo.report.charts import COLORS, SVG, Chart, Rows, chart, legend
+from sslzoo.report.html import Cell, Page, Table, number
+from sslzoo.report.insides import Look
+from sslzoo.report.predictions import of_predictions
+from sslzoo.run.data import readable, seed_views
 from sslzoo.run.folder import Folder
 from sslzoo.run.monitor import evaluated_encoder
 from sslzoo.step import Method
 
-SHOWN = 8  # images on the page
-INK, ACCENT, PALE = "#2b4162", "#e4572e", "#b8c4d6"
+SEEN = 256  # test images that are shown to the encoder
+GAIN = 0.5  # points of percent that a figure of the trained encoder must be above the untrained one's to be told
+
+Lines = Sequence[Mapping[str, float]]
+
+
+def of(folder: Path, words: Sequence[str] = ()) -> Path:
+    """Writes the page of a run folder as it lies there; `words` stand first.
+
+    Raises:
+        RunError: it holds no recipe or no checkpoint that can be read.
+    """
+    recipe, installed = load(str(folder))
+    method, step = restored(recipe, installed, folder)
+    return write(recipe, installed, method, step, folder, latest(folder, step), words)
 
 
 def write(
-    recipe: Recipe, installed: Catalogue, method: Method, sources: Sources, folder: Path, figures: Mapping[str, Figures]
-) -> Path:
-    """Draws the page of a run: report/page.png, and report/index.html that holds it with the table of figures."""
-    place = folder / "report"
-    place.mkdir(parents=True, exist_ok=True)
-    figure = _page(recipe, installed, method, sources, Folder(folder).metrics.read(), figures)
-    figure.savefig(place / "page.png", dpi=110)
-    picture = base64.b64encode((place / "page.png").read_bytes()).decode()
-    html = _HTML.substitute(name=escape(recipe.name), picture=picture, table=_table(figures))
-    (place / "index.html").write_text(html)
-    return place / "index.html"
-
-
-def _page(
     recipe: Recipe,
     installed: Catalogue,
     method: Method,
-    sources: Sources,
-    lines: Sequence[Mapping[str, float]],
+    step: int,
+    folder: Path,
     figures: Mapping[str, Figures],
-) -> Figure:
-    page = Figure(figsize=(15, 13), layout="constrained")
-    page.suptitle(recipe.name, fontsize=15, fontweight="bold")
-    top, middle, low = list(page.subfigures(3, 1, height_ratios=[1.15, 1.0, 1.9]))  # type: ignore[call-overload]
-    _masks(top, recipe, method, sources)
-    _curves(middle, lines, figures)
-    encoders = {"trained": evaluated_encoder(method), "untrained": evaluated_encoder(untrained(recipe, installed))}
-    _features(low, encoders, _pixels(recipe, installed, sources))
-    return page
-
-
-def _masks(page: Figure, recipe: Recipe, method: Method, sources: Sources) -> None:
-    page.suptitle("masks: what is seen, and the blocks to guess", fontsize=11, x=0.01, ha="left")
-    if not sources.masks:
-        page.text(0.5, 0.5, "this method has no masks", ha="center", color=INK)
-        return
-    name = next(iter(sources.masks))
-    view, sampler = sources.views[name].view, sources.masks[name]
-    grid = method.student.encoder.grid(view.size)
-    pixels = _seen(sources.data, view, SHOWN - 3, recipe.run.seed)
-    mask = draw_mask(sampler, grid, recipe.run.seed, 0, range(len(pixels)))
-    axes = page.subplots(1, SHOWN, gridspec_kw={"width_ratios": [1] * (SHOWN - 3) + [1.1, 1.1, 1]})
-    for blank in axes[len(pixels) : SHOWN - 3]:
-        blank.set_axis_off()
-    for row, image in enumerate(masks.shown(pixels)):
-        masks.sample(axes[row], image, mask, row, grid)
-    found = masks.survey(sampler, grid, 32, recipe.run.seed)
-    masks.coverage(axes[-3], found.context, "how often seen")
-    masks.coverage(axes[-2], found.target, "how often asked for")
-    masks.context_shares(axes[-1], found.shares)
-
-
-def _curves(page: Figure, lines: Sequence[Mapping[str, float]], figures: Mapping[str, Figures]) -> None:
-    axes = page.subplots(1, 4, gridspec_kw={"width_ratios": [1.3, 1, 1, 1.6]})
-    _curve(axes[0], lines, ["loss"], "loss")
-    _curve(
-        axes[1],
-        lines,
-        [key for key in (lines[-1] if lines else {}) if key.endswith("_std")],
-        "standard deviation over rows",
+    words: Sequence[str] = (),
+) -> Path:
+    """Writes the page of a run, report/index.html: of its method as trained for `step` steps, with its figures."""
+    lines = Folder(folder).metrics.read()
+    looks = [
+        look(recipe, installed, method, f"{recipe.name}, seed {recipe.run.seed}, {step} steps"),
+        look(recipe, installed, untrained(recipe, installed), "the same encoder untrained", masked=False),
+    ]
+    guessed = of_predictions(recipe, installed, method, looks[0].title)
+    page = Page(
+        title=recipe.name,
+        subtitle=f"seed {recipe.run.seed}, {step} steps of {recipe.run.batch} images",
+        verdict=[*words, *_learned(figures)],
+        tables=list(_tables(figures)),
+        charts=[*_charts(lines, figures, recipe.run.batch), *insides.charts(looks), *([guessed] if guessed else [])],
+        sources=[
+            ("Command", f"sslzoo report {folder}"),
+            ("Resolved recipe", (folder / "recipe.yaml").read_text()),
+        ],
     )
-    _curve(axes[2], lines, ["rankme"], "RankMe of monitored images")
-    _bars(axes[3], figures)
+    return html.write(folder / "report", page)
 
 
-def _curve(ax: Axes, lines: Sequence[Mapping[str, float]], keys: Sequence[str], title: str) -> None:
-    colours = (INK, ACCENT, "#3a9b5c", "#6a4c93")
-    for number, key in enumerate(keys):
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        if not points:
-            continue
-        x, y = zip(*points, strict=True)
-        colour = colours[number % len(colours)]
-        ax.plot(x, y, color=colour, alpha=0.3 if len(y) > 40 else 1, linewidth=1)
-        if len(y) > 40:
-            ax.plot(x, _smooth(y), color=colour, linewidth=1.8, label=key)
-        else:
-            ax.lines[-1].set_label(key)
-    ax.set_title(title, fontsize=11, loc="left")
-    ax.set_xlabel("step", fontsize=8)
-    ax.tick_params(labelsize=8)
-    ax.grid(alpha=0.25)
-    if len(keys) > 1:
-        ax.legend(fontsize=7, frameon=False)
-    _open(ax)
+def opened(folder: Path, name: str) -> Look:
+    """The network of a run folder, to look into.
+
+    Raises:
+        RunError: it holds no recipe or no checkpoint that can be read.
+    """
+    recipe, installed = load(str(folder))
+    method, step = restored(recipe, installed, folder)
+    return look(recipe, installed, method, f"{name}, seed {recipe.run.seed}, {step} steps", name)
 
 
-def _smooth(y: Sequence[float], share: float = 0.05) -> list[float]:
-    """A moving average over a twentieth of the run, centred."""
-    half = max(1, int(len(y) * share / 2))
-    return [sum(y[max(0, i - half) : i + half + 1]) / len(y[max(0, i - half) : i + half + 1]) for i in range(len(y))]
+def look(
+    recipe: Recipe, installed: Catalogue, method: Method, title: str, name: str = "", *, masked: bool = True
+) -> Look:
+    """A method's evaluated encoder with the images it is shown; with its masks if it has any and they are wanted."""
+    network = "auto" if recipe.evaluate is None else recipe.evaluate.network
+    found = Look(name or title, title, evaluated_encoder(method, network), _pixels(recipe, installed))
+    if not recipe.masks or not masked:
+        return found
+    group = next(iter(recipe.masks))
+    sampler = make(installed, "masks", recipe.masks[group], place=f"masks.{group}")
+    view = make(installed, "views", recipe.views[group], place=f"views.{group}")
+    grid = method.student.encoder.grid(view.size)
+    batch = recipe.run.micro or recipe.run.batch
+    return Look(found.name, title, found.encoder, found.pixels, sampler, grid, batch, recipe.run.seed)
 
 
-def _bars(ax: Axes, figures: Mapping[str, Figures]) -> None:
-    if not figures:
-        ax.set_axis_off()
-        return
-    rows, columns = main_figures(figures), list(figures)
-    colours = (ACCENT, PALE, "#e8e8e8")
-    wide = 0.8 / len(columns)
-    for number, column in enumerate(columns):
-        x = [place + (number - (len(columns) - 1) / 2) * wide for place in range(len(rows))]
-        bars = ax.bar(x, [values[number] for _, values in rows], wide, color=colours[number % 3], label=column)
-        ax.bar_label(bars, fmt="%.0f", fontsize=6)
-    ax.set_xticks(range(len(rows)), [name.replace("/", "\n") for name, _ in rows], fontsize=7)
-    ax.set_title("frozen probes, top-1 in percent", fontsize=11, loc="left")
-    ax.legend(fontsize=7, frameon=False)
-    ax.tick_params(axis="y", labelsize=8)
-    _open(ax)
-
-
-def _features(page: Figure, encoders: Mapping[str, nn.Module], pixels: Tensor) -> None:
-    page.suptitle("patch features: their first three principal components as colours", fontsize=11, x=0.01, ha="left")
-    if not len(pixels):
-        page.text(0.5, 0.5, "no image could be read", ha="center", color=INK)
-        return
-    axes = page.subplots(1 + len(encoders), SHOWN)
-    rows = {"image": masks.shown(pixels)}
-    rows |= {f"{name} encoder": components(encoder, pixels) for name, encoder in encoders.items()}
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(name, fontsize=9)
-        for ax, image in zip(line, images, strict=False):  # a small data set leaves places free
-            ax.imshow(image, interpolation="nearest")
-        for number, ax in enumerate(line):
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.set_frame_on(number < len(images))
-
-
-@torch.no_grad()
-def components(encoder: nn.Module, pixels: Tensor) -> Tensor:
-    """First three principal components of all patch features of some images, as colours: [n h w 3] in [0, 1]."""
-    mode = encoder.training
-    encoder.eval()
-    device = next(encoder.parameters()).device
-    tokens = encoder(pixels.to(device))
-    encoder.train(mode)
-    grid: Grid = tokens.grid
-    x = tokens.patches.float().cpu().flatten(0, 1)
-    x = x - x.mean(0)
-    _, _, axes = torch.linalg.svd(x.nan_to_num(), full_matrices=False)
-    found = x @ axes[:3].T
-    low, high = found.quantile(0.02, 0), found.quantile(0.98, 0)
-    return ((found - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).reshape(len(pixels), *grid, 3)
-
-
-def _pixels(recipe: Recipe, installed: Catalogue, sources: Sources) -> Tensor:
+def _pixels(recipe: Recipe, installed: Catalogue) -> Tensor:
+    """Images as an evaluation sees them; of the training data where the recipe has no evaluation."""
     if recipe.evaluate is not None:
         data = make(installed, "datasets", recipe.evaluate.test, place="evaluate.test")
         view = make(installed, "views", recipe.evaluate.view, place="evaluate.view")
     else:
-        data, view = sources.data, next(iter(sources.views.values())).view
-    return _seen(data, view, SHOWN, recipe.run.seed)
+        data = make(installed, "datasets", recipe.data, place="data")
+        group = next(iter(recipe.views))
+        view = make(installed, "views", recipe.views[group], place=f"views.{group}")
+    return _seen(data, view, SEEN, recipe.run.seed)
 
 
 def _seen(data: Dataset, view: View, most: int, seed: int) -> Tensor:
     """Views of the first images that can be read, at most some: [n 3 H W]."""
-    images = [image for _, image in islice(readable(data, len(data)), most)]
-    seed_views(seed)
-    pixels = [view(image)[0] for image in images]
+    pixels = []
+    for _, image in islice(readable(data, len(data)), most):
+        seed_views(seed)
+        pixels.append(view(image)[0])
     return torch.stack(pixels) if pixels else torch.zeros(0, 3, *view.size)
 
 
-def _open(ax: Axes) -> None:
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
+def _learned(figures: Mapping[str, Figures]) -> Iterator[str]:
+    """What the figures allow to say, in a sentence."""
+    if "untrained" not in figures:
+        yield "Not compared with the same encoder untrained: sslzoo eval RUN --untrained does it."
+        return
+    trained = next(column for name, column in figures.items() if name not in ("untrained", "chance"))
+    gains = {name: trained[name] - figures["untrained"][name] for name in trained if name.endswith("/top1")}
+    told = lambda names: ", ".join(f"{name.removesuffix('/top1')} ({gains[name]:+.1f})" for name in names)  # noqa: E731
+    better = [name for name in gains if gains[name] > GAIN]
+    rest = [name for name in gains if name not in better]
+    if better:
+        yield f"Above the same encoder untrained, in points of percent: {told(better)}."
+    if rest:
+        yield f"Not above it by more than {GAIN}: {told(rest)}."
+    yield "One run: another seed may give other figures; sslzoo compare says how sure they are."
 
 
-def _table(figures: Mapping[str, Figures]) -> str:
-    if not figures:
-        return ""
-    cell = lambda value: "" if math.isnan(value) else f"{value:.1f}"  # noqa: E731 - one word for one use
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("top-1, percent", *figures))
-    body = "".join(
-        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell(value)}</td>' for value in values)}</tr>"
-        for name, values in main_figures(figures)
+def _tables(figures: Mapping[str, Figures]) -> Iterator[Table]:
+    if figures:
+        rows = [[Cell(name, name), *(number(value) for value in values)] for name, values in main_figures(figures)]
+        note = "Top-1 in percent on test images, read from frozen features. Chance: telling the commonest class."
+        yield Table("Figures", note, ["probe/task", *figures], rows)
+
+
+def _charts(lines: Lines, figures: Mapping[str, Figures], batch: int) -> Iterator[Chart]:
+    if lines:
+        yield _curves(lines, batch)
+    if figures:
+        yield _bars(figures)
+
+
+def _curves(lines: Lines, batch: int) -> Chart:
+    known = {key for line in lines for key, value in line.items() if value is not None}
+    spread = sorted(key for key in known if key.endswith("_std"))
+    panels = {
+        "loss": ["loss"],
+        "spread over patches": spread,
+        "effective rank": ["rankme"],
+        "learning rate": ["lr"],
+    }
+    panels = {title: [key for key in keys if key in known] for title, keys in panels.items()}
+    panels = {title: keys for title, keys in panels.items() if keys}
+    rows: Rows = []
+    with rc_context(SVG):
+        page = Figure(figsize=(10, 3.0), layout="constrained")
+        axes = page.subplots(1, max(1, len(panels)), squeeze=False)[0]
+        for ax, (title, keys) in zip(axes, panels.items(), strict=False):
+            for place, key in enumerate(keys):
+                points = [(line["step"] * batch, line[key]) for line in lines if line.get(key) is not None]
+                x, y = zip(*points, strict=True)
+                ax.plot(x, smooth(y), color=COLORS[place % len(COLORS)], linewidth=1.6, label=key)
+                rows += [{"metric": key, "images": images, "value": value} for images, value in points]
+            ax.set_title(title, fontsize=10, loc="left")
+            ax.set_xlabel("images seen")
+            ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+            if len(keys) > 1:
+                legend(page, ax)
+    caption = (
+        "Loss (a moving average over a twentieth of the run; the CSV has every point); standard deviation of "
+        "predictions and targets over patches, mean over channels, near 0 when all are alike; effective rank of the "
+        "summaries of a fixed batch of training images (RankMe, Garrido et al. 2023), whose fall is collapse."
     )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return chart("curves", "While training", caption, page, rows)
 
 
-_HTML = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>$name</title>
-<style>
-body { font: 15px system-ui, sans-serif; color: #222; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
-img { width: 100% }
-td, th { padding: .2rem 1.2rem .2rem 0; text-align: right } td:first-child, th:first-child { text-align: left }
-</style></head>
-<body><h1>$name</h1>$table
-<img alt="masks, curves, figures and features" src="data:image/png;base64,$picture"></body></html>
-""")
+def smooth(y: Sequence[float], share: float = 0.05) -> list[float]:
+    """A moving average over a twentieth of the run, centered; short runs are left as they are."""
+    half = int(len(y) * share / 2)
+    windows = [y[max(0, i - half) : i + half + 1] for i in range(len(y))]
+    return [sum(some) / len(some) for some in windows]
+
+
+def _bars(figures: Mapping[str, Figures]) -> Chart:
+    told, columns = main_figures(figures), list(figures)
+    wide = 0.8 / len(columns)
+    rows: Rows = []
+    with rc_context(SVG):
+        page = Figure(figsize=(10, 3.2), layout="constrained")
+        ax = page.subplots()
+        for place, column in enumerate(columns):
+            x = [row + (place - (len(columns) - 1) / 2) * wide for row in range(len(told))]
+            values = [values[place] for _, values in told]
+            shade = ("#D55E00", "#56B4E9", "#999999")[place % 3]
+            ax.bar_label(ax.bar(x, values, wide, color=shade, label=column), fmt="%.0f", fontsize=6.5, color="#777777")
+            rows += [{"probe/task": name, "encoder": column, "top-1": values[place]} for name, values in told]
+        ax.set_xticks(range(len(told)), [name.replace("/", "\n") for name, _ in told], fontsize=8)
+        ax.set_ylabel("top-1 in percent")
+        legend(page, ax)
+    caption = (
+        "Top-1 of each probe and task on test images, from frozen features: the trained encoder, the same encoder as "
+        "it was drawn before training, and telling the commonest class."
+    )
+    return chart("figures", "What frozen features tell", caption, page, rows)

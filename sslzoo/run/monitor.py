@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -36,13 +37,21 @@ def monitor_pixels(data: Dataset, view: View, count: int, seed: int) -> Tensor:
 def rank_of(method: Method, pixels: Tensor, device: torch.device, cast: AbstractContextManager[Any]) -> float:
     """RankMe of the summaries of monitored images, from the teacher where there is one."""
     encoder = evaluated_encoder(method)
-    modes = [(module, module.training) for module in encoder.modules()]  # a teacher's are mixed: it drops nothing
-    encoder.eval()
-    with cast, eager():
+    with evaluating(encoder), cast, eager():
         found = [encoder(some.to(device)).summary.float() for some in pixels.split(64)]
-    for module, mode in modes:
-        module.training = mode
     return rankme(torch.cat(found)).item()
+
+
+@contextmanager
+def evaluating(encoder: nn.Module) -> Iterator[nn.Module]:
+    """An encoder in eval mode; then each of its modules is as it was (a teacher's are mixed: it drops nothing)."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        yield encoder
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def evaluated_encoder(method: Method, network: str = "auto") -> nn.Module:

@@ -20,7 +20,7 @@ def _plain(rows: int, seed: int, *, clear: bool) -> Features:
     x = torch.randn(rows, 16, generator=rng)
     x = x * 0.1 + torch.eye(4, 16)[y] * 3 if clear else x
     x[:, -1] = 1.0  # a channel may be dead
-    return Features(x, {"kind": y}, {"kind": 4})
+    return Features(x, {"kind": y}, {"kind": 4}, pools=dict.fromkeys(("mean", "mean4", "class", "class4"), x))
 
 
 def _plainly(found: Mapping[str, float | Tensor]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sslzoo.cli import cli
 from sslzoo.evaluate.bench import bench, matched
 from sslzoo.evaluate.figures import write
 from sslzoo.evaluate.rehearse import rehearse
-from sslzoo.recipe.build import build, check
+from sslzoo.recipe.build import check
 from sslzoo.recipe.recipe import load
 from sslzoo.report.page import write as write_page
 from sslzoo.run.metrics import rankme
@@ -106,9 +106,9 @@ def test_all_problems_come_at_once():
 
 def test_four_training_images_are_enough_for_a_page(run):
     out, recipe, installed, method = run
-    page = write_page(recipe, installed, method, build(recipe, installed)[1], out, {})
-    assert (out / "report" / "page.png").stat().st_size > 20_000
-    assert "<img" in page.read_text()
+    page = write_page(recipe, installed, method, 2, out, {})
+    assert {path.stem for path in (out / "report").glob("*.svg")} >= {"curves", "masks", "features"}
+    assert "Not compared with the same encoder untrained" in page.read_text()
 
 
 def test_an_evaluation_tells_what_its_figures_depend_on_and_replaces_no_other(run):

@@ -8,10 +8,10 @@ import torch
 from sslzoo import RunError
 from sslzoo.evaluate.bench import bench, restored, untrained
 from sslzoo.evaluate.features import extract
-from sslzoo.evaluate.figures import finish
+from sslzoo.evaluate.figures import finish, latest
 from sslzoo.recipe.build import build, check, make
 from sslzoo.recipe.recipe import load
-from sslzoo.report.page import components, write
+from sslzoo.report.page import write
 from sslzoo.run.monitor import evaluated_encoder
 from sslzoo.run.parallel import World
 from sslzoo.train import train
@@ -76,9 +76,12 @@ def test_figures_stand_beside_the_untrained_encoder_and_chance(run):
     assert told["figures"] == figures
     labels = [bench(recipe, installed).test.label(i)["shape"] for i in range(40)]
     assert figures["chance"]["shape"] == pytest.approx(max(map(labels.count, set(labels))) / 40 * 100)
-    page = write(recipe, installed, method, build(recipe, installed)[1], out, figures)
-    assert "<table>" in page.read_text()
-    assert (out / "report" / "page.png").stat().st_size > 50_000
+    page = write(recipe, installed, method, 4, out, figures)
+    text = page.read_text()
+    assert 'class="sortable"' in text
+    assert "ijepa-tiny, seed 0, 4 steps" in text
+    assert latest(out, 4) == figures
+    assert latest(out, 2) == {}
 
 
 def test_a_checkpoint_restores_the_encoder_that_was_trained(run):
@@ -120,14 +123,6 @@ def test_data_without_labels_cannot_be_probed(run):
 
     with pytest.raises(RunError, match="no labels"):
         extract(evaluated_encoder(method), Bare(), opened.view, device=CPU)
-
-
-def test_components_are_colours_that_do_not_depend_on_channel_order(run):
-    method, pixels = run[3], torch.randn(2, 3, 64, 64)
-    encoder = evaluated_encoder(method)
-    colours = components(encoder, pixels)
-    assert colours.shape == (2, *encoder.grid((64, 64)), 3)
-    assert 0 <= colours.min() < colours.max() <= 1
 
 
 def test_tensorboard_reads_back_what_metrics_say(run):

@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
-import sslzoo_probes
 import torch
 from sklearn.linear_model import LogisticRegression
-from sslzoo_probes import Knn, Linear
+from sslzoo_probes import FewLabels, Heads, Knn, Linear, frozen
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -117,9 +116,9 @@ def test_chunks_change_nothing(monkeypatch):
     train, _ = clouds(300)
     test, _ = clouds(90, seed=1)
     whole = [probe(train, test, 0) for probe in (Knn(k=(1, 7, 40)), Linear(penalties=(1e-2, 1e-3)))]
-    monkeypatch.setattr(sslzoo_probes, "CHUNK", 32)  # fewer than the neighbors asked for
-    monkeypatch.setattr(sslzoo_probes, "QUERIES", 16)
-    monkeypatch.setattr(sslzoo_probes, "WHOLE", 0)
+    monkeypatch.setattr(frozen, "CHUNK", 32)  # fewer than the neighbors asked for
+    monkeypatch.setattr(frozen, "QUERIES", 16)
+    monkeypatch.setattr(frozen, "WHOLE", 0)
     found = [probe(train, test, 0) for probe in (Knn(k=(1, 7, 40)), Linear(penalties=(1e-2, 1e-3)))]
     answers = [[one.pop("kind/correct") for one in side] for side in (whole, found)]
     assert found[0] == whole[0]
@@ -147,7 +146,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("probe", [Knn(k=(10, 20)), Linear(penalties=(1.0,))], ids=["knn", "linear"])
 def test_memory_does_not_grow_with_the_training_set(probe, monkeypatch):
     for name, size in (("CHUNK", 64), ("QUERIES", 32), ("WHOLE", 0)):
-        monkeypatch.setattr(sslzoo_probes, name, size)
+        monkeypatch.setattr(frozen, name, size)
     test, _ = clouds(32, d=40, seed=1)
     found = {}
     for rows in (300, 900):
@@ -162,8 +161,94 @@ def test_memory_does_not_grow_with_the_training_set(probe, monkeypatch):
 
 def test_weights_are_those_of_scikit_learn():
     train, _ = clouds(400)
-    rows, y = sslzoo_probes.Rows(train.x), train.labels["kind"]
+    rows, y = frozen.Rows(train.x), train.labels["kind"]
     x = next(rows.chunks())[:, :-1].double()
     theirs = LogisticRegression(C=1 / (2 * 400 * 1e-2), max_iter=5000, tol=1e-10).fit(x.numpy(), y.numpy())
-    weight = sslzoo_probes.fit(rows, y, 4, 1e-2, None)
+    weight = frozen.fit(rows, y, 4, 1e-2, None)
     assert torch.allclose(weight[:-1].T, torch.from_numpy(theirs.coef_), atol=2e-3)
+
+
+def pooled(n, seed):
+    """Clouds under two names: plain, and behind a scale that a rate of SGD does not suit."""
+    some, _ = clouds(n, seed=seed)
+    return Features(some.x, some.labels, some.tasks, pools={"mean": some.x, "mean4": some.x * 1e-3})
+
+
+def test_heads_trained_together_are_those_trained_alone():
+    train = pooled(120, 0)
+    keys = {"epochs": 3, "batch": 32, "lrs": (0.01, 0.5), "penalties": (0.0, 0.1)}
+    rows = torch.arange(100)
+    together = Heads(**keys)
+    heads = together.trained(train, "kind", rows, 4, 0)
+    assert len(heads) == 16
+    for kind, head in list(zip(together.kinds, heads, strict=True))[::5]:
+        alone = Heads(**keys | {"features": (kind.features,), "norms": (kind.norm,), "lrs": (kind.lr,)})
+        other = alone.trained(train, "kind", rows, 4, 0)[alone.kinds.index(kind)]
+        assert all(torch.equal(a, b) for a, b in zip(head.parameters(), other.parameters(), strict=True))
+
+
+def test_a_head_without_momentum_takes_the_steps_of_its_closed_form():
+    train = pooled(40, 0)
+    probe = Heads(features=("mean",), norms=(False,), lrs=(0.2,), penalties=(0.05,), epochs=1, batch=64, momentum=0.0)
+    (head,) = probe.trained(train, "kind", torch.arange(40), 4, 0)
+    (start,) = Heads(features=("mean",), norms=(False,), lrs=(1e-30,), penalties=(0.0,), epochs=1, batch=64).trained(
+        train, "kind", torch.arange(40), 4, 0
+    )
+    wrong = (start(train.x).softmax(1) - torch.eye(4)[train.labels["kind"]]) / 40
+    lr = 0.2 * 64 / 256
+    assert torch.allclose(head.weight, start.weight - lr * (wrong.T @ train.x + 0.05 * start.weight), atol=1e-6)
+    assert torch.allclose(head.bias, start.bias - lr * wrong.sum(0), atol=1e-6)
+
+
+def test_heads_are_chosen_on_held_out_images_and_the_published_figure_is_marked():
+    train, test = pooled(600, 0), pooled(400, 1)
+    centers = clouds(1)[1]
+    best = (torch.cdist(test.x, centers).argmin(1) == test.labels["kind"]).double().mean().item() * 100
+    figures = Heads(epochs=20, batch=64, lrs=(0.001, 0.1), penalties=(0.0,))(train, test, 0)
+    assert figures["kind/top1"] == pytest.approx(best, abs=3)
+    assert figures["kind/best-of-8"] >= figures["kind/top1"]
+    assert figures["kind/top1"] == pytest.approx(figures.pop("kind/correct").double().mean().item() * 100)
+    swapped = Features(test.x, {"kind": (test.labels["kind"] + 1) % 4}, test.tasks, pools=test.pools)
+    other = Heads(epochs=20, batch=64, lrs=(0.001, 0.1), penalties=(0.0,))(train, swapped, 0)
+    assert [other[f"kind/{key}"] for key in ("lr", "held-out")] == [
+        figures[f"kind/{key}"] for key in ("lr", "held-out")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"), [("steps", [1, 0.1, 0.01, 0.001]), ("cosine", [1, 0.654508, 0.206107, 0.0244717])]
+)
+def test_rates_fall_as_published(schedule, factors):
+    probe = Heads(schedule=schedule)
+    assert [probe._factor(done) for done in (0.0, 0.4, 0.7, 0.9)] == pytest.approx(factors, rel=1e-5)
+
+
+def test_few_labels_are_a_share_or_a_number_of_each_class_and_all_labels_give_all():
+    labels = torch.tensor([0] * 100 + [1] * 300 + [2] * 20)
+    order = torch.randperm(420, generator=torch.Generator().manual_seed(0))
+    for keys, sizes in (({"share": 0.01}, [1, 3, 1]), ({"shots": 5}, [5, 5, 5]), ({"share": 0.1}, [10, 30, 2])):
+        chosen = FewLabels(**keys).chosen(labels, order)
+        assert labels[chosen].bincount().tolist() == sizes
+        assert len(set(chosen.tolist())) == len(chosen)
+
+
+def test_few_labels_tell_what_scikit_learn_tells_of_the_same_images():
+    train, test = clouds(300)[0], clouds(200, seed=1)[0]
+    probe = FewLabels(share=1.0, draws=1, penalty=1e-2)
+    figures = probe(train, test, 0)
+    mean = train.x.mean(0)
+    x, z = (torch.nn.functional.normalize(one - mean, dim=1) for one in (train.x, test.x))
+    theirs = LogisticRegression(C=1 / (2 * 300 * 1e-2), max_iter=2000, tol=1e-8)
+    theirs.fit((x - x.mean(0)) / x.std(0), train.labels["kind"])
+    score = theirs.score((z - x.mean(0)) / x.std(0), test.labels["kind"]) * 100
+    assert figures["kind/top1"] == pytest.approx(score, abs=0.6)
+    few = FewLabels(shots=2, draws=5)(train, test, 0)
+    assert few["kind/labeled"] == 8
+    assert 25 < few["kind/top1"] < figures["kind/top1"]
+    assert few["kind/std"] > 0
+
+
+@pytest.mark.parametrize("keys", [{}, {"share": 0.1, "shots": 2}, {"share": 0.0}, {"shots": 0}])
+def test_few_labels_refuse_what_says_nothing(keys):
+    with pytest.raises(ValueError, match=r"give either|found"):
+        FewLabels(**keys)

@@ -1,0 +1,69 @@
+"""What do frozen features tell when few images have labels? Logistic regression on a part of each class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from sslzoo import Features
+from sslzoo.rng import generator
+from sslzoo_probes.frozen import Rows, fit, percent
+
+
+class FewLabels:
+    """Logistic regression on some labeled images of each class: a share of them (1 % labels), or so many (n-shot).
+
+    Features are centered and normalized as in MSN's low-shot protocol (Assran et al. 2022); the penalty is fixed, for
+    few labels leave none to choose it with. Figures, for each task in percent: top1, the mean over draws of labeled
+    images, and its standard deviation over draws; and how many images had labels. A published list of labeled images
+    is a data set of its own: name it as `evaluate.train`.
+
+    Args:
+        share: share of each class's training images that have labels, at least one of each class.
+        shots: labeled training images of each class; give this or a share.
+        draws: how often other images are drawn.
+        penalty: L2 penalty on weights, with the mean cross-entropy.
+    """
+
+    def __init__(
+        self, *, share: float | None = None, shots: int | None = None, draws: int = 3, penalty: float = 1e-3
+    ) -> None:
+        if (share is None) == (shots is None):
+            raise ValueError("give either share, such as 0.01, or shots, such as 5")
+        if not 0 < (share if share is not None else 1) <= 1 or (shots or 1) < 1 or draws < 1 or penalty < 0:
+            found = f"{share}, {shots}, {draws}, {penalty}"
+            raise ValueError(f"share, shots, draws, penalty: found {found}; a share above 0, counts of at least 1")
+        self.share, self.shots, self.draws, self.penalty = share, shots, draws, penalty
+
+    def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float | Tensor]:
+        """{"task/top1": percent, "task/std": over draws, "task/labeled": images}; of one draw also "task/correct"."""
+        figures: dict[str, float | Tensor] = {}
+        for task, classes in train.tasks.items():
+            scores, right, labeled = [], torch.zeros(0), torch.zeros(0)
+            for draw in range(self.draws):
+                labeled = self.chosen(
+                    train.labels[task], torch.randperm(len(train.x), generator=generator(seed, task, draw))
+                )
+                x, y = train.x[labeled].to(train.device), train.labels[task][labeled].to(train.device)
+                mean = x.float().mean(0)
+                rows, there = (F.normalize(one.to(train.device).float() - mean, dim=1) for one in (x, test.x))
+                weight = fit(Rows(rows), y, classes, self.penalty, None)
+                right = Rows(there, None, Rows(rows).moments).told(weight).cpu() == test.labels[task]
+                scores.append(percent(right))
+            figures |= {f"{task}/top1": sum(scores) / len(scores), f"{task}/labeled": float(len(labeled))}
+            if self.draws > 1:
+                figures[f"{task}/std"] = torch.tensor(scores, dtype=torch.double).std().item()
+            else:
+                figures[f"{task}/correct"] = right
+        return figures
+
+    def chosen(self, labels: Tensor, order: Tensor) -> Tensor:
+        """The first images of each class in an order [n], as numbers, in that order."""
+        own = labels[order]
+        sizes = own.bincount()
+        wanted = [self.shots if self.share is None else max(1, round(self.share * int(size))) for size in sizes]
+        rank = torch.zeros_like(own)
+        for kind, size in enumerate(sizes.tolist()):
+            rank[own == kind] = torch.arange(size)
+        return order[rank < torch.tensor(wanted)[own]]

@@ -1,0 +1,56 @@
+"""Does a run learn, seen while it goes on? Its first probe, on some images, every now and then."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sslzoo.contracts import Dataset
+from sslzoo.evaluate.bench import bench, untrained
+from sslzoo.plugins import Catalogue
+from sslzoo.recipe.recipe import Recipe
+from sslzoo.run.monitor import evaluated_encoder
+from sslzoo.step import Method
+
+
+class During:
+    """Figures of a method's encoder by the first probe of `evaluate`, on its first images, beside it untrained."""
+
+    def __init__(self, recipe: Recipe, installed: Catalogue, device: torch.device) -> None:
+        assert recipe.evaluate is not None
+        opened = bench(recipe, installed, [next(iter(recipe.evaluate.probes))])
+        train, test = (First(data, recipe.evaluate.images) for data in (opened.train, opened.test))
+        self.bench = dataclasses.replace(opened, workers=0, train=train, test=test)
+        self.device, self.network = device, recipe.evaluate.network
+        self.start = self._read(untrained(recipe, installed).to(device))
+
+    def __call__(self, method: Method) -> dict[str, float]:
+        """{"probe/knn/count": percent, "probe/knn/count/untrained": percent, ...} of each task."""
+        found = {f"probe/{name}": value for name, value in self._read(method).items()}
+        return found | {f"probe/{name}/untrained": value for name, value in self.start.items()}
+
+    def _read(self, method: Method) -> dict[str, float]:
+        figures, _ = self.bench.probe(evaluated_encoder(method, self.network), self.device)
+        return {name.removesuffix("/top1"): value for name, value in figures.items() if name.endswith("/top1")}
+
+
+class First:
+    """The first images of a data set."""
+
+    def __init__(self, data: Dataset, most: int) -> None:
+        self.data, self.count = data, min(most, len(data))
+        self.tasks: Mapping[str, int] = data.tasks
+
+    def __len__(self) -> int:
+        return self.count
+
+    def image(self, i: int) -> Any:
+        """Image i."""
+        return self.data.image(i)
+
+    def label(self, i: int) -> Mapping[str, int]:
+        """The classes of image i."""
+        return self.data.label(i)

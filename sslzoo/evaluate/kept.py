@@ -1,0 +1,82 @@
+"""Must features be extracted again? Not where the weights and all that they depend on are what they were.
+
+A folder of safetensors, one a data set and network, named by a hash of weights and settings; shared by the runs of a
+study, whose untrained encoders are often the same. Oldest files go when the folder grows beyond its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sslzoo.contracts import Features
+
+MOST = 2**32  # bytes that the files of a folder may take together
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Features in a folder, with what they depend on beside weights and data set: data, view, encoder, versions."""
+
+    folder: Path
+    depends: Mapping[str, Any]
+    most: int = MOST
+
+    def get(
+        self, encoder: nn.Module, more: Sequence[Any], device: torch.device, make: Callable[[], Features]
+    ) -> Features:
+        """Features of an encoder: those of the folder if it has them, else made now, and kept where there is room."""
+        path = self.folder / f"{self.key(encoder, more)}.safetensors"
+        try:
+            found = load_file(path)
+            tasks = json.loads(path.with_suffix(".json").read_text())
+            path.touch()
+        except (OSError, SafetensorError, ValueError):
+            features = make()
+            self._keep(path, features)
+            return features
+        take = lambda side: {k.removeprefix(side): v for k, v in found.items() if k.startswith(side)}  # noqa: E731
+        return Features(found["x"], take("labels/"), tasks, device, take("pools/"))
+
+    def key(self, encoder: nn.Module, more: Sequence[Any]) -> str:
+        """A hash of every weight and of everything that was told."""
+        hashed = hashlib.sha256(json.dumps([dict(self.depends), list(more)], sort_keys=True, default=str).encode())
+        for name, value in sorted(encoder.state_dict().items()):
+            hashed.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            hashed.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return hashed.hexdigest()[:32]
+
+    def _keep(self, path: Path, features: Features) -> None:
+        """Writes features, whole or not at all; a folder that cannot be written is no fault of an evaluation."""
+        told = {"x": features.x}
+        told |= {f"labels/{task}": labels for task, labels in features.labels.items()}
+        told |= {f"pools/{name}": rows for name, rows in features.pools.items()}
+        if sum(one.nbytes for one in told.values()) > self.most:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(".writing")
+            save_file({name: one.contiguous() for name, one in told.items()}, beside)
+            path.with_suffix(".json").write_text(json.dumps(dict(features.tasks)))
+            beside.replace(path)
+            self._prune()
+        except OSError:
+            return
+
+    def _prune(self) -> None:
+        files = sorted(self.folder.glob("*.safetensors"), key=lambda one: one.stat().st_mtime, reverse=True)
+        taken = 0
+        for one in files:
+            taken += one.stat().st_size
+            if taken > self.most:
+                one.unlink(missing_ok=True)
+                one.with_suffix(".json").unlink(missing_ok=True)

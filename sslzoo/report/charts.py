@@ -1,0 +1,72 @@
+"""What does a chart of a page consist of? An SVG, its numbers as CSV, and a caption for a reader of papers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colors, told apart by people who are color-blind too; and a mark for each, for print.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B", "#8A6D00")
+MARKS = "osD^vP*X"
+SVG: Any = {"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+SVG |= {"text.color": "#777777", "axes.labelcolor": "#777777", "axes.edgecolor": "#999999", "xtick.color": "#777777"}
+SVG |= {"ytick.color": "#777777", "svg.hashsalt": "sslzoo"}  # greys that can be read on white and on black
+Rows = list[dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of the page."""
+
+    name: str  # of its files
+    title: str
+    caption: str
+    svg: str
+    csv: str
+
+
+def chart(name: str, title: str, caption: str, figure: Figure, rows: Rows) -> Chart:
+    """A matplotlib figure and its numbers as a chart."""
+    with rc_context(SVG):
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return Chart(name, title, caption, _own_names(svg, name), as_csv(rows))
+
+
+def _own_names(svg: str, name: str) -> str:
+    """Several SVGs stand in one page: names of clips and markers are made each figure's own."""
+    for attribute in ('id="', 'href="#', "url(#"):
+        svg = svg.replace(attribute, f"{attribute}{name}-")
+    return svg
+
+
+def as_csv(rows: Rows) -> str:
+    """Rows with the same keys as CSV."""
+    out = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return out.getvalue()
+
+
+def color(names: Sequence[str], name: str) -> tuple[str, str]:
+    """A variant's color and mark, the same in every chart."""
+    place = list(names).index(name)
+    return COLORS[place % len(COLORS)], MARKS[place % len(MARKS)]
+
+
+def legend(page: Figure, ax: Axes) -> None:
+    """One legend for a figure, below it: what the marks of one of its axes are."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        page.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)

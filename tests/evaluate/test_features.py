@@ -1,0 +1,86 @@
+"""What is read from an encoder beside its own pooling, and features that are kept."""
+
+import pytest
+import torch
+
+from sslzoo import RunError
+from sslzoo.evaluate.bench import bench
+from sslzoo.evaluate.features import extract, pooled
+from sslzoo.evaluate.kept import Kept
+from sslzoo.evaluate.rehearse import rehearse
+from sslzoo.recipe.build import build_method
+from sslzoo.recipe.recipe import load
+
+CPU = torch.device("cpu")
+SETS = ("evaluate.train.length=24", "evaluate.test.length=16", "encoder.class_token=true", "encoder.registers=1")
+HEADS = "evaluate.probes={heads: {use: heads, features: [mean, mean4, class, class4], epochs: 1}}"
+
+
+@pytest.fixture(scope="module")
+def opened():
+    recipe, installed = load("tiny/ijepa", (*SETS, HEADS))
+    return recipe, bench(recipe, installed), build_method(recipe, installed).student.encoder.eval()
+
+
+def test_pools_are_those_of_blocks_run_one_by_one(opened):
+    _, found, encoder = opened
+    pixels = torch.stack([found.view(found.test.image(i))[0] for i in range(3)])
+    outs = []
+    hooks = [block.register_forward_hook(lambda _m, _i, out: outs.append(out)) for block in encoder.blocks]
+    with torch.no_grad():
+        tokens = encoder(pixels, None, 4)
+        normed = [encoder.norm(out) for out in outs]
+    for hook in hooks:
+        hook.remove()
+    assert torch.allclose(pooled(encoder, tokens, "mean"), normed[-1][:, 2:].mean(1), atol=1e-6)
+    assert torch.allclose(pooled(encoder, tokens, "mean4"), torch.cat([x[:, 2:].mean(1) for x in normed], 1), atol=1e-6)
+    assert torch.allclose(pooled(encoder, tokens, "class"), normed[-1][:, 0], atol=1e-6)
+    assert torch.allclose(pooled(encoder, tokens, "class4"), torch.cat([x[:, 0] for x in normed], 1), atol=1e-6)
+
+
+def test_all_probes_share_one_extraction_and_the_next_evaluation_reads_it(opened, tmp_path, monkeypatch):
+    _, found, encoder = opened
+    kept, calls = Kept(tmp_path, {"view": "center"}), []
+    monkeypatch.setattr("sslzoo.evaluate.bench.extract", lambda *a, **k: calls.append(1) or extract(*a, **k))
+    first = found.probe(encoder, CPU, kept)[0]
+    assert len(calls) == 2  # training and test images
+    assert found.probe(encoder, CPU, kept)[0] == first
+    assert len(calls) == 2
+    found.probe(encoder, CPU, Kept(tmp_path, {"view": "another"}))
+    assert len(calls) == 4
+    with torch.no_grad():
+        encoder.norm.bias += 1e-3  # another network
+    found.probe(encoder, CPU, kept)
+    assert len(calls) == 6
+    (tmp_path / f"{kept.key(encoder, ['train', 0, found_pools(found), 'cpu'])}.safetensors").write_bytes(b"torn")
+    found.probe(encoder, CPU, kept)
+    assert len(calls) == 7
+
+
+def found_pools(found):
+    return tuple(sorted({name for probe in found.probes.values() for name in probe.pools}))
+
+
+def test_a_folder_of_features_keeps_to_its_bytes(opened, tmp_path):
+    _, found, encoder = opened
+    features = extract(encoder, found.test, found.view, device=CPU)
+    size = features.x.nbytes
+    kept = Kept(tmp_path, {}, most=5 * size)
+    for place in range(8):
+        kept.get(encoder, [place], CPU, lambda: features)
+    left = list(tmp_path.glob("*.safetensors"))
+    assert 0 < len(left) < 5
+    assert len(list(tmp_path.glob("*.json"))) == len(left)
+    again = kept.get(encoder, [7], CPU, lambda: pytest.fail("the newest is there"))
+    assert torch.equal(again.x, features.x)
+    assert all(torch.equal(again.labels[task], features.labels[task]) for task in features.tasks)
+    Kept(tmp_path / "none", {}, most=size // 2).get(encoder, [], CPU, lambda: features)
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_an_encoder_lacks_is_told_before_a_run():
+    probes = "evaluate.probes={heads: {use: heads, features: [class]}, deep: {use: heads, features: [mean4]}}"
+    recipe, installed = load("tiny/ijepa", ("encoder.depth=2", "targets.teacher.layers=0", probes))
+    with pytest.raises(RunError, match="class token") as error:
+        rehearse(recipe, installed, data=False)
+    assert "the encoder has 2 blocks" in str(error.value)
