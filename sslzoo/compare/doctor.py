@@ -5,7 +5,7 @@ Signs, in the order in which they are asked, since a run may show several:
     diverged             its loss was not finite, or it ended for that
     full collapse        all images alike: effective rank of the summaries near 1, or rows of targets without spread
     teacher frozen       the teacher kept most of its starting weights
-    dimensional collapse the effective rank fell far below where it was, and few directions are left
+    dimensional collapse few directions are left, and the effective rank or the spread of predictions fell far
     not learning         probes find no more in the trained encoder than in the same encoder untrained
     healthy              none of these
 
@@ -16,18 +16,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import yaml
 
 from sslzoo.compare.records import Record
 from sslzoo.launch.state import State
 
-# Reference bands: of the shipped recipes and of runs made sick on purpose; docs/results.md has the figures.
-RANK_OF_ONE = 1.5  # effective rank at and below which all images look alike
-SPREAD_LEFT = 0.02  # share of the largest spread of target rows seen, below which targets are one point
-FELL = 0.5  # share of its own highest rank, and ...
-FEW = 0.06  # ... share of the encoder's width, below both of which directions were lost
 KEPT = 0.5  # share of its starting weights that a frozen teacher kept
 GAIN = 0.5  # points of percent above the untrained encoder, below which nothing was learnt
+RATE = 1e-2  # a learning rate that is far too high for AdamW: vision transformers train with 1e-4 to 2e-3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where sick begins, halfway between runs that were healthy and runs made sick on purpose (bands.yaml)."""
+
+    one: float  # effective rank at and below which all images look alike
+    few: float  # share of the encoder's width below which the effective rank is too low, if also ...
+    fell: float  # ... it is below this share of its highest, or ...
+    guesses: float  # ... the spread of predicted rows below this share of its highest
+    targets: float  # share of the highest spread of target rows, below which targets are one point
+
+
+@cache
+def limits() -> Limits:
+    """The limits that the shipped runs give."""
+    bands = yaml.safe_load(Path(__file__).with_name("bands.yaml").read_text())
+    well, full, some = (list(bands[name].values()) for name in ("healthy", "full collapse", "dimensional collapse"))
+    between = lambda low, high: math.sqrt(max(low) * min(high))  # noqa: E731
+    return Limits(
+        one=between([one["rank"] for one in full], [one["rank"] for one in (*well, *some)]),
+        few=between([one["rank"] / one["width"] for one in some], [one["rank"] / one["width"] for one in well]),
+        fell=between([one["rank"] / one["highest"] for one in some], [one["rank"] / one["highest"] for one in well]),
+        guesses=between([one["guesses"] for one in some], [one["guesses"] for one in well]),
+        targets=between([full[0]["targets"]], [one["targets"] for one in well]),
+    )
+
 
 REMEDIES: Mapping[str, tuple[str, str]] = {
     "diverged": (
@@ -60,11 +87,12 @@ class Diagnosis:
 
     verdict: str
     evidence: tuple[str, ...]
+    hint: str = ""  # a remedy that this run's own settings call for
 
     @property
     def remedies(self) -> tuple[str, ...]:
         """The two likeliest, likeliest first."""
-        return tuple(one for one in REMEDIES[self.verdict] if one)
+        return tuple(one for one in (self.hint, *REMEDIES[self.verdict]) if one)[:2]
 
 
 def diagnose(record: Record) -> Diagnosis:
@@ -74,8 +102,17 @@ def diagnose(record: Record) -> Diagnosis:
     for verdict, sign in _SIGNS:
         evidence = tuple(sign(record))
         if evidence:
-            return Diagnosis(verdict, evidence)
+            return Diagnosis(verdict, evidence, _hint(verdict, record))
     return Diagnosis("healthy", tuple(_vital(record)))
+
+
+def _hint(verdict: str, record: Record) -> str:
+    """A rate that is far too high explains what diverged or collapsed."""
+    rate = max(_series(record, "lr"), default=0.0)
+    adaptive = (record.tree.get("optim") or {}).get("use") == "adamw"
+    if rate < RATE or not adaptive or verdict not in ("diverged", "full collapse", "dimensional collapse"):
+        return ""
+    return f"lower optim.lr: it reached {rate:.2g}, and AdamW trains vision transformers with 1e-4 to 2e-3"
 
 
 def _diverged(record: Record) -> Iterator[str]:
@@ -91,28 +128,34 @@ def _diverged(record: Record) -> Iterator[str]:
 
 def _full_collapse(record: Record) -> Iterator[str]:
     ranks = _series(record, "rankme")
-    if ranks and ranks[-1] <= RANK_OF_ONE:
+    if ranks and ranks[-1] <= limits().one:
         yield f"effective rank of the summaries is {ranks[-1]:.2f} (RankMe; 1 is all alike)"
     for key in sorted({key for line in record.lines for key in line if key.endswith("/target_std")}):
         spread = _series(record, key)
-        if spread and spread[-1] < SPREAD_LEFT * max(spread):
+        if spread and spread[-1] < limits().targets * max(spread):
             yield f"{key} fell from {max(spread):.3g} to {spread[-1]:.3g}: targets of all patches are one point"
 
 
 def _frozen(record: Record) -> Iterator[str]:
-    if record.kept is not None and record.kept > KEPT:
-        yield f"the teacher still holds {record.kept:.0%} of its starting weights after {record.step} steps"
+    """Of a run that goes on, at its planned end: early in a run, every teacher is near its start."""
+    kept = replace(record, step=max(record.step, record.steps)).kept
+    if kept is not None and kept > KEPT:
+        word = "still holds" if record.step >= record.steps else "will still hold"
+        yield f"the teacher {word} {kept:.0%} of its starting weights after {max(record.step, record.steps)} steps"
 
 
 def _dimensional(record: Record) -> Iterator[str]:
     ranks, width = _series(record, "rankme"), record.facts.get("width")
-    if len(ranks) < 2:
+    if len(ranks) < 2 or ranks[-1] >= (limits().few * width if width else 4.0):
         return
-    few = FEW * width if width else 4.0
-    if ranks[-1] < FELL * max(ranks) and ranks[-1] < few:
-        yield f"effective rank fell from {max(ranks):.1f} to {ranks[-1]:.1f}" + (
-            f", of a width of {width}" if width else ""
-        )
+    told = f", of a width of {width}" if width else ""
+    if ranks[-1] < limits().fell * max(ranks):
+        yield f"effective rank fell from {max(ranks):.1f} to {ranks[-1]:.1f}{told}"
+    for key in sorted({key for line in record.lines for key in line if key.endswith("/prediction_std")}):
+        spread = _series(record, key)
+        if spread and spread[-1] < limits().guesses * max(spread):
+            fell = f"{key} fell from {max(spread):.3g} to {spread[-1]:.3g}"
+            yield f"{fell}, at an effective rank of {ranks[-1]:.1f}{told}"
 
 
 def _not_learning(record: Record) -> Iterator[str]:

@@ -1,9 +1,13 @@
 """Verdicts from what a folder records: each sign alone, and none where there is none."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 from made_up import TREE, evaluated, record
 
-from sslzoo.compare.doctor import diagnose
+from sslzoo.compare import doctor
+from sslzoo.compare.doctor import diagnose, limits
 
 HEALTHY = tuple({"step": n * 10, "loss": 0.5 - n * 0.01, "rankme": 14.0, "guess/target_std": 0.9} for n in range(1, 20))
 
@@ -23,6 +27,12 @@ def test_a_healthy_run_has_nothing_but_its_vital_signs():
     assert any("effective rank" in line for line in found.evidence)
 
 
+def spread(last):
+    """Predictions that end with little spread, at a rank that never was high."""
+    lines = [line | {"guess/prediction_std": 0.4, "rankme": 5.0} for line in HEALTHY]
+    return [*lines[:-1], lines[-1] | {"guess/prediction_std": last}]
+
+
 @pytest.mark.parametrize(
     ("verdict", "lines", "changes"),
     [
@@ -32,6 +42,7 @@ def test_a_healthy_run_has_nothing_but_its_vital_signs():
         ("full collapse", sick(**{"guess/target_std": 0.001}), {}),
         ("teacher frozen", HEALTHY, {"tree": {"targets": {"t": {"use": "ema", "momentum": 1.0}}}}),
         ("dimensional collapse", sick(rankme=3.0), {"facts": {"width": 96}}),
+        ("dimensional collapse", spread(0.02), {"facts": {"width": 400}}),
     ],
 )
 def test_each_sign_is_told_with_evidence_and_two_remedies(verdict, lines, changes):
@@ -52,3 +63,51 @@ def test_a_run_that_learnt_nothing_is_told_and_one_that_learnt_is_not():
 
 def test_momentum_as_shipped_is_not_frozen():
     assert told(tree={"targets": TREE["targets"]}).verdict == "healthy"
+
+
+BANDS = yaml.safe_load(Path(doctor.__file__).with_name("bands.yaml").read_text())
+
+
+@pytest.mark.parametrize(("verdict", "name"), [(verdict, name) for verdict in BANDS for name in BANDS[verdict]])
+def test_the_runs_that_limits_rest_on_get_their_own_verdicts(verdict, name):
+    run = BANDS[verdict][name]
+    first = {"step": 10, "loss": 0.5, "rankme": run["highest"], "guess/target_std": 0.8, "guess/prediction_std": 0.4}
+    last = {"step": 1000, "loss": 0.4, "rankme": run["rank"], "guess/target_std": 0.8 * run["targets"]}
+    lines = [first, last | {"guess/prediction_std": 0.4 * run["guesses"]}]
+    assert told(lines, facts={"width": run["width"]}).verdict == verdict
+
+
+def test_limits_lie_clear_of_every_run_they_rest_on():
+    found, well = limits(), list(BANDS["healthy"].values())
+    assert len(well) >= 4
+    assert all(one["rank"] > 1.3 * found.one for one in (*well, *BANDS["dimensional collapse"].values()))
+    assert all(one["rank"] < found.one / 1.3 for one in BANDS["full collapse"].values())
+    for limit, value in ((found.few, "width"), (found.fell, "highest")):
+        assert all(one["rank"] / one[value] > 1.1 * limit for one in well)
+        assert all(one["rank"] / one[value] < limit / 1.1 for one in BANDS["dimensional collapse"].values())
+    assert all(one["targets"] > 1.5 * found.targets and one["guesses"] > 1.5 * found.guesses for one in well)
+
+
+def test_a_rate_far_too_high_is_the_first_remedy_of_a_collapse():
+    lines = [line | {"lr": 0.3} for line in sick(rankme=1.1)]
+    found = told(lines, tree={"optim": {"use": "adamw", "lr": 0.3}})
+    assert found.verdict == "full collapse"
+    assert "it reached 0.3" in found.remedies[0]
+    assert len(found.remedies) == 2
+    assert "it reached" not in told(sick(rankme=1.1)).remedies[0]
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.2, "not learning"), (2.0, "healthy")])
+def test_a_run_that_is_probed_while_it_goes_on_is_judged_by_that(gain, verdict):
+    probed = {"probe/knn/x": 30.0 + gain, "probe/knn/x/untrained": 30.0}
+    lines = [*HEALTHY[:-1], HEALTHY[-1] | probed]
+    assert told(lines, evaluated={}, step=190, steps=1000).verdict == verdict
+    assert told(lines, evaluated={}, step=50, steps=1000).verdict == "healthy"  # too early to say
+
+
+def test_a_teacher_is_judged_at_the_end_of_its_run():
+    slow = {"targets": {"t": {"use": "ema", "momentum": 0.998}}}
+    assert told(tree=slow, step=100, steps=1000).verdict == "healthy"
+    found = told(tree=slow, step=100, steps=200)
+    assert found.verdict == "teacher frozen"
+    assert "will still hold 67%" in found.evidence[0]
