@@ -137,8 +137,10 @@ def _term(method: Method) -> tuple[str, str, str] | None:
     for term in method.terms.values():
         side, _, key = term.predict.partition(".")
         owner, _, own = (term.target or "").partition(".")
-        patches = side == "predictor" and outputs[key].kind == "patch"
-        if patches and owner in method.targets and not method.targets[owner].outputs[own].ids:
+        if side != "predictor" or outputs[key].kind != "patch" or owner not in method.targets:
+            continue
+        signal = method.targets[owner].outputs[own]
+        if not signal.ids and signal.width == outputs[key].width:
             return key, owner, own
     return None
 

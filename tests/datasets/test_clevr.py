@@ -5,9 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from sslzoo.plugins import catalogue
+from sslzoo import RecipeError, catalogue
 from sslzoo.recipe.build import make
-from sslzoo.recipe.recipe import RecipeError
 
 
 @pytest.fixture(scope="module")

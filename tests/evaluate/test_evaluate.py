@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from click.testing import CliRunner
 
-from sslzoo import RunError
+from sslzoo import RunError, UserError
+from sslzoo.cli import cli
 from sslzoo.evaluate.bench import bench, restored, untrained
+from sslzoo.evaluate.during import During
 from sslzoo.evaluate.features import extract
 from sslzoo.evaluate.figures import finish, latest
 from sslzoo.recipe.build import build, check, make
@@ -14,7 +17,7 @@ from sslzoo.recipe.recipe import load
 from sslzoo.report.page import write
 from sslzoo.run.monitor import evaluated_encoder
 from sslzoo.run.parallel import World
-from sslzoo.train import train
+from sslzoo.train import Watch, train
 
 CPU = torch.device("cpu")
 SETS = ("run.steps=4", "run.batch=8", "run.workers=0", "run.monitor=8", "run.log_every=2", "run.save_every=2")
@@ -149,3 +152,32 @@ def test_a_view_and_probe_come_from_the_recipe(run):
     _, recipe, installed, _ = run
     assert set(bench(recipe, installed, ("knn",)).probes) == {"knn"}
     assert make(installed, "views", recipe.evaluate.view).size == (64, 64)
+
+
+def test_a_run_is_probed_while_it_goes_on(run, tmp_path):
+    _, _, _, method = run
+    recipe, installed = load("tiny/ijepa", (*SETS, "evaluate.every=2 steps", "evaluate.images=30", "run.log_every=1"))
+    during = During(recipe, installed, CPU)
+    assert (len(during.bench.train), len(during.bench.test)) == (30, 30)
+    found = during(method)
+    tasks = set(bench(recipe, installed).test.tasks)
+    assert set(found) == {f"probe/knn/{task}{end}" for task in tasks for end in ("", "/untrained")}
+    same = during(untrained(recipe, installed))
+    assert all(same[f"probe/knn/{task}"] == same[f"probe/knn/{task}/untrained"] for task in tasks)
+    asked = []
+    flow = check(recipe, installed)
+    train(recipe, installed, flow, tmp_path, World(), Watch(probe=lambda one: asked.append(one) or {"probe/x": 1.0}))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "probe/x" in line] == [2, 4]
+    assert len(asked) == 2
+
+
+def test_report_writes_the_page_of_a_run_and_refuses_what_is_none(run, tmp_path):
+    out = run[0]
+    done = CliRunner().invoke(cli, ["report", str(out)], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "Health: " in (out / "report" / "index.html").read_text()
+    assert (out / "report" / "predictions.svg").is_file()
+    for words, told in (([str(tmp_path)], "no run"), (["tiny/masks", "--out", str(tmp_path)], "nothing of the study")):
+        with pytest.raises(UserError, match=told):
+            CliRunner().invoke(cli, ["report", *words], catch_exceptions=False)

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo.evaluate.bench import untrained
 from sslzoo.recipe.recipe import load
-from sslzoo.report import html, insides, page
+from sslzoo.report import html, insides, page, predictions
 from sslzoo.report.html import Cell, Page, Table, number
 
 SETS = ("evaluate.test.length=12", "run.steps=4", "run.batch=8", "run.micro=4")
@@ -142,22 +142,14 @@ def test_neighbors_are_those_of_a_loop():
         assert near[asked].tolist() == pytest.approx([c for c, _ in best], abs=1e-5)
 
 
-def test_a_decoder_learns_from_targets_alone_and_draws_both(two, monkeypatch):
-    from sslzoo.report import predictions
+RAW = (*SETS, "data.length=96", "data.cache=false")
 
+
+def test_a_decoder_learns_from_targets_alone_and_draws_both(monkeypatch):
     monkeypatch.setattr(predictions, "BATCHES", 4)
-    recipe, installed = load(
-        "tiny/ijepa",
-        (
-            *SETS,
-            "data.length=96",
-            "data.cache=false",
-            "targets={raw: {use: pixels, normalise: false}}",
-            "losses.guess.target=raw.patch",
-        ),
-    )
+    recipe, installed = load("tiny/ijepa_pixels", RAW)
     method = untrained(recipe, installed)
-    drawn = predictions.of_predictions(recipe, installed, method, "pixels, seed 0")
+    drawn = predictions.of_predictions(recipe, installed, method, "pixels")
     shares = dict(row.split(",")[-2:] for row in drawn.csv.splitlines()[1:])
     assert float(shares["the target"]) > 0.9  # the targets are the pixels themselves
     assert float(shares["the prediction"]) < 0.3  # and this predictor has learned nothing
@@ -166,21 +158,10 @@ def test_a_decoder_learns_from_targets_alone_and_draws_both(two, monkeypatch):
 
 
 def test_guesses_lie_where_they_were_asked_for():
-    from sslzoo.report import predictions
-
-    recipe, installed = load(
-        "tiny/ijepa",
-        (
-            *SETS,
-            "data.length=8",
-            "data.cache=false",
-            "targets={raw: {use: pixels, normalise: false}}",
-            "losses.guess.target=raw.patch",
-        ),
-    )
+    recipe, installed = load("tiny/ijepa_pixels", RAW)
     method = untrained(recipe, installed)
     batch = predictions._batches(recipe, installed, method)(0)
-    one = predictions.guesses(method, batch, "image", "patch", "raw", "patch")
+    one = predictions.guesses(method, batch, "image", "patch", "pixels", "patch")
     mask = batch.groups["image"].mask
     assert torch.equal(one.target, one.pixels)  # raw pixels, at the places of the target blocks
     assert torch.equal(predictions._placed(one, one.pixels, one.whole * 0 + 7)[0, int(one.place[0])], one.pixels[0])
