@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Features
+from sslzoo.keys import Count, NotNegative, Share
 from sslzoo.rng import generator
 from sslzoo_probes.frozen import Rows, fit, percent
+
+Shots = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class FewLabels:
@@ -27,13 +33,10 @@ class FewLabels:
     """
 
     def __init__(
-        self, *, share: float | None = None, shots: int | None = None, draws: int = 3, penalty: float = 1e-3
+        self, *, share: Share | None = None, shots: Shots | None = None, draws: Count = 3, penalty: NotNegative = 1e-3
     ) -> None:
         if (share is None) == (shots is None):
             raise ValueError("give either share, such as 0.01, or shots, such as 5")
-        if not 0 < (share if share is not None else 1) <= 1 or (shots or 1) < 1 or draws < 1 or penalty < 0:
-            found = f"{share}, {shots}, {draws}, {penalty}"
-            raise ValueError(f"share, shots, draws, penalty: found {found}; a share above 0, counts of at least 1")
         self.share, self.shots, self.draws, self.penalty = share, shots, draws, penalty
 
     def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float | Tensor]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Features
+from sslzoo.keys import BelowOne, Fraction, NotNegative, Positive
 from sslzoo.rng import generator
 from sslzoo_probes.frozen import percent
 
@@ -56,21 +58,16 @@ class Heads:
     def __init__(
         self,
         *,
-        features: tuple[Pool, ...] = ("mean", "mean4"),
-        norms: tuple[bool, ...] = (False, True),
-        lrs: tuple[float, ...] = (0.001, 0.01, 0.05),
-        penalties: tuple[float, ...] = (0.0, 5e-4),
-        epochs: int = 50,
-        batch: int = 256,
+        features: Annotated[tuple[Pool, ...], Field(min_length=1)] = ("mean", "mean4"),
+        norms: Annotated[tuple[bool, ...], Field(min_length=1)] = (False, True),
+        lrs: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.001, 0.01, 0.05),
+        penalties: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0.0, 5e-4),
+        epochs: Annotated[int, Field(ge=1, le=10**5)] = 50,
+        batch: Annotated[int, Field(ge=2, le=2**20)] = 256,
         schedule: Literal["steps", "cosine"] = "steps",
-        momentum: float = 0.9,
-        held_out: float = 0.1,
+        momentum: BelowOne = 0.9,
+        held_out: Fraction = 0.1,
     ) -> None:
-        if not (features and norms and lrs and penalties) or min(lrs) <= 0 or min(penalties) < 0:
-            raise ValueError("features, norms, lrs, penalties: one or more of each; rates above 0, penalties from 0 on")
-        if epochs < 1 or batch < 2 or not 0 <= momentum < 1 or not 0 < held_out < 1:
-            told = f"{epochs}, {batch}, {momentum}, {held_out}"
-            raise ValueError(f"epochs, batch, momentum, held_out: found {told}; at least 1 and 2, shares below 1")
         self.pools = tuple(dict.fromkeys(features))
         self.kinds = [Kind(*one) for one in product(self.pools, dict.fromkeys(norms), lrs, penalties)]
         self.epochs, self.batch, self.schedule, self.momentum = epochs, batch, schedule, momentum

@@ -76,7 +76,7 @@ def work(
             probe = evaluate and asked is None
             _first(recipe, installed, flow, out, world, stop, state, own, grace, probe, remarks)
         else:
-            probe = during(recipe, installed, world)
+            probe = during(recipe, installed, world, out)
             train(recipe, installed, flow, out, world, Watch(begin=own.begin, stop=stop, probe=probe))
         parallel.leave()
     except Stopped:
@@ -140,7 +140,7 @@ def _first(
         known = facts.of_run(flow) | facts.of_machine(world)
         teller = Teller(state, display, recipe.run.batch, own, known, grace)
         try:
-            watch = replace(teller.watch(stop), probe=during(recipe, installed, world))
+            watch = replace(teller.watch(stop), probe=during(recipe, installed, world, out))
             train(recipe, installed, flow, out, world, watch)
         except Stopped:
             teller.tell("stopped", step=max(checkpoint.steps(Folder(out).checkpoints)))
@@ -224,13 +224,15 @@ def probing(recipe: Recipe, installed: Catalogue, out: Path, *, gpus: bool) -> N
         _probe(recipe, installed, out, world, display)
 
 
-def during(recipe: Recipe, installed: Catalogue, world: World) -> Callable[[Method], dict[str, float]] | None:
+def during(
+    recipe: Recipe, installed: Catalogue, world: World, out: Path
+) -> Callable[[Method], dict[str, float]] | None:
     """What probes a run while it goes on, where its recipe asks for that; on all ranks where they share the encoder."""
     if recipe.evaluate is None or recipe.evaluate.every is None or not (world.first or recipe.run.shard > 1):
         return None
     from sslzoo.evaluate.during import During
 
-    return During(recipe, installed, world.device)
+    return During(settled(recipe, World(device=world.device), out), installed, world.device)
 
 
 def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, display: Display) -> None:

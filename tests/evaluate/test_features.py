@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sslzoo import RunError
+from sslzoo import RecipeError
 from sslzoo.evaluate.bench import bench
 from sslzoo.evaluate.features import extract, pooled
 from sslzoo.evaluate.kept import Kept
@@ -81,6 +81,6 @@ def test_a_folder_of_features_keeps_to_its_bytes(opened, tmp_path):
 def test_what_an_encoder_lacks_is_told_before_a_run():
     probes = "evaluate.probes={heads: {use: heads, features: [class]}, deep: {use: heads, features: [mean4]}}"
     recipe, installed = load("tiny/ijepa", ("encoder.depth=2", "targets.teacher.layers=0", probes))
-    with pytest.raises(RunError, match="class token") as error:
+    with pytest.raises(RecipeError, match="need a class token") as error:
         rehearse(recipe, installed, data=False)
     assert "the encoder has 2 blocks" in str(error.value)

@@ -248,7 +248,7 @@ def test_few_labels_tell_what_scikit_learn_tells_of_the_same_images():
     assert few["kind/std"] > 0
 
 
-@pytest.mark.parametrize("keys", [{}, {"share": 0.1, "shots": 2}, {"share": 0.0}, {"shots": 0}])
+@pytest.mark.parametrize("keys", [{}, {"share": 0.1, "shots": 2}])
 def test_few_labels_refuse_what_says_nothing(keys):
-    with pytest.raises(ValueError, match=r"give either|found"):
+    with pytest.raises(ValueError, match="give either"):
         FewLabels(**keys)
