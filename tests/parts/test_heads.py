@@ -58,6 +58,11 @@ def test_prototypes_score_cosines_of_images_and_of_patches_alike():
     assert part.outputs["patch"].width == 12
 
 
+def test_batch_norms_of_a_head_read_tokens_of_images_as_rows():
+    projector, tokens = head(width=6, norm="batch", prototypes=12).projector.train(), torch.randn(4, 9, 8)
+    assert torch.equal(projector(tokens), projector(tokens.flatten(0, 1)).unflatten(0, (4, 9)))
+
+
 def test_a_guess_is_the_students_alone():
     part, tokens = head(layers=2, norm="batch", act="relu", guess=5), seen()
     assert torch.equal(part(tokens, None, AT)["image"], part.guess(part.projector(tokens.summary)))
