@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslzoo.progress import Progress
+
 _WEYL = np.uint64(0x9E3779B97F4A7C15)  # odd constant near 2^64 / golden ratio: SplitMix64's increment
 _ROUND_1, _ROUND_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -65,9 +67,11 @@ class Rng:
         seed: the run's seed.
         step: the training step.
         rows: what identifies each row in the step: its place in the global batch (and its view).
+        at: how far the run is, for schedules; if left out, at the end of one that is just that long.
     """
 
-    def __init__(self, seed: int, step: int, rows: Sequence[int]) -> None:
+    def __init__(self, seed: int, step: int, rows: Sequence[int], at: Progress | None = None) -> None:
+        self.at = at or Progress(step, step + 1)
         self._words = (seed, "masks", step)
         start = np.full(len(rows), derive_seed(*self._words), np.uint64)
         self._state = _absorb(start, _words(rows))

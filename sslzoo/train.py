@@ -99,7 +99,7 @@ def train(
         return method
 
     grids = {name: method.student.encoder.grid(views.view.size) for name, views in sources.views.items()}
-    micros = data.Micros(sources, grids, order, shares, world.rank)
+    micros = data.Micros(sources, grids, order, shares, world.rank, steps)
     batches = data.loader(micros, start, steps, run.workers, pin=world.device.type == "cuda")
     monitored = monitored_images(recipe, catalogue, sources, world)
     save_every, monitor_every = (max(1, x.steps(order.epoch_steps)) for x in (run.save_every, run.monitor_every))

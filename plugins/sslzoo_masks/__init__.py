@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import torch
 
-from sslzoo import Grid, Mask, Patches, Rng, hookimpl
+from sslzoo import Grid, Mask, Patches, Rng, Schedule, hookimpl
 from sslzoo.blocks import covered, draw_size, places
-from sslzoo.keys import Count, Fraction, Range, ShareRange
+from sslzoo.keys import Count, Range, ShareRange
 from sslzoo_masks.blocks import Blocks
-from sslzoo_masks.visible import VisibleBlock, VisibleSquares, copied
+from sslzoo_masks.visible import Hidden, VisibleBlock, VisibleSquares, copied
+
+MAE = Schedule.parse(0.75)
 
 
 class Random:
     """Hides a share of the patches at random; the hidden ones are one block to guess (MAE).
 
     Args:
-        hide: share of the patches hidden; the number kept is rounded down.
+        hide: share of the patches hidden, which may change over the run; the number kept is rounded down.
         cell: side in patches of the squares that are hidden or kept as one (SimMIM: 2).
         copies: masks of each view; each is a sequence of its own.
     """
 
     ragged = False
 
-    def __init__(self, *, hide: Fraction = 0.75, cell: Count = 1, copies: Count = 1) -> None:
-        self.hide, self.cell, self.copies = hide, cell, copies
+    def __init__(self, *, hide: Hidden = MAE, cell: Count = 1, copies: Count = 1) -> None:
+        self.hide, self.cell, self.copies = Schedule.parse(hide), cell, copies
 
     def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
         """Context [s k], target [s 1 q]. Raises ValueError if nothing would be kept or hidden, or cells do not fit."""
         if grid[0] % self.cell or grid[1] % self.cell:
             raise ValueError(f"cell: squares of {self.cell} do not fill a grid of {grid[0]} x {grid[1]}")
         rows, columns = grid[0] // self.cell, grid[1] // self.cell
-        kept = int(rows * columns * (1 - self.hide))
+        hide = self.hide(rng.at)
+        kept = int(rows * columns * (1 - hide))
         if not 0 < kept < rows * columns:
             raise ValueError(
-                f"hide: {self.hide} of {rows} x {columns} patches keeps {kept} and hides {rows * columns - kept}"
+                f"hide: {hide:g} of {rows} x {columns} patches keeps {kept} and hides {rows * columns - kept}"
             )
         return copied(self.copies, batch, lambda: self._one(kept, (rows, columns), grid, rng))
 

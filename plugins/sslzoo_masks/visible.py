@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from sslzoo import Grid, Mask, Patches, Rng
+from sslzoo import Grid, Mask, Patches, Rng, Schedule
 from sslzoo.blocks import covered
-from sslzoo.keys import Count, Fraction, Range, Share
+from sslzoo.keys import Count, Range, Share
+
+Hidden = Annotated[Schedule, Field(gt=0, lt=1)]  # a share, that may change over the run
+CAPI, DATA2VEC = Schedule.parse(0.65), Schedule.parse(0.8)
 
 
 def copied(copies: int, batch: int, draw: Callable[[], Mask]) -> Mask:
@@ -37,20 +42,20 @@ class VisibleBlock:
     along both axes.
 
     Args:
-        hide: share of the patches hidden; the number is rounded down.
+        hide: share of the patches hidden, which may change over the run; the number is rounded down.
         aspect: height over width of the block, [low, high], drawn on a logarithmic scale.
         ask: share of the hidden patches to guess, at random; at least one.
     """
 
     ragged = False
 
-    def __init__(self, *, hide: Fraction = 0.65, aspect: Range = (0.5, 2.0), ask: Share = 0.05) -> None:
-        self.hide, self.ask = hide, ask
+    def __init__(self, *, hide: Hidden = CAPI, aspect: Range = (0.5, 2.0), ask: Share = 0.05) -> None:
+        self.hide, self.ask = Schedule.parse(hide), ask
         self.logs = (math.log(aspect[0]), math.log(aspect[1]))
 
     def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
         """Context [s k], target [s 1 q]. Raises ValueError if nothing would be hidden."""
-        hidden, whole = _count(self.hide, grid), torch.tensor(grid)
+        hidden, whole = _count(self.hide(rng.at), grid), torch.tensor(grid)
         shown, drawn = grid[0] * grid[1] - hidden, rng.uniform(3)
         aspect = (self.logs[0] + drawn[:, 0] * (self.logs[1] - self.logs[0])).exp()
         least = -(-shown // grid[1])  # lower blocks would be wider than the grid
@@ -75,19 +80,19 @@ class VisibleSquares:
     what is shown too much is hidden again, at random, so that all sequences are equally long.
 
     Args:
-        hide: share of the patches hidden; the number is rounded down.
+        hide: share of the patches hidden, which may change over the run; the number is rounded down.
         side: side of a square, in patches.
         copies: masks of each view; each is a sequence of its own, and a teacher reads the view once for all of them.
     """
 
     ragged = False
 
-    def __init__(self, *, hide: Fraction = 0.8, side: Count = 3, copies: Count = 1) -> None:
-        self.hide, self.side, self.copies = hide, side, copies
+    def __init__(self, *, hide: Hidden = DATA2VEC, side: Count = 3, copies: Count = 1) -> None:
+        self.hide, self.side, self.copies = Schedule.parse(hide), side, copies
 
     def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
         """Context [s k], target [s 1 q]. Raises ValueError if nothing would be hidden."""
-        hidden = _count(self.hide, grid)
+        hidden = _count(self.hide(rng.at), grid)
         return copied(self.copies, batch, lambda: self._one(batch, grid, rng, hidden))
 
     def _one(self, batch: int, grid: Grid, rng: Rng, hidden: int) -> Mask:
@@ -112,5 +117,5 @@ def _count(hide: float, grid: Grid) -> int:
     """
     hidden = int(hide * grid[0] * grid[1] + 1e-9)
     if not 0 < hidden < grid[0] * grid[1]:
-        raise ValueError(f"hide: {hide} of {grid[0]} x {grid[1]} patches hides {hidden}")
+        raise ValueError(f"hide: {hide:g} of {grid[0]} x {grid[1]} patches hides {hidden}")
     return hidden

@@ -220,14 +220,16 @@ def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Proble
 
 
 def _grid_and_masks(name: str, recipe: Recipe, method: Method, sources: Sources) -> Iterator[Problem]:
-    """Whether images of a group make a grid, and masks can be drawn for it: those of the first steps of the run."""
+    """Whether images of a group make a grid, and masks can be drawn for it: as in a run of so many steps."""
     views, place, run = sources.views[name], f"views.{name}", recipe.run
     rows = range(_rows_drawn(recipe, sources))
     try:
         grid = method.student.encoder.grid(views.view.size)
         place = f"masks.{name}"
         for step in range(DRAWN_STEPS) if name in sources.masks else ():
-            draw_mask(sources.masks[name], grid, derive_seed(run.seed, name), step, rows, views.count)
+            draw_mask(
+                sources.masks[name], grid, derive_seed(run.seed, name), Progress(step, DRAWN_STEPS), rows, views.count
+            )
     except (ValueError, RunError) as error:
         yield Problem(place, str(error))
     except Exception as error:  # a plugin's own mistake, told as one
@@ -313,7 +315,7 @@ def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[int, flo
         grid = method.student.encoder.grid(views.view.size)
         for step in range(COUNTED_STEPS):
             seed, rows = derive_seed(recipe.run.seed, name), range(_rows_drawn(recipe, sources))
-            mask = draw_mask(sampler, grid, seed, step, rows, views.count)
+            mask = draw_mask(sampler, grid, seed, Progress(step, COUNTED_STEPS), rows, views.count)
             seen, asked = mask.context.index.numel(), mask.target.index.numel()
             blocks = mask.target.index.shape[1]
             work[step] += encoder * seen + predictor * (seen * blocks + asked)
@@ -326,7 +328,8 @@ def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
     rows, seed = _rows_drawn(recipe, sources), recipe.run.seed
     step, mean = _typical(recipe, method, sources)
     drawn = max(DRY_IMAGES, rows)
-    batch = fake_batch(sources, method.student.encoder, DRY_IMAGES, "meta", seed=seed, step=step, drawn=drawn)
+    drawn_at = Progress(step, COUNTED_STEPS)
+    batch = fake_batch(sources, method.student.encoder, DRY_IMAGES, "meta", seed=seed, at=drawn_at, drawn=drawn)
     at = Progress(0, 1)
     seen: dict[str, str] = {}
     with _shapes(method, seen), FlopCounterMode(display=False) as counter:

@@ -36,6 +36,7 @@ from sslzoo.contracts import (
     View,
 )
 from sslzoo.errors import RunError, UserError
+from sslzoo.progress import Progress
 from sslzoo.rng import Rng, derive_seed, generator
 from sslzoo.run.parallel import World, all_sum
 from sslzoo.run.travel import moved
@@ -125,8 +126,11 @@ class Micros(TorchDataset[Batch | UserError]):
     A person's mistake is returned, and raised by `passed`: raised in a worker, it would bring the worker's traceback.
     """
 
-    def __init__(self, sources: Sources, grids: Mapping[str, Grid], order: Order, shares: Split, rank: int) -> None:
+    def __init__(
+        self, sources: Sources, grids: Mapping[str, Grid], order: Order, shares: Split, rank: int, steps: int = 0
+    ) -> None:
         self.sources, self.grids, self.order, self.shares, self.rank = sources, grids, order, shares, rank
+        self.steps = steps  # of the run, for schedules of masks
         self._epoch: tuple[int, Tensor] | None = None
 
     def __getitem__(self, number: int) -> Batch | UserError:
@@ -139,13 +143,14 @@ class Micros(TorchDataset[Batch | UserError]):
         step, micro = divmod(number, self.shares.accumulate)
         places = self.shares.places(self.rank, micro)
         images, samples, unreadable = [], [], []
+        at = Progress(step, self.steps or step + 1, self.order.epoch_steps)
         for place in places:
             image, index, failed = self._read(step, self._index(step, place))
             images.append(image)
             samples.append(index)
             unreadable += failed
         groups = {
-            name: make_group(views, images, self.order.seed, step, places, name, self._sampler(name), self.grids[name])
+            name: make_group(views, images, self.order.seed, at, places, name, self._sampler(name), self.grids[name])
             for name, views in self.sources.views.items()
         }
         return Batch(groups, pair(groups), tuple(samples), tuple(unreadable), pair(groups, "context"))
@@ -174,7 +179,7 @@ def make_group(
     views: Views,
     images: Sequence[Any],
     seed: int,
-    step: int,
+    at: Progress,
     places: Sequence[int],
     name: str,
     sampler: MaskSampler | None,
@@ -184,23 +189,28 @@ def make_group(
     pixels, boxes = [], []
     for view in range(views.count):
         for image, place in zip(images, places, strict=True):
-            seed_views(derive_seed(seed, name, view, step, place))
+            seed_views(derive_seed(seed, name, view, at.step, place))
             seen, box = views.view(image)
             pixels.append(seen)
             boxes.append(box)
     shape = (views.count, len(images))
-    mask = None if sampler is None else draw_mask(sampler, grid, derive_seed(seed, name), step, places, views.count)
+    mask = None if sampler is None else draw_mask(sampler, grid, derive_seed(seed, name), at, places, views.count)
     return Group(torch.stack(pixels).unflatten(0, shape), torch.stack(boxes).unflatten(0, shape), mask, views.role)
 
 
-def draw_mask(sampler: MaskSampler, grid: Grid, seed: int, step: int, places: Sequence[int], views: int = 1) -> Mask:
+def draw_mask(
+    sampler: MaskSampler, grid: Grid, seed: int, at: Progress | int, places: Sequence[int], views: int = 1
+) -> Mask:
     """Masks of these places of a step, for each of the views; groups pass seeds of their own.
+
+    A number is that step of a run that ends with it.
 
     Raises:
         RunError: the sampler returned no mask, or one that does not fit the grid.
     """
     rows = [view << 32 | place for view in range(views) for place in places]
-    found = sampler(len(rows), grid, Rng(seed, step, rows))
+    at = Progress(at, at + 1) if isinstance(at, int) else at
+    found = sampler(len(rows), grid, Rng(seed, at.step, rows, at))
     fault = _mask_fault(found, len(rows), grid)
     if fault:
         raise RunError(f"the mask sampler {type(sampler).__name__} {fault}")
@@ -387,7 +397,7 @@ def fake_batch(
     device: torch.device | str = "cpu",
     *,
     seed: int = 0,
-    step: int = 0,
+    at: Progress | int = 0,
     drawn: int | None = None,
 ) -> Batch:
     """A batch with real masks and empty pixels, for the dry run; the data set is not touched.
@@ -400,7 +410,7 @@ def fake_batch(
         mask = None
         if sampler is not None:
             rows, grid = drawn or images, encoder.grid(views.view.size)
-            whole = draw_mask(sampler, grid, derive_seed(seed, name), step, range(rows), views.count)
+            whole = draw_mask(sampler, grid, derive_seed(seed, name), at, range(rows), views.count)
             mask = _of_first_images(whole, images, rows)
         pixels = torch.zeros(1, 1, 1, 1, 1).expand(views.count, images, 3, *views.view.size)
         groups[name] = Group(pixels, torch.zeros(views.count, images, 4), mask, views.role)

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from sslzoo import Rng, catalogue
+from sslzoo import Progress, RecipeError, Rng, Schedule, catalogue
+from sslzoo import make as part
+from sslzoo.run.data import Micros, Order, Sources, Split, Views
 
 GRID = (8, 10)
 
@@ -76,3 +78,22 @@ def test_squares_are_shown_until_the_count_is_reached():
         around = torch.nn.functional.conv2d(picture, torch.ones(1, 1, 3, 3), padding=1)[picture > 0] - 1
         held += around.mean().item()
     assert held / 40 > 3
+
+
+@pytest.mark.parametrize("name", ["random", "visible-block", "visible-squares"])
+def test_a_share_may_change_over_the_run_as_any_schedule(name):
+    sampler = catalogue().find("masks", name).make(hide=Schedule.parse({"linear": [0.25, 0.75]}))
+    kept = [sampler(3, GRID, Rng(0, n, range(3), Progress(n, 10))).context.index.shape[1] for n in range(10)]
+    assert kept == list(range(60, 20, -4))
+    with pytest.raises(RecipeError, match=r"below 1|less than 1"):
+        part(catalogue(), "masks", {"use": name, "hide": {"linear": [0.25, 1.0]}})
+
+
+def test_loaders_tell_samplers_how_far_the_run_is_wherever_they_start():
+    """So a run that was killed and goes on hides as many as an unbroken one."""
+    masks = {"image": catalogue().find("masks", "random").make(hide=Schedule.parse({"linear": [0.25, 1 - 1 / 16]}))}
+    scenes = catalogue().find("datasets", "scenes").make(length=8, size=32)
+    views = {"image": Views(catalogue().find("views", "crop").make(size=32))}
+    micros = Micros(Sources(scenes, views, masks), {"image": (4, 4)}, Order(8, 4, 0), Split(4, 1, 1), 0, steps=11)
+    kept = [micros[n].groups["image"].mask.context.index.shape[1] for n in range(11)]
+    assert kept == list(range(12, 1, -1))
