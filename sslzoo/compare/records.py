@@ -201,6 +201,8 @@ def by_recipe(folders: list[Path]) -> dict[str, list[Record]]:
         groups.setdefault(json.dumps(own, sort_keys=True, default=str), []).append(one)
     ordered = [sorted(records, key=lambda one: one.seed) for records in groups.values()]
     names = [records[0].variant.removesuffix(f"-seed-{records[0].seed}") for records in ordered]
+    if len(set(names)) < len(names) and len(folders) == len(ordered):
+        names = [records[0].folder.resolve().name for records in ordered]  # one run each: the name a person gave it
     if len(set(names)) < len(names):
         names = _by_difference([records[0].leaves for records in ordered])
     return dict(zip(names, ordered, strict=True))
