@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from sslzoo import hookimpl
 from sslzoo.rng import generator
 
-STEPS, ROWS, HIDDEN, RATE = 400, 512, 256, 2e-3
+STEPS, ROWS, HIDDEN, RATE = 300, 512, 256, 2e-3
 
 
 class Decoder(nn.Module):

@@ -46,8 +46,10 @@ def of_predictions(recipe: Recipe, installed: Catalogue, method: Method, title: 
     group, term = _masked(recipe), _term(method)
     if group is None or term is None or not installed.manager.hook.sslzoo_decode.get_hookimpls():
         return None
-    batches = _batches(recipe, installed, method)
-    found = [guesses(method, batches(number), group, *term) for number in range(BATCHES + 1)]
+    batches, there = _batches(recipe, installed, method)
+    if there < 2:
+        return None  # one to learn from, another to draw
+    found = [guesses(method, batches(number), group, *term) for number in range(min(BATCHES + 1, there))]
     learned, drawn = found[1:], found[0]
     rows = [torch.cat([getattr(one, side) for one in learned]) for side in ("target", "pixels")]
     decode = installed.manager.hook.sslzoo_decode(targets=rows[0], pixels=rows[1], seed=recipe.run.seed)
@@ -145,12 +147,12 @@ def _term(method: Method) -> tuple[str, str, str] | None:
     return None
 
 
-def _batches(recipe: Recipe, installed: Catalogue, method: Method) -> Callable[[int], Batch]:
-    """Training batches by number, without their randomness over epochs: as many images as there are, at most 32."""
+def _batches(recipe: Recipe, installed: Catalogue, method: Method) -> tuple[Callable[[int], Batch], int]:
+    """Training batches of the first epoch by number, of different images; and how many there are."""
     sources = build(recipe, installed)[1]
-    count = min(IMAGES, len(sources.data))
+    count = min(IMAGES, max(1, len(sources.data) // 2))
     grids = {name: method.student.encoder.grid(views.view.size) for name, views in sources.views.items()}
     order = data.Order(len(sources.data), count, recipe.run.seed)
     micros = data.Micros(sources, grids, order, data.split(count, 1, None), 0)
     device = next(method.parameters()).device
-    return lambda number: data.passed(micros[number % max(1, order.epoch_steps)]).to(device)
+    return lambda number: data.passed(micros[number]).to(device), order.epoch_steps

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import yaml
+from made_up import TREE
 
 from sslzoo.compare import records, study
 from sslzoo.compare.budget import Budget, Cost, _follows, steps_for
@@ -94,11 +95,13 @@ def test_shipped_studies_are_found_by_name_and_a_slip_is_told(tmp_path):
 
 
 def test_single_runs_of_one_recipe_name_are_called_by_their_folders(tmp_path):
-    for name, lr in (("slow", 0.1), ("fast", 0.2)):
+    for name, precision, seed in (("slow", "fp32", 0), ("fast", "bf16", 0), ("again", "fp32", 1)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "recipe.yaml").write_text(f"{{name: a, optim: {{lr: {lr}}}, run: {{seed: 0}}}}")
+        tree = TREE | {"run": TREE["run"] | {"precision": precision, "seed": seed}}
+        (tmp_path / name / "recipe.yaml").write_text(yaml.safe_dump(tree))
     assert list(records.by_recipe([tmp_path / "slow", tmp_path / "fast"])) == ["slow", "fast"]
-    (tmp_path / "again").mkdir()
-    (tmp_path / "again" / "recipe.yaml").write_text("{name: a, optim: {lr: 0.1}, run: {seed: 1}}")
     found = records.by_recipe([tmp_path / "slow", tmp_path / "again", tmp_path / "fast"])
-    assert {name: [one.seed for one in own] for name, own in found.items()} == {"lr=0.1": [0, 1], "lr=0.2": [0]}
+    assert {name: [one.seed for one in own] for name, own in found.items()} == {
+        "precision=fp32": [0, 1],
+        "precision=bf16": [0],
+    }
