@@ -36,7 +36,7 @@ def sizes(grid: Grid, scale: Range, aspect: Range, steps: int = 65) -> set[Size]
     return {size_of(grid, *pair) for pair in product(*lattice)}
 
 
-def places(top: Tensor, left: Tensor, size: Size, grid: Grid) -> Tensor:
+def indices(top: Tensor, left: Tensor, size: Size, grid: Grid) -> Tensor:
     """The patches of blocks, row-major: [..] and [..] -> [.. h*w]."""
     rows, columns = torch.arange(size[0])[:, None] * grid[1], torch.arange(size[1])[None]
     return (top * grid[1] + left)[..., None] + (rows + columns).flatten()
@@ -51,7 +51,7 @@ def covered(top: Tensor, left: Tensor, size: Size, grid: Grid) -> Tensor:
 
 
 def _along(start: Tensor, length: int, whole: int) -> Tensor:
-    """Which places of an axis a block covers: [..] -> bool [.. whole]."""
+    """Which rows (or columns) a block covers: [..] -> bool [.. whole]."""
     offset = torch.arange(whole) - start[..., None]
     return (offset >= 0) & (offset < length)
 

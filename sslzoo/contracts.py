@@ -33,10 +33,10 @@ Move = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Patches:
-    """Some patches of each sequence, as row-major places in its grid.
+    """Some patches of each sequence, as row-major indices in its grid.
 
     Short rows repeat a legal index, so a gather is always valid; `length` then says how many entries of a row are
-    true, and `real` holds their flat places. `real` is worked out here, on the CPU, so that a device never searches.
+    true, and `real` holds their flat positions. `real` is worked out here, on the CPU, so that a device never searches.
     """
 
     index: Int[Tensor, "s *m k"]
@@ -51,7 +51,7 @@ class Patches:
             object.__setattr__(self, "real", true.flatten().nonzero()[:, 0])
 
     def take(self, x: Float[Tensor, "s N d"]) -> Float[Tensor, "s *m k d"]:
-        """The tokens of `x` at these places."""
+        """The tokens of `x` at these patches."""
         flat = self.index.flatten(1)
         return x.gather(1, flat[..., None].expand(-1, -1, x.shape[-1])).unflatten(1, self.index.shape[1:])
 
@@ -169,7 +169,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What an encoder saw of each sequence. `patches` holds patches only, so an index always means a place."""
+    """What an encoder saw of each sequence. `patches` holds patches only, so an index always means a patch."""
 
     patches: Float[Tensor, "s k d"]
     index: Int[Tensor, "s k"]
@@ -181,15 +181,15 @@ class Tokens:
     prefixes: tuple[Float[Tensor, "s r d"], ...] = ()  # the prefix tokens of those last blocks, where there are any
 
     def at(self, target: Patches) -> Float[Tensor, "s *m q d"]:
-        """The tokens at target places; only an encoder that keeps hidden patches (hidden: fill) has them.
+        """The tokens at target patches; only an encoder that keeps hidden patches (hidden: fill) has them.
 
         Raises:
-            ValueError: hidden patches were dropped, so target places are not among the tokens.
+            ValueError: hidden patches were dropped, so target patches are not among the tokens.
         """
         if self.patches.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(
                 f"tokens hold {self.patches.shape[1]} of {self.grid[0]} x {self.grid[1]} patches: hidden patches were "
-                "dropped, so there is nothing to read at target places; set encoder.hidden to fill"
+                "dropped, so there is nothing to read at target patches; set encoder.hidden to fill"
             )
         return target.take(self.patches)
 

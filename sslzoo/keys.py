@@ -35,7 +35,7 @@ Width = Annotated[int, Field(ge=1, le=2**16)]  # channels of a layer
 Codes = Annotated[int, Field(ge=2, le=2**18)]  # codes, prototypes, clusters
 Classes = Annotated[int, Field(ge=1, le=2**18)]  # of a task
 Side = Annotated[int, Field(ge=1, le=2**14)]  # pixels
-Places = Annotated[int, Field(ge=1, le=2**16)]  # patches of a grid
+GridCount = Annotated[int, Field(ge=1, le=2**16)]  # patches of a grid
 
 Positive = Annotated[float, Field(gt=0)]  # temperatures, deviations
 NotNegative = Annotated[float, Field(ge=0)]  # weights of terms, penalties

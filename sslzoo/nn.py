@@ -298,8 +298,8 @@ def sincos(grid: Grid, width: int, device: torch.device | None = None, rows_firs
     rows, columns = (torch.arange(n, dtype=torch.float64, device=device) for n in grid)
     halves = []
     axes = (columns.repeat(grid[0]), rows.repeat_interleave(grid[1]))
-    for place in reversed(axes) if rows_first else axes:
-        angle = place[:, None] * rates
+    for axis in reversed(axes) if rows_first else axes:
+        angle = axis[:, None] * rates
         halves += [angle.sin(), angle.cos()]
     return torch.cat(halves, 1).float()
 

@@ -66,7 +66,7 @@ class Rng:
     Args:
         seed: the run's seed.
         step: the training step.
-        rows: what identifies each row in the step: its place in the global batch (and its view).
+        rows: what identifies each row in the step: its slot in the global batch (and its view).
         at: how far the run is, for schedules; if left out, at the end of one that is just that long.
     """
 
@@ -100,14 +100,14 @@ class Rng:
         return (self.uniform(*shape) * high).long()
 
     def choose(self, among: Tensor, many: int) -> Tensor:
-        """As many true places of each row, at random, in rising order: bool [rows N] -> int64 [rows many].
+        """As many true columns of each row, at random, in rising order: bool [rows N] -> int64 [rows many].
 
         Every row must have at least as many.
         """
         n = among.shape[1]
-        place = np.arange(n, dtype=np.uint64)
-        low = np.uint64((1 << max(1, (n - 1).bit_length())) - 1)  # bits that carry the place through the partition
-        lots = (self._bits(n) >> np.uint64(1)) & ~low | place
+        column = np.arange(n, dtype=np.uint64)
+        low = np.uint64((1 << max(1, (n - 1).bit_length())) - 1)  # bits that carry the column through the partition
+        lots = (self._bits(n) >> np.uint64(1)) & ~low | column
         lots |= (~among.numpy()).astype(np.uint64) << np.uint64(63)  # what is false comes after all that is true
         lots.partition(many - 1, axis=1)
         chosen = (lots[:, :many] & low).astype(np.int32)

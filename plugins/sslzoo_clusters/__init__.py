@@ -22,7 +22,7 @@ class Clusters(nn.Module):
     """A teacher that follows the student, and clusters its patches: signal patch [t p], shares of clusters.
 
     CAPI (Darcet et al. 2025, section 3): cosines to learned directions, made equally used by Sinkhorn over the batch,
-    at each place of the grid by itself. How badly the clusters fit, the cross-entropy of their own softmax with the
+    at each patch of the grid by itself. How badly the clusters fit, the cross-entropy of their own softmax with the
     balanced shares, is the signal misfit [u b 1]: give it to the loss `mean`, and the clusters learn from it alone.
 
     Args:
@@ -31,7 +31,7 @@ class Clusters(nn.Module):
         temperature: of the shares that are balanced.
         own_temperature: of the softmax that learns to fit them.
         iterations: of Sinkhorn.
-        placewise: balance each place of the grid by itself; else all patches together.
+        placewise: balance each patch of the grid by itself; else all patches together.
     """
 
     gated = True  # see TargetGenerator

@@ -77,9 +77,9 @@ class Index:
 
 def index_of(root: Path) -> Index:
     """The index of a folder: the cached one if no folder has changed since, else a new one."""
-    place = cache_place(root)
+    path = cache_path(root)
     try:
-        told = json.loads(place.read_text())
+        told = json.loads(path.read_text())
         index = Index(told["files"], told["folders"])
         if index.digest == told["digest"] and index.fresh(root):
             return index
@@ -88,16 +88,16 @@ def index_of(root: Path) -> Index:
     folders: dict[str, int] = {}
     index = Index(sorted(_walk(root, "", folders)), folders)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        beside = place.with_suffix(f".{os.getpid()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}")
         beside.write_text(json.dumps({"files": index.files, "folders": index.folders, "digest": index.digest}))
-        beside.replace(place)  # whole or not at all, also when several ranks write it
+        beside.replace(path)  # whole or not at all, also when several ranks write it
     except OSError:
         pass  # no cache to write to: the index is only made again next time
     return index
 
 
-def cache_place(root: Path) -> Path:
+def cache_path(root: Path) -> Path:
     """Where the index of a folder is kept: in the user's cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "sslzoo" / f"index3-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"

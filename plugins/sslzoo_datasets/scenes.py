@@ -133,7 +133,7 @@ class Scenes:
 
 
 def draw(random: np.random.Generator) -> Layout:
-    """A scene: number, kinds, places that do not touch, camera and light."""
+    """A scene: number, kinds, positions that do not touch, camera and light."""
     n = int(random.integers(FEWEST, MOST + 1))
     shape = random.integers(0, 3, n)
     radius, centre = _stand(random, shape)
@@ -147,7 +147,7 @@ def draw(random: np.random.Generator) -> Layout:
 
 
 def _stand(random: np.random.Generator, shape: NDArray[np.int64]) -> tuple[Array, Array]:
-    """Sizes and places of objects that do not touch; crowded scenes are drawn again, with fewer large objects."""
+    """Sizes and positions of objects that do not touch; crowded scenes are drawn again, with fewer large objects."""
     n = len(shape)
     reach = np.where(shape == 1, np.float32(1.42), np.float32(1))  # a cube's corners reach further
     for attempt in range(16):

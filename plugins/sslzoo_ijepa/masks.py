@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng
-from sslzoo.blocks import Size, chance, covered, draw_size, places, sizes
-from sslzoo.keys import Count, Places, Range, Share, ShareRange
+from sslzoo.blocks import Size, chance, covered, draw_size, indices, sizes
+from sslzoo.keys import Count, GridCount, Range, Share, ShareRange
 
 ATTEMPTS = 8  # placements drawn for each image
 
 
 class Multiblock:
-    """I-JEPA's multi-block masks: scale and aspect independent, every place reachable, no cut in raster order.
+    """I-JEPA's multi-block masks: scale and aspect independent, every patch reachable, no cut in raster order.
 
-    Block sizes are drawn once a step, equal on every rank; places for each image. With trim random, every image keeps
-    equally many context patches, at random: `keep` times the number to be expected at the step's block sizes, which
-    depends on neither batch nor rank. With trim none, contexts keep all they have and differ in length.
+    Block sizes are drawn once a step, equal on every rank; positions for each image. With trim random, every image
+    keeps equally many context patches, at random: `keep` times the number to be expected at the step's block sizes,
+    which depends on neither batch nor rank. With trim none, contexts keep all they have and differ in length.
 
     Args:
         targets: target blocks of an image.
@@ -47,11 +47,11 @@ class Multiblock:
         target_aspect: Range = (0.75, 1.5),
         context_scale: ShareRange = (0.85, 1.0),
         context_aspect: Range = (1.0, 1.0),
-        min_keep: Places = 4,
+        min_keep: GridCount = 4,
         overlap: bool = False,
         trim: Literal["random", "none"] = "random",
         keep: Share = 0.6,
-        multiple: Places = 1,
+        multiple: GridCount = 1,
     ) -> None:
         self.targets, self.overlap, self.trim, self.keep = targets, overlap, trim, keep
         self.target, self.context = (target_scale, target_aspect), (context_scale, context_aspect)
@@ -69,7 +69,7 @@ class Multiblock:
         target, context = (draw_size(grid, *ranges, rng.shared) for ranges in (self.target, self.context))
         least = self._least(target, context, grid)
         tops, lefts, visible = self._place(batch, target, context, grid, rng, least)
-        patches = Patches(places(tops, lefts, target, grid))
+        patches = Patches(indices(tops, lefts, target, grid))
         if self.overlap:
             return Mask(Patches(_first(visible, context[0] * context[1])), patches)
         if self.trim == "none":
@@ -100,7 +100,7 @@ class Multiblock:
         if self.overlap:
             return area
         wanted = int(self.keep * expected_context(context, target, self.targets, grid)) // self.multiple * self.multiple
-        # What is left if all targets fall on one place: always possible, so the search below always ends.
+        # What is left if all targets fall on one spot: always possible, so the search below always ends.
         return max(self.min_keep, min(wanted, area - target[0] * target[1]))
 
     def _place(
@@ -115,7 +115,7 @@ class Multiblock:
             if not len(short):
                 break
             numbers = drawn[short, min(attempt, ATTEMPTS - 1)]
-            if attempt == ATTEMPTS:  # the last resort: every target on the place of the first
+            if attempt == ATTEMPTS:  # the last resort: every target on the spot of the first
                 numbers[:, : self.targets] = numbers[:, :1]
             tops[short], lefts[short], visible[short] = self._attempt(numbers, target, context, grid)
             short = short[visible[short].sum(1) < (self.min_keep if self.trim == "none" else least)]
@@ -157,7 +157,7 @@ class MultiblockLegacy:
         target_scale: ShareRange = (0.15, 0.2),
         target_aspect: Range = (0.75, 1.5),
         context_scale: ShareRange = (0.85, 1.0),
-        min_keep: Literal[0] | Places = 10,
+        min_keep: Literal[0] | GridCount = 10,
         overlap: bool = False,
     ) -> None:
         self.targets, self.min_keep, self.overlap = targets, min_keep, overlap
@@ -172,11 +172,11 @@ class MultiblockLegacy:
         target, context = (self._size(grid, *ranges, rng) for ranges in (self.target, self.context))
         self._refuse(target, context, grid)
         corners = rng.uniform(self.targets, 2)
-        tops = (corners[..., 0] * (grid[0] - target[0])).long()  # never the last place: the published range ends early
+        tops = (corners[..., 0] * (grid[0] - target[0])).long()  # never the last row: the published range ends early
         lefts = (corners[..., 1] * (grid[1] - target[1])).long()
         visible = self._contexts(batch, tops, lefts, target, context, grid, rng)
         shortest = int(visible.sum(1).min())
-        return Mask(Patches(_first(visible, shortest)), Patches(places(tops, lefts, target, grid)))
+        return Mask(Patches(_first(visible, shortest)), Patches(indices(tops, lefts, target, grid)))
 
     def _size(self, grid: Grid, scale: Range, aspect: Range, rng: Rng) -> Size:
         share = torch.rand((), generator=rng.shared, dtype=torch.float64).item()  # one number for both
@@ -215,15 +215,15 @@ class MultiblockLegacy:
 
 @lru_cache(maxsize=4096)
 def expected_context(context: Size, target: Size, targets: int, grid: Grid) -> float:
-    """Patches of the context block that are left to see, in the mean over all places of the blocks."""
+    """Patches of the context block that are left to see, in the mean over all positions of the blocks."""
     return (chance(context, grid) * (1 - chance(target, grid)) ** targets).sum().item()
 
 
 def _first(visible: Tensor, length: int) -> Tensor:
-    """The first visible places of each row, row-major: bool [s N] -> [s length]; past a row's last, any place."""
-    place, count = visible.nonzero()[:, 1], visible.sum(1)
+    """The first visible patches of each row, row-major: bool [s N] -> [s length]; past a row's last, any patch."""
+    index, count = visible.nonzero()[:, 1], visible.sum(1)
     start = count.cumsum(0) - count
-    return place[(start[:, None] + torch.arange(length)).clamp(max=len(place) - 1)]
+    return index[(start[:, None] + torch.arange(length)).clamp(max=len(index) - 1)]
 
 
 def _ragged(visible: Tensor) -> Patches:

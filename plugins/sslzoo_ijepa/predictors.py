@@ -63,9 +63,9 @@ class Joint(nn.Module):
         if target is None:
             return {}
         s, m, q = target.index.shape
-        place = self.positions(tokens.grid, tokens.patches.device)
-        seen = self.predictor_embed(tokens.patches) + place[tokens.index]
-        asked = self.mask_token + place[target.index.flatten(0, 1)]
+        table = self.positions(tokens.grid, tokens.patches.device)
+        seen = self.predictor_embed(tokens.patches) + table[tokens.index]
+        asked = self.mask_token + table[target.index.flatten(0, 1)]
         mask = joint_mask(tokens, target)
         # Context tokens are the same in all blocks of targets until they have attended, and are not read in the end.
         *blocks, last = self.blocks
@@ -120,9 +120,9 @@ class Cross(nn.Module):
         """Guesses of target patches, [s k d] -> {"patch": [t e]}."""
         if target is None:
             return {}
-        place = self.positions(tokens.grid, tokens.patches.device)
-        seen = self.embed(tokens.patches) + place[tokens.index]
-        x = self.mask_token + place[target.index.flatten(1)]  # s (m q) w
+        table = self.positions(tokens.grid, tokens.patches.device)
+        seen = self.embed(tokens.patches) + table[tokens.index]
+        x = self.mask_token + table[target.index.flatten(1)]  # s (m q) w
         mask = key_mask(tokens.length, tokens.index.shape[1])
         for block in self.blocks:
             x = block(x, seen, mask)

@@ -40,10 +40,10 @@ class Decoder(nn.Module):
         """Pixels of target patches, [s k d] -> {"patch": [t 3*ph*pw]}."""
         if target is None:
             return {}
-        place = self.positions(tokens.grid, tokens.patches.device)
+        table = self.positions(tokens.grid, tokens.patches.device)
         seen = self.decoder_embed(tokens.patches)
         # Class token and registers have no place: their row of the position table is zero.
-        x = self._everywhere(seen, tokens) + place
+        x = self._everywhere(seen, tokens) + table
         ahead = 0
         if tokens.prefix is not None:
             x = torch.cat([self.decoder_embed(tokens.prefix), x], 1)
@@ -58,13 +58,13 @@ class Decoder(nn.Module):
         return {"patch": self.decoder_pred(self.decoder_norm(guess))}
 
     def _everywhere(self, seen: Tensor, tokens: Tokens) -> Tensor:
-        """What was seen at its places, the mask token elsewhere: [s k w] -> [s N w]."""
+        """What was seen where it was, the mask token elsewhere: [s k w] -> [s N w]."""
         s, k, width = seen.shape
-        places, index = tokens.grid[0] * tokens.grid[1], tokens.index
+        count, index = tokens.grid[0] * tokens.grid[1], tokens.index
         if tokens.length is not None:  # padding goes to a place of its own, behind the last
-            index = index.where(torch.arange(k, device=index.device) < tokens.length[:, None], places)
-        whole = self.mask_token.to(seen.dtype).expand(s, places + 1, -1)
-        return whole.scatter(1, index[..., None].expand(-1, -1, width), seen)[:, :places]
+            index = index.where(torch.arange(k, device=index.device) < tokens.length[:, None], count)
+        whole = self.mask_token.to(seen.dtype).expand(s, count + 1, -1)
+        return whole.scatter(1, index[..., None].expand(-1, -1, width), seen)[:, :count]
 
 
 @hookimpl

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sslzoo import Grid, Mask, Patches, Rng, Schedule, hookimpl
-from sslzoo.blocks import covered, draw_size, places
+from sslzoo.blocks import covered, draw_size, indices
 from sslzoo.keys import Count, Range, ShareRange
 from sslzoo_masks.blocks import Blocks
 from sslzoo_masks.visible import Hidden, VisibleBlock, VisibleSquares, copied
@@ -44,7 +44,7 @@ class Random:
         order = rng.permutation(cells[0] * cells[1])
         if self.cell > 1:
             top, left = order // cells[1] * self.cell, order % cells[1] * self.cell
-            order = places(top, left, (self.cell, self.cell), grid).flatten(1)
+            order = indices(top, left, (self.cell, self.cell), grid).flatten(1)
         kept *= self.cell**2
         return Mask(Patches(order[:, :kept]), Patches(order[:, None, kept:]))
 
@@ -75,7 +75,7 @@ class Block:
         across = (corner[..., 1] * (grid[1] - size[1] + 1)).long()
         hidden = covered(top, across, size, grid)
         context = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, :left]
-        return Mask(Patches(context), Patches(places(top, across, size, grid)))
+        return Mask(Patches(context), Patches(indices(top, across, size, grid)))
 
 
 class Rasterized:
@@ -93,7 +93,7 @@ class Rasterized:
             raise ValueError(f"a grid of {grid[0]} x {grid[1]} has no quadrants")
         tops = torch.tensor([0, 0, grid[0] - size[0], grid[0] - size[0]])
         lefts = torch.tensor([0, grid[1] - size[1], 0, grid[1] - size[1]])
-        quadrants = places(tops, lefts, size, grid)
+        quadrants = indices(tops, lefts, size, grid)
         shown = rng.integers(4)
         others = (shown[:, None] + torch.arange(1, 4)) % 4
         return Mask(Patches(quadrants[shown]), Patches(quadrants[others.sort(1).values]))

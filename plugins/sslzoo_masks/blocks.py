@@ -1,4 +1,4 @@
-"""How is a share of the patches hidden in pieces? Block by block, each at another place and of another shape."""
+"""How is a share of the patches hidden in pieces? Block by block, each at another spot and of another shape."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng
-from sslzoo.keys import Fraction, FractionRange, Places, Range, Share
+from sslzoo.keys import Fraction, FractionRange, GridCount, Range, Share
 
 FAILURES = 10  # attempts in a row that hide nothing more, before the published generators give up
 ATTEMPTS = 128  # attempts in all
@@ -35,7 +35,7 @@ class Blocks:
         *,
         hide: Fraction | FractionRange = 0.5,
         rate: Share = 1.0,
-        smallest: Places = 16,
+        smallest: GridCount = 16,
         aspect: Range = (0.3, 1 / 0.3),
         exact: bool = False,
     ) -> None:
@@ -100,7 +100,7 @@ class Blocks:
 
 
 def _listed(chosen: Tensor) -> Patches:
-    """The true places of each row, row-major, as Patches: ragged only if the rows differ."""
+    """The true columns of each row, row-major, as Patches: ragged only if the rows differ."""
     length = chosen.sum(1)
     most = max(1, int(length.max()))  # where no row has any, as a batch of unmasked images, all have length 0
     index = chosen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]

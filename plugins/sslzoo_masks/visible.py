@@ -96,15 +96,15 @@ class VisibleSquares:
         return copied(self.copies, batch, lambda: self._one(batch, grid, rng, hidden))
 
     def _one(self, batch: int, grid: Grid, rng: Rng, hidden: int) -> Mask:
-        shown, places = grid[0] * grid[1] - hidden, grid[0] * grid[1]
+        shown, whole = grid[0] * grid[1] - hidden, grid[0] * grid[1]
         many = 4 * -(-shown // self.side**2)  # squares, of which as many count as are needed
         corner = (rng.uniform(many, 2) * (torch.tensor(grid) + self.side - 1)).long() - (self.side - 1)
-        seen = torch.zeros(batch, places, dtype=torch.bool)
+        seen = torch.zeros(batch, whole, dtype=torch.bool)
         for square in range(many):
             short = seen.sum(1) < shown
             more = covered(corner[:, square, :1], corner[:, square, 1:], (self.side, self.side), grid)
             seen |= more & short[:, None]
-        lots = rng.uniform(places) + seen  # those shown come last, so what is missing or too much falls at random
+        lots = rng.uniform(whole) + seen  # those shown come last, so what is missing or too much falls at random
         order = lots.argsort(1, descending=True)
         return Mask(Patches(order[:, :shown]), Patches(order[:, None, shown:]))
 

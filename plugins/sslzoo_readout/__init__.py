@@ -1,4 +1,4 @@
-"""Who guesses, where the encoder did the work? A linear layer on the tokens at target places; or convolutions."""
+"""Who guesses, where the encoder did the work? A linear layer on the tokens at target patches; or convolutions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Convolutions(nn.Module):
         depth: layers: convolution, norm over channels, GELU, and what came in.
         kernel: side of a convolution, in patches; odd.
         groups: groups of channels.
-        noise: deviation of the noise at hidden places.
+        noise: deviation of the noise at hidden patches.
         to: as `linear`.
     """
 
@@ -90,15 +90,15 @@ class Convolutions(nn.Module):
         """Tokens at their places, noise elsewhere: [s k d] -> [s N d]."""
         seen, index = tokens.patches, tokens.index
         s, k, width = seen.shape
-        places = tokens.grid[0] * tokens.grid[1]
+        count = tokens.grid[0] * tokens.grid[1]
         if tokens.length is not None:  # padding goes to a place of its own, behind the last
-            index = index.where(torch.arange(k, device=index.device) < tokens.length[:, None], places)
-        whole = self._noise(places + 1, at, seen).expand(s, -1, -1)
-        return whole.scatter(1, index[..., None].expand(-1, -1, width), seen)[:, :places]
+            index = index.where(torch.arange(k, device=index.device) < tokens.length[:, None], count)
+        whole = self._noise(count + 1, at, seen).expand(s, -1, -1)
+        return whole.scatter(1, index[..., None].expand(-1, -1, width), seen)[:, :count]
 
-    def _noise(self, places: int, at: Progress, like: Tensor) -> Tensor:
+    def _noise(self, count: int, at: Progress, like: Tensor) -> Tensor:
         """[N d], the same for this step wherever it is drawn."""
-        noise = like.new_zeros(places, like.shape[-1])
+        noise = like.new_zeros(count, like.shape[-1])
         if not self.training or noise.device.type == "meta":
             return noise
         return noise.normal_(std=self.noise, generator=torch.Generator(noise.device).manual_seed(at.step))

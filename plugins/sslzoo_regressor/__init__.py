@@ -58,14 +58,14 @@ class Regressor(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:
-        """Latents and scores of codes at target places, [s k d] -> {"latent": [t d], "code": [t p]}."""
+        """Latents and scores of codes at target patches, [s k d] -> {"latent": [t d], "code": [t p]}."""
         if target is None:
             return {}
         s, m, q = target.index.shape
-        place = self.positions(tokens.grid, tokens.patches.device)
-        asked = place[target.index.flatten(0, 1)]  # (s m) q d
+        table = self.positions(tokens.grid, tokens.patches.device)
+        asked = table[target.index.flatten(0, 1)]  # (s m) q d
         seen = tokens.patches.repeat_interleave(m, 0)
-        where = torch.cat([place[tokens.index].repeat_interleave(m, 0), asked], 1)
+        where = torch.cat([table[tokens.index].repeat_interleave(m, 0), asked], 1)
         mask, x = joint_mask(tokens, target), self.mask_token.expand(s * m, q, -1)
         for block in self.blocks:
             x = block(x, torch.cat([seen, x], 1), asked, where, mask)

@@ -1,4 +1,4 @@
-"""Who sees and who guesses, where places turn queries and keys? A transformer without biases, and a reader of it."""
+"""Who sees and who guesses, where positions turn queries and keys? A transformer without biases, and a reader of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who sees? A vision transformer without biases whose attention knows places by rotation."""
+"""Who sees? A vision transformer without biases whose attention knows positions by rotation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from sslzoo import Grid, Patches, Tokens
 from sslzoo.keys import BelowOne, Count, NotNegative, Width
 from sslzoo.nn import key_mask, patchify, start_normal
-from sslzoo_rope.layers import RopeBlock, angles, places_around, places_of, rms_norm
+from sslzoo_rope.layers import RopeBlock, angles, positions_around, positions_of, rms_norm
 
 # width, depth, heads (Dosovitskiy et al. 2020); CAPI is published at large
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 
 
 class RopeViT(nn.Module):
-    """CAPI's encoder (Darcet et al. 2025, section 3): registers, RMS norms, no biases, rotary places.
+    """CAPI's encoder (Darcet et al. 2025, section 3): registers, RMS norms, no biases, rotary positions.
 
     Hidden patches are dropped. Registers stand around the box of the patches that are seen. The summary is the mean of
     the patches.
@@ -85,9 +85,9 @@ class RopeViT(nn.Module):
         index, length = torch.arange(x.shape[1], device=x.device).expand(len(x), -1), None
         if context is not None:
             x, index, length = context.take(x), context.index, context.length
-        ahead, seen = self.registers.shape[1], places_of(grid, index)
-        places = torch.cat([places_around(seen, length, ahead), seen], 1)
-        angle, mask = angles(places, self.width // self.heads), key_mask(length, index.shape[1], ahead)
+        ahead, seen = self.registers.shape[1], positions_of(grid, index)
+        positions = torch.cat([positions_around(seen, length, ahead), seen], 1)
+        angle, mask = angles(positions, self.width // self.heads), key_mask(length, index.shape[1], ahead)
         x = torch.cat([self.registers.expand(len(x), -1, -1), self.patch_embed(x)], 1)
         outs = []
         for number, block in enumerate(self.blocks):

@@ -1,4 +1,4 @@
-"""Layers that know places by rotation (Su et al. 2021, RoPE), as CAPI arranges them (Darcet et al. 2025)."""
+"""Layers that know positions by rotation (Su et al. 2021, RoPE), as CAPI arranges them (Darcet et al. 2025)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], eps=EPS)
 
 
-def angles(places: Tensor, channels: int) -> Tensor:
-    """How far each channel of a head is turned at places [s k 2], (down, across) from 0 to 1: [s 1 k channels].
+def angles(positions: Tensor, channels: int) -> Tensor:
+    """How far each channel of a head is turned at positions [s k 2], (down, across) from 0 to 1: [s 1 k channels].
 
     The first half of the channels turns with the row, the second with the column.
     """
-    power = torch.linspace(0, -1, channels // 4, dtype=torch.float64, device=places.device)
+    power = torch.linspace(0, -1, channels // 4, dtype=torch.float64, device=positions.device)
     rates = (HIGHEST * (HIGHEST / LOWEST) ** power).float()
-    turned = 2 * math.pi * places[..., None] * rates.repeat(2)  # s k 2 channels/2
+    turned = 2 * math.pi * positions[..., None] * rates.repeat(2)  # s k 2 channels/2
     return turned.flatten(2)[:, None]
 
 
@@ -38,20 +38,20 @@ def turn(x: Tensor, angle: Tensor) -> Tensor:
     return x * angle.cos() + torch.cat([-other, one], -1) * angle.sin()
 
 
-def places_of(grid: Grid, index: Tensor) -> Tensor:
+def positions_of(grid: Grid, index: Tensor) -> Tensor:
     """Where patches lie, the outermost at 0 and 1: [s k] -> [s k 2]."""
     down, across = (max(1, side - 1) for side in grid)
     return torch.stack([index // grid[1] / down, index % grid[1] / across], -1)
 
 
-def places_around(places: Tensor, length: Tensor | None, count: int) -> Tensor:
-    """Places of registers, in equal steps around the box of what is seen: [s k 2] -> [s count 2]."""
-    low, high = places, places
+def positions_around(positions: Tensor, length: Tensor | None, count: int) -> Tensor:
+    """Positions of registers, in equal steps around the box of what is seen: [s k 2] -> [s count 2]."""
+    low, high = positions, positions
     if length is not None:
-        padding = (torch.arange(places.shape[1], device=places.device) >= length[:, None])[..., None]
-        low, high = places.masked_fill(padding, math.inf), places.masked_fill(padding, -math.inf)
+        padding = (torch.arange(positions.shape[1], device=positions.device) >= length[:, None])[..., None]
+        low, high = positions.masked_fill(padding, math.inf), positions.masked_fill(padding, -math.inf)
     low, high = low.amin(1, keepdim=True), high.amax(1, keepdim=True)
-    walk = 4 * torch.arange(count, device=places.device) / max(1, count)
+    walk = 4 * torch.arange(count, device=positions.device) / max(1, count)
     down = walk.clamp(0, 1) - (walk - 2).clamp(0, 1)
     across = (walk - 1).clamp(0, 1) - (walk - 3).clamp(0, 1)
     return low + torch.stack([down, across], -1) * (high - low)

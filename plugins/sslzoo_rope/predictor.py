@@ -13,7 +13,7 @@ from sslzoo import Patches, Progress, Signal, Tokens
 from sslzoo.contracts import Encoder
 from sslzoo.keys import Codes, Count, NotNegative
 from sslzoo.nn import WeightNorm, key_mask, start_normal
-from sslzoo_rope.layers import RopeBlock, angles, places_around, places_of, rms_norm
+from sslzoo_rope.layers import RopeBlock, angles, positions_around, positions_of, rms_norm
 
 
 class RopeCross(nn.Module):
@@ -46,18 +46,18 @@ class RopeCross(nn.Module):
         self.prototypes = WeightNorm(encoder.width, prototypes, gain=True) if prototypes else None
 
     def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:
-        """Guesses or scores at target places, [s k d] -> {"patch": [t e]}."""
+        """Guesses or scores at target patches, [s k d] -> {"patch": [t e]}."""
         if target is None:
             return {}
-        seen, context, ahead = places_of(tokens.grid, tokens.index), tokens.patches, 0
+        seen, context, ahead = positions_of(tokens.grid, tokens.index), tokens.patches, 0
         if tokens.prefix is not None:
             ahead = tokens.prefix.shape[1]
-            seen = torch.cat([places_around(seen, tokens.length, ahead), seen], 1)
+            seen = torch.cat([positions_around(seen, tokens.length, ahead), seen], 1)
             context = torch.cat([tokens.prefix, context], 1)
         channels = context.shape[-1] // self.heads
         mask = key_mask(tokens.length, tokens.index.shape[1], ahead)
         asked = target.index.flatten(1)
-        angle, context_angle = angles(places_of(tokens.grid, asked), channels), angles(seen, channels)
+        angle, context_angle = angles(positions_of(tokens.grid, asked), channels), angles(seen, channels)
         x = self.mask_token.expand(*asked.shape, -1)
         for block in self.blocks:
             x = block(x, angle, context, context_angle, mask)

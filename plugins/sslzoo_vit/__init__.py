@@ -111,12 +111,12 @@ class ViT(nn.Module):
     def forward(self, pixels: Tensor, context: Patches | None = None, layers: int = 0) -> Tokens:
         """Tokens of an image, [s 3 H W] -> [s k d] after the final norm; `layers` are the last blocks' raw outputs."""
         grid = self.grid((pixels.shape[-2], pixels.shape[-1]))
-        s, places = len(pixels), grid[0] * grid[1]
+        s, count = len(pixels), grid[0] * grid[1]
         if not 0 <= layers <= self.depth:
             raise ValueError(f"layers: found {layers}; the encoder has {self.depth} blocks")
         x = patchify(pixels, self.patch)
         position = self._position(grid, pixels.device)
-        index, length = torch.arange(places, device=pixels.device).expand(s, -1), None
+        index, length = torch.arange(count, device=pixels.device).expand(s, -1), None
         if context is not None and self.hidden == "drop":
             # Embedding and positions act on each patch alone, so only what is seen need be embedded.
             x, index, length = context.take(x), context.index, context.length

@@ -8,9 +8,9 @@ import click
 
 
 @click.command("cancel")
-@click.argument("place", type=click.Path(path_type=Path, file_okay=False))
-def command(place: Path) -> None:
-    """End the run PLACE, or every run below it, on SLURM or on this machine. What it saved stays.
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def command(folder: Path) -> None:
+    """End the run FOLDER, or every run below it, on SLURM or on this machine. What it saved stays.
 
     \b
     Examples:
@@ -19,7 +19,7 @@ def command(place: Path) -> None:
     from sslzoo.errors import UserError
     from sslzoo.launch.follow import cancel, folders
 
-    found = folders(place)
+    found = folders(folder)
     for run in found:
         try:
             click.echo(cancel(run))

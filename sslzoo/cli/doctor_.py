@@ -11,10 +11,10 @@ from sslzoo.cli.options import as_json as json_option
 
 
 @click.command("doctor")
-@click.argument("place", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @json_option
-def command(place: Path, as_json: bool) -> None:
-    """Say whether the run PLACE, or every run below it, is healthy: a verdict, its evidence, and what to try.
+def command(folder: Path, as_json: bool) -> None:
+    """Say whether the run FOLDER, or every run below it, is healthy: a verdict, its evidence, and what to try.
 
     Exit code 1 if any is not.
 
@@ -29,7 +29,7 @@ def command(place: Path, as_json: bool) -> None:
     from sslzoo.errors import RunError
     from sslzoo.launch.follow import folders
 
-    runs, found, unread = folders(place), {}, 0
+    runs, found, unread = folders(folder), {}, 0
     for run in runs:
         try:
             record = read(run)

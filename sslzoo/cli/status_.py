@@ -20,10 +20,10 @@ GAP = "  "
 
 
 @click.command("status")
-@click.argument("place", type=click.Path(path_type=Path), default=Path("runs"))
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
 @json_option
-def command(place: Path, as_json: bool) -> None:
-    """State, node, step, rate, time left, restarts and last figures of the run PLACE, or of every run below it.
+def command(folder: Path, as_json: bool) -> None:
+    """State, node, step, rate, time left, restarts and last figures of the run FOLDER, or of every run below it.
 
     \b
     Examples:
@@ -36,19 +36,19 @@ def command(place: Path, as_json: bool) -> None:
     from sslzoo.cli import echo_json
     from sslzoo.launch.follow import folders, rows
 
-    found = rows(folders(place))
+    found = rows(folders(folder))
     if as_json:
         echo_json([row.json() for row in found])
         return
-    click.echo(table(found, place, get_terminal_size().columns))
+    click.echo(table(found, folder, get_terminal_size().columns))
     for row in found:
         if row.reason:
             click.echo(f"{row.run}: {row.reason}")
 
 
-def table(found: Sequence[Row], place: Path, width: int) -> str:
+def table(found: Sequence[Row], folder: Path, width: int) -> str:
     """A line for each run, no wider than asked: what matters less is left out, and paths lose their beginnings."""
-    cells = [_cells(row, place) for row in found]
+    cells = [_cells(row, folder) for row in found]
     columns = list(COLUMNS)
     for less in LESS:
         if _width(cells, columns) > width:
@@ -64,12 +64,12 @@ def table(found: Sequence[Row], place: Path, width: int) -> str:
     )
 
 
-def _cells(row: Row, place: Path) -> dict[str, str]:
+def _cells(row: Row, folder: Path) -> dict[str, str]:
     from sslzoo.run.clock import hours
 
     path = Path(row.run)
     return {
-        "run": str(path.relative_to(place)) if path.is_relative_to(place) and path != place else row.run,
+        "run": str(path.relative_to(folder)) if path.is_relative_to(folder) and path != folder else row.run,
         "state": row.state,
         "job": row.job,
         "nodes": row.nodes,

@@ -63,13 +63,13 @@ def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str) ->
         across = min(3, max(1, len(some)))
         grid = page.subplots(max(1, -(-len(some) // across)), across, squeeze=False, sharey=True).flatten()
         for ax, what in zip(grid, some, strict=False):
-            for place, name in enumerate(names):
+            for position, name in enumerate(names):
                 one = found[name][what]
-                c = COLORS[(place + 1) % len(COLORS)]
-                ax.scatter(one.values, [place] * len(one.values), s=12, c=c, alpha=0.45)
+                c = COLORS[(position + 1) % len(COLORS)]
+                ax.scatter(one.values, [position] * len(one.values), s=12, c=c, alpha=0.45)
                 if one.low is not None and one.high is not None:
-                    ax.plot([one.low, one.high], [place, place], c=c, linewidth=2)
-                ax.scatter([one.mean], [place], s=42, c=c, marker="D")
+                    ax.plot([one.low, one.high], [position, position], c=c, linewidth=2)
+                ax.scatter([one.mean], [position], s=42, c=c, marker="D")
                 rows.append(
                     {
                         "variant": name,
@@ -107,8 +107,8 @@ def curves(variants: Mapping[str, Sequence[Record]], keys: Mapping[str, str], na
                 mean = lines.mean(0)
                 ax.plot(x, mean, color=c, linewidth=1.6, label=variant)
                 ax.fill_between(x, lines.min(0), lines.max(0), color=c, alpha=0.18, linewidth=0)
-                for place, value in zip(x, mean, strict=True):
-                    rows.append({"variant": variant, "metric": key, "images": float(place), "mean": float(value)})
+                for at, value in zip(x, mean, strict=True):
+                    rows.append({"variant": variant, "metric": key, "images": float(at), "mean": float(value)})
             ax.set_title(label, fontsize=10, loc="left")
             ax.set_xlabel("images seen")
             ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
@@ -126,7 +126,7 @@ def aligned(records: Iterable[Record], key: str) -> tuple[np.ndarray, np.ndarray
     if not each:
         return np.zeros(0), np.zeros((0, 0))
     x = sorted(set.intersection(*(set(points) for points in each)))
-    values = np.array([[points[place] for place in x] for points in each], np.float64)
+    values = np.array([[points[at] for at in x] for points in each], np.float64)
     wide = max(1, len(x) // 40)
     if wide > 1 and len(x):
         kernel = np.ones(wide) / wide

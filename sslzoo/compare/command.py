@@ -88,9 +88,9 @@ def compare_runs(folders: Sequence[Path], asked: Asked) -> bool:
     if baseline not in variants:
         message = f"no variant is called {baseline!r}{did_you_mean(baseline, variants)}"
         raise UserError(f"{message}\nvariants: {', '.join(variants)}")
-    place = asked.out or Path("runs") / "compared"
+    folder = asked.out or Path("runs") / "compared"
     commands = "sslzoo compare " + " ".join(map(str, folders))
-    return _tell("comparison", variants, baseline, {}, "images", place, commands, asked)
+    return _tell("comparison", variants, baseline, {}, "images", folder, commands, asked)
 
 
 def _tell(
@@ -99,7 +99,7 @@ def _tell(
     baseline: str,
     named: Mapping[str, tuple[str, ...]],
     held: str,
-    place: Path,
+    folder: Path,
     commands: str,
     asked: Asked,
 ) -> bool:
@@ -115,7 +115,7 @@ def _tell(
         console.print(f"unfair: {finding}", markup=False, highlight=False)
     for line in found.left_out:
         console.print(f"left out: {line}", markup=False, highlight=False)
-    written = page.write(place / "report", name, variants, found, fair, commands)
+    written = page.write(folder / "report", name, variants, found, fair, commands)
     console.print(f"page: {written}", markup=False, highlight=False)
     if asked.as_json:
         click.echo(json.dumps(table.as_json(found, fair), indent=2, default=str))

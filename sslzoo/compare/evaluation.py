@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import click
+import torch
 from rich.console import Console
 
 from sslzoo.compare import cells, records
 from sslzoo.compare.study import Cell, Study
 from sslzoo.evaluate.bench import Bench, bench, restored, untrained
 from sslzoo.evaluate.figures import probe
-from sslzoo.run.parallel import join
+from sslzoo.recipe.precision import settled
+from sslzoo.run.parallel import World, join
 from sslzoo.step import Method
 
 
@@ -26,13 +29,15 @@ def evaluate(study: Study, console: Console) -> None:
     for cell in study.cells:
         if not cells.is_done(cell):
             continue
-        settings = str(cell.recipe.evaluate)
+        device = join(None if cell.recipe.run.device == "auto" else cell.recipe.run.device).device
+        cell = replace(cell, recipe=settled(cell.recipe, World(device=device), cell.folder))
+        settings = f"{cell.recipe.run.precision} {cell.recipe.evaluate}"
         if settings not in opened:
             opened[settings] = bench(cell.recipe, cell.installed)
-        _cell(cell, opened[settings], study, console)
+        _cell(cell, opened[settings], study, device, console)
 
 
-def _cell(cell: Cell, opened: Bench, study: Study, console: Console) -> None:
+def _cell(cell: Cell, opened: Bench, study: Study, device: torch.device, console: Console) -> None:
     wanted, shared = study.keys.networks, study.folder / "features"
     told = opened.told(cell.recipe, cell.installed)
     known = {one.network for one in records.evaluations(cell.folder) if one.holds(told)}
@@ -42,7 +47,6 @@ def _cell(cell: Cell, opened: Bench, study: Study, console: Console) -> None:
             continue
         console.print(f"probing {cell.variant}, seed {cell.seed}: {network}", markup=False, highlight=False)
         methods: Mapping[str, Method] = {"trained": method, "untrained": untrained(cell.recipe, cell.installed)}
-        device = join(None if cell.recipe.run.device == "auto" else cell.recipe.run.device).device
         probe(opened, cell.recipe, cell.installed, methods, step, network, cell.folder, device, _to_log, shared)
 
 

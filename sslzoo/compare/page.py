@@ -26,14 +26,14 @@ SIDES = (
 
 
 def write(
-    place: Path, title: str, variants: Mapping[str, Sequence[Record]], found: Comparison, fair: Box, commands: str
+    folder: Path, title: str, variants: Mapping[str, Sequence[Record]], found: Comparison, fair: Box, commands: str
 ) -> Path:
     """Writes the page, and beside it every chart as SVG with its numbers as CSV; returns the page."""
     records = [one for each in variants.values() for one in each]
     seeds, many = ", ".join(map(str, sorted({one.seed for one in records}))), len(variants)
     looks, blind = opened_looks({name: each for name, each in variants.items() if each})
     return html.write(
-        place,
+        folder,
         html.Page(
             title=title,
             subtitle=f"{many} variant{'s' if many != 1 else ''}, seeds {seeds}; baseline {found.baseline}",

@@ -108,11 +108,11 @@ def _interval(gaps: Array, correct: tuple[Array, Array] | None, seed: int) -> tu
 
 def holm(differences: Sequence[Difference]) -> list[Difference]:
     """The same differences, p-values corrected for as many tests as there are (Holm 1979)."""
-    tested = sorted((one.p, place) for place, one in enumerate(differences) if one.p is not None)
+    tested = sorted((one.p, position) for position, one in enumerate(differences) if one.p is not None)
     found, highest = list(differences), 0.0
-    for rank, (p, place) in enumerate(tested):
+    for rank, (p, position) in enumerate(tested):
         highest = max(highest, min(1.0, (len(tested) - rank) * p))
-        found[place] = replace(differences[place], p=highest)
+        found[position] = replace(differences[position], p=highest)
     return found
 
 

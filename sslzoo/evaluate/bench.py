@@ -219,7 +219,7 @@ def restored(
     if step is not None and step not in checkpoint.steps(there):
         raise RunError(f"{folder} has no checkpoint of step {step}; there is: {checkpoint.steps(there) or 'none'}")
     warn = lambda text: say(f"warning: {text}")  # noqa: E731 - one word for one use
-    saved = checkpoint.newest(there, warn) if step is None else checkpoint.read(checkpoint.place_of(there, step))
+    saved = checkpoint.newest(there, warn) if step is None else checkpoint.read(checkpoint.path_of(there, step))
     if saved is None:
         raise RunError(f"{folder} has no checkpoint yet")
     method = untrained(recipe, installed)

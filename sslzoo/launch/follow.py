@@ -44,23 +44,23 @@ class Row:
 OF_RUNS = ("recipe.yaml", "state.json")  # either tells a run folder
 
 
-def is_run(place: Path) -> bool:
+def is_run(path: Path) -> bool:
     """Whether a folder holds a run: a recipe, or what a run tells of itself."""
-    return any((place / name).is_file() for name in OF_RUNS)
+    return any((path / name).is_file() for name in OF_RUNS)
 
 
-def folders(place: Path) -> list[Path]:
-    """The run folders at or below a place.
+def folders(path: Path) -> list[Path]:
+    """The run folders at or below a path.
 
     Raises:
         UserError: there is none.
     """
-    if is_run(place):
-        return [place]
-    walked = os.walk(place)  # passes over what cannot be opened
+    if is_run(path):
+        return [path]
+    walked = os.walk(path)  # passes over what cannot be opened
     found = sorted(Path(path) for path, _, names in walked if set(OF_RUNS) & set(names))
     if not found:
-        raise UserError(f"no run folder at or below {place}: none holds a recipe.yaml")
+        raise UserError(f"no run folder at or below {path}: none holds a recipe.yaml")
     return found
 
 

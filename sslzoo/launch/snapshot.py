@@ -20,13 +20,13 @@ MARK = "snapshot.txt"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
-def take(installed: Catalogue, files: Sequence[Path], place: Path) -> tuple[Path, ...]:
+def take(installed: Catalogue, files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
     """Copies sslzoo, every loaded plugin and the given plugin files; returns where the files will lie.
 
-    The copy lies beside `place` until it is `exchanged`. With `place` first on PYTHONPATH a job runs this code,
+    The copy lies beside `folder` until it is `exchanged`. With `folder` first on PYTHONPATH a job runs this code,
     whatever becomes of the installed one.
     """
-    fresh = _fresh(place)
+    fresh = _fresh(folder)
     _remove(fresh)
     fresh.mkdir(parents=True)
     (fresh / MARK).write_text("Copied by sslzoo for the jobs of this run; the next submission replaces this folder.\n")
@@ -49,12 +49,12 @@ def take(installed: Catalogue, files: Sequence[Path], place: Path) -> tuple[Path
         shutil.copyfile(file, fresh / name)
     found = sorted(f"{one.metadata['Name']}=={one.version}" for one in distributions())
     (fresh / "environment.txt").write_text(f"# Python {sys.version}\n" + "\n".join(found) + "\n")
-    return tuple(place / name for name in names)
+    return tuple(folder / name for name in names)
 
 
-def refuse_foreign(place: Path) -> None:
-    """Raises RunError if something lies at `place`, or where copies wait, that was not made by `take`."""
-    for one in (place, _fresh(place), _before(place)):
+def refuse_foreign(folder: Path) -> None:
+    """Raises RunError if something lies at `folder`, or where copies wait, that was not made by `take`."""
+    for one in (folder, _fresh(folder), _before(folder)):
         if (one.exists() or one.is_symlink()) and not (one / MARK).is_file():
             raise RunError(
                 f"{one} was not made by sslzoo, and a submission would replace it: choose another run folder with --out"
@@ -62,23 +62,23 @@ def refuse_foreign(place: Path) -> None:
 
 
 @contextmanager
-def exchanged(place: Path, files: Sequence[Path]) -> Iterator[None]:
+def exchanged(folder: Path, files: Sequence[Path]) -> Iterator[None]:
     """Puts the copy that `take` made in its place; if what follows fails, the one before and `files` come back."""
     had = {file: file.read_bytes() if file.is_file() else None for file in files}
-    fresh, before = _fresh(place), _before(place)
+    fresh, before = _fresh(folder), _before(folder)
     new = fresh.exists()
     if new:
         _remove(before)
-        if place.exists():
-            place.rename(before)
-        fresh.rename(place)
+        if folder.exists():
+            folder.rename(before)
+        fresh.rename(folder)
     try:
         yield
     except BaseException:
         if new:
-            _remove(place)
+            _remove(folder)
             if before.exists():
-                before.rename(place)
+                before.rename(folder)
         for file, content in had.items():
             if content is None:
                 file.unlink(missing_ok=True)
@@ -88,12 +88,12 @@ def exchanged(place: Path, files: Sequence[Path]) -> Iterator[None]:
     _remove(before)
 
 
-def _fresh(place: Path) -> Path:
-    return place.with_name(f"{place.name}.writing")
+def _fresh(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.writing")
 
 
-def _before(place: Path) -> Path:
-    return place.with_name(f"{place.name}.before")
+def _before(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.before")
 
 
 def _remove(copy: Path) -> None:

@@ -81,11 +81,11 @@ def plan(found: Sequence[Element], asked: Asked) -> slurm.Plan:
     profile = profiles.load(asked.cluster, first.installed)
     gpus = profile.gpus_per_node if asked.gpus is None else asked.gpus
     text = asked.time or profile.time
-    for place, limit in (("--time", text), (f"{asked.cluster}: probing_time", profile.probing_time)):
+    for which, limit in (("--time", text), (f"{asked.cluster}: probing_time", profile.probing_time)):
         try:
             profiles.minutes(limit)
         except ValueError as error:
-            raise UserError(f"{place}: {error}") from error
+            raise UserError(f"{which}: {error}") from error
     for one in found:
         _refuse_unsafe(one.folder)
     top, runs = top_of(found), len(found)

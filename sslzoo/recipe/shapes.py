@@ -44,8 +44,8 @@ def _tokens(part: Any, given: Sequence[Any], out: Any) -> None:
     if not isinstance(out, Tokens):
         raise WrongShape(f"returned {_said(out)}; the contract says Tokens")
     context = given[1] if len(given) > 1 else None
-    places = out.grid[0] * out.grid[1]
-    lengths = {places} if context is None else {places, context.index.shape[1]}
+    whole = out.grid[0] * out.grid[1]
+    lengths = {whole} if context is None else {whole, context.index.shape[1]}
     s, k, d = out.patches.shape if out.patches.ndim == 3 else (0, 0, 0)
     if (s, d) != (len(given[0]), part.width) or k not in lengths:
         wanted = f"[{len(given[0])} {' or '.join(map(str, sorted(lengths)))} {part.width}]"

@@ -29,19 +29,19 @@ class Survey:
 
 def survey(sampler: MaskSampler, grid: Grid, batch: int, seed: int, steps: int = STEPS) -> Survey:
     """Draws batches of masks and counts what they cover."""
-    places = grid[0] * grid[1]
-    context, target, shares = torch.zeros(places), torch.zeros(places), []
+    patches = grid[0] * grid[1]
+    context, target, shares = torch.zeros(patches), torch.zeros(patches), []
     for step in range(steps):
         mask = draw_mask(sampler, grid, seed, step, range(batch))
-        seen, asked = covered_by(mask, places)
+        seen, asked = covered_by(mask, patches)
         context, target = context + seen.float().mean(0), target + asked.float().mean(0)
         shares.append(seen.float().mean(1))
     return Survey((context / steps).reshape(grid), (target / steps).reshape(grid), torch.cat(shares))
 
 
-def covered_by(mask: Mask, places: int) -> tuple[Tensor, Tensor]:
+def covered_by(mask: Mask, patches: int) -> tuple[Tensor, Tensor]:
     """Which patches are seen, and which are asked for by some block: bool [s N] each."""
-    seen = torch.zeros(len(mask.context.index), places, dtype=torch.bool).scatter_(1, mask.context.index, True)
+    seen = torch.zeros(len(mask.context.index), patches, dtype=torch.bool).scatter_(1, mask.context.index, True)
     asked = torch.zeros_like(seen).scatter_(1, mask.target.index.flatten(1), True)
     return seen, asked
 
@@ -67,13 +67,13 @@ def sample(ax: Axes, image: Tensor, mask: Mask, row: int, grid: Grid) -> None:
     _bare(ax)
 
 
-def _outline(ax: Axes, places: set[int], grid: Grid, side: tuple[float, float], colour: str) -> None:
+def _outline(ax: Axes, patches: set[int], grid: Grid, side: tuple[float, float], colour: str) -> None:
     from matplotlib.collections import LineCollection
     from matplotlib.patches import Rectangle
 
     lines = []
-    for place in places:
-        r, c = divmod(place, grid[1])
+    for index in patches:
+        r, c = divmod(index, grid[1])
         top, left, bottom, right = r * side[0], c * side[1], (r + 1) * side[0], (c + 1) * side[1]
         ax.add_patch(Rectangle((left - 0.5, top - 0.5), side[1], side[0], color=colour, alpha=0.28, linewidth=0))
         edges = {
@@ -83,7 +83,7 @@ def _outline(ax: Axes, places: set[int], grid: Grid, side: tuple[float, float], 
             (r, c + 1): [(right, top), (right, bottom)],
         }
         for (y, x), line in edges.items():
-            if not (0 <= y < grid[0] and 0 <= x < grid[1] and y * grid[1] + x in places):
+            if not (0 <= y < grid[0] and 0 <= x < grid[1] and y * grid[1] + x in patches):
                 lines.append([(px - 0.5, py - 0.5) for px, py in line])
     ax.add_collection(LineCollection(lines, colors=colour, linewidths=1.4))
 

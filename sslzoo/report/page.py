@@ -169,10 +169,10 @@ def _curves(lines: Lines, batch: int) -> Chart:
         page = Figure(figsize=(10, 3.0), layout="constrained")
         axes = page.subplots(1, max(1, len(panels)), squeeze=False)[0]
         for ax, (title, keys) in zip(axes, panels.items(), strict=False):
-            for place, key in enumerate(keys):
+            for number, key in enumerate(keys):
                 points = [(line["step"] * batch, line[key]) for line in lines if line.get(key) is not None]
                 x, y = zip(*points, strict=True)
-                ax.plot(x, smooth(y), color=COLORS[place % len(COLORS)], linewidth=1.6, label=key)
+                ax.plot(x, smooth(y), color=COLORS[number % len(COLORS)], linewidth=1.6, label=key)
                 rows += [{"metric": key, "images": images, "value": value} for images, value in points]
             ax.set_title(title, fontsize=10, loc="left")
             ax.set_xlabel("images seen")
@@ -201,12 +201,12 @@ def _bars(figures: Mapping[str, Figures]) -> Chart:
     with rc_context(SVG):
         page = Figure(figsize=(10, 3.2), layout="constrained")
         ax = page.subplots()
-        for place, column in enumerate(columns):
-            x = [row + (place - (len(columns) - 1) / 2) * wide for row in range(len(told))]
-            values = [values[place] for _, values in told]
-            shade = ("#D55E00", "#56B4E9", "#999999")[place % 3]
+        for number, column in enumerate(columns):
+            x = [row + (number - (len(columns) - 1) / 2) * wide for row in range(len(told))]
+            values = [values[number] for _, values in told]
+            shade = ("#D55E00", "#56B4E9", "#999999")[number % 3]
             ax.bar_label(ax.bar(x, values, wide, color=shade, label=column), fmt="%.0f", fontsize=6.5, color="#777777")
-            rows += [{"probe/task": name, "encoder": column, "top-1": values[place]} for name, values in told]
+            rows += [{"probe/task": name, "encoder": column, "top-1": values[number]} for name, values in told]
         ax.set_xticks(range(len(told)), [name.replace("/", "\n") for name, _ in told], fontsize=8)
         ax.set_ylabel("top-1 in percent")
         legend(page, ax)

@@ -65,7 +65,7 @@ def save(
     tensors = _snapshot(method, optimizer, write, {})
     if write:
         _write(folder, step, tensors, about or {})
-    return place_of(folder, step)
+    return path_of(folder, step)
 
 
 @dataclass
@@ -130,14 +130,14 @@ class Saver:
 
 
 def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    place = place_of(folder, step)
-    beside = place.with_suffix(".writing")
+    path = path_of(folder, step)
+    beside = path.with_suffix(".writing")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         told = {**about, "step": str(step), "crc32": str(_checksum(step, tensors, about))}
         save_file(dict(tensors), beside, told)
         _flush(beside)
-        beside.rename(place)
+        beside.rename(path)
         _flush(folder)
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
@@ -157,7 +157,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def place_of(folder: Path, step: int) -> Path:
+def path_of(folder: Path, step: int) -> Path:
     """The file of a step's checkpoint."""
     return folder / f"step-{step:09d}.safetensors"
 
@@ -176,7 +176,7 @@ def read(path: Path) -> Saved:
         raise RunError(f"checkpoint {path} is damaged: {error}") from error
     if _checksum(step, tensors, about) != checksum:
         raise RunError(f"checkpoint {path} is damaged: its checksum is wrong")
-    if path.name != place_of(path.parent, step).name:
+    if path.name != path_of(path.parent, step).name:
         raise RunError(f"checkpoint {path} is damaged: it is that of step {step}, renamed")
     return Saved(step, path, tensors, checksum, about)
 
@@ -190,7 +190,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Saved | None:
     damaged = []
     for step in reversed(steps(folder)):
         try:
-            return read(place_of(folder, step))
+            return read(path_of(folder, step))
         except RunError as error:
             damaged.append(str(error))
             warn(str(error))
@@ -284,7 +284,7 @@ def prune(folder: Path, saved: int, keep: int, milestone: int | None) -> None:
     """
     for step in [step for step in steps(folder) if step <= saved][:-keep]:
         if not (milestone and step % milestone == 0):
-            place_of(folder, step).unlink(missing_ok=True)
+            path_of(folder, step).unlink(missing_ok=True)
 
 
 def _snapshot(

@@ -1,6 +1,6 @@
 """Which images does a step see, and how do they become a Batch?
 
-Image, views and masks of place p in step n are functions of (seed, n, p) alone. So a loader that starts at step n gives
+Image, views and masks of slot p in step n are functions of (seed, n, p) alone. So a loader that starts at step n gives
 what an unbroken one gives there, whatever the number of workers, ranks and micro-batches: resuming is arithmetic.
 """
 
@@ -79,8 +79,8 @@ class Split:
         """Images on one device at a time."""
         return self.batch // (self.ranks * self.accumulate)
 
-    def places(self, rank: int, micro: int) -> range:
-        """Places in the global batch of one rank's micro-batch."""
+    def slots(self, rank: int, micro: int) -> range:
+        """Positions in the global batch of one rank's micro-batch."""
         start = (micro * self.ranks + rank) * self.micro
         return range(start, start + self.micro)
 
@@ -141,16 +141,16 @@ class Micros(TorchDataset[Batch | UserError]):
 
     def _batch(self, number: int) -> Batch:
         step, micro = divmod(number, self.shares.accumulate)
-        places = self.shares.places(self.rank, micro)
+        slots = self.shares.slots(self.rank, micro)
         images, samples, unreadable = [], [], []
         at = Progress(step, self.steps or step + 1, self.order.epoch_steps)
-        for place in places:
-            image, index, failed = self._read(step, self._index(step, place))
+        for slot in slots:
+            image, index, failed = self._read(step, self._index(step, slot))
             images.append(image)
             samples.append(index)
             unreadable += failed
         groups = {
-            name: make_group(views, images, self.order.seed, at, places, name, self._sampler(name), self.grids[name])
+            name: make_group(views, images, self.order.seed, at, slots, name, self._sampler(name), self.grids[name])
             for name, views in self.sources.views.items()
         }
         return Batch(groups, pair(groups), tuple(samples), tuple(unreadable), pair(groups, "context"))
@@ -158,11 +158,11 @@ class Micros(TorchDataset[Batch | UserError]):
     def _sampler(self, name: str) -> MaskSampler | None:
         return self.sources.masks.get(name)
 
-    def _index(self, step: int, place: int) -> int:
+    def _index(self, step: int, slot: int) -> int:
         epoch, step = divmod(step, self.order.epoch_steps)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, self.order.epoch(epoch))
-        return int(self._epoch[1][step * self.order.batch + place])
+        return int(self._epoch[1][step * self.order.batch + slot])
 
     def _read(self, step: int, index: int) -> tuple[Any, int, list[tuple[int, str]]]:
         failed: list[tuple[int, str]] = []
@@ -180,7 +180,7 @@ def make_group(
     images: Sequence[Any],
     seed: int,
     at: Progress,
-    places: Sequence[int],
+    slots: Sequence[int],
     name: str,
     sampler: MaskSampler | None,
     grid: Grid,
@@ -188,27 +188,27 @@ def make_group(
     """The views of some images, and the masks of those views."""
     pixels, boxes = [], []
     for view in range(views.count):
-        for image, place in zip(images, places, strict=True):
-            seed_views(derive_seed(seed, name, view, at.step, place))
+        for image, slot in zip(images, slots, strict=True):
+            seed_views(derive_seed(seed, name, view, at.step, slot))
             seen, box = views.view(image)
             pixels.append(seen)
             boxes.append(box)
     shape = (views.count, len(images))
-    mask = None if sampler is None else draw_mask(sampler, grid, derive_seed(seed, name), at, places, views.count)
+    mask = None if sampler is None else draw_mask(sampler, grid, derive_seed(seed, name), at, slots, views.count)
     return Group(torch.stack(pixels).unflatten(0, shape), torch.stack(boxes).unflatten(0, shape), mask, views.role)
 
 
 def draw_mask(
-    sampler: MaskSampler, grid: Grid, seed: int, at: Progress | int, places: Sequence[int], views: int = 1
+    sampler: MaskSampler, grid: Grid, seed: int, at: Progress | int, slots: Sequence[int], views: int = 1
 ) -> Mask:
-    """Masks of these places of a step, for each of the views; groups pass seeds of their own.
+    """Masks of these slots of a step, for each of the views; groups pass seeds of their own.
 
     A number is that step of a run that ends with it.
 
     Raises:
         RunError: the sampler returned no mask, or one that does not fit the grid.
     """
-    rows = [view << 32 | place for view in range(views) for place in places]
+    rows = [view << 32 | slot for view in range(views) for slot in slots]
     at = Progress(at, at + 1) if isinstance(at, int) else at
     found = sampler(len(rows), grid, Rng(seed, at.step, rows, at))
     fault = _mask_fault(found, len(rows), grid)

@@ -92,30 +92,30 @@ class Guard:
         for vote in self.votes.counted(later):
             self.row = self.row + 1 if vote.bad else 0
             if vote.bad:
-                place = list_images(self.folder, vote, self.world.rank)
-                self._limit(vote.at, place)
+                path = list_images(self.folder, vote, self.world.rank)
+                self._limit(vote.at, path)
             if vote.stop:
                 self.stopping = f"stopped by {self.stop.asked or 'a signal to another process'}"
 
-    def _limit(self, at: Progress, place: Path) -> None:
+    def _limit(self, at: Progress, path: Path) -> None:
         if self.row >= self.limit:
             raise RunError(
                 f"{self.row} steps in a row, the last of them step {at.step + 1}, had a loss or gradient that is not "
-                f"finite; the images of their batches are listed in {place}; lower the learning rate, clip gradients "
+                f"finite; the images of their batches are listed in {path}; lower the learning rate, clip gradients "
                 "(optim.clip), or try run.precision: fp32"
             )
 
 
 def list_images(folder: Folder, vote: Vote, rank: int) -> Path:
     """Writes down the images of a step that was not finite; returns the folder of such lists."""
-    place = folder.path / "nonfinite"
+    path = folder.path / "nonfinite"
     text = "\n".join(map(str, vote.samples)) + "\n"
     try:
-        place.mkdir(exist_ok=True)
+        path.mkdir(exist_ok=True)
     except OSError as error:
-        raise files.unwritten(place, error) from error
-    files.write_whole(place / f"step-{vote.at.step + 1:09d}-rank-{rank}.txt", text, lasting=False)
-    return place
+        raise files.unwritten(path, error) from error
+    files.write_whole(path / f"step-{vote.at.step + 1:09d}-rank-{rank}.txt", text, lasting=False)
+    return path
 
 
 @dataclass

@@ -43,9 +43,9 @@ def mask_shares(batch: Batch, grids: Mapping[str, Grid]) -> dict[str, float]:
     shares = {}
     for name, group in batch.groups.items():
         if group.mask is not None:
-            index, places = group.mask.target.index, math.prod(grids[name])
-            guessed = torch.zeros(len(index), places).scatter_(1, index.flatten(1), 1.0)
-            shares[f"context_share/{name}"] = group.mask.context.count / (len(index) * places)
+            index, whole = group.mask.target.index, math.prod(grids[name])
+            guessed = torch.zeros(len(index), whole).scatter_(1, index.flatten(1), 1.0)
+            shares[f"context_share/{name}"] = group.mask.context.count / (len(index) * whole)
             shares[f"target_share/{name}"] = guessed.mean().item()
     return shares
 

@@ -14,10 +14,10 @@ from sslzoo.recipe import signature
 NAMES = {
     "sslzoo": "Rng Mask Patches Tokens Signal Batch Group Pairing Reading Student Features Progress Schedule Duration "
     "Free gather all_mean all_sum world_size make hookimpl UserError",
-    "sslzoo.keys": "Count Width Codes Classes Side Places Positive NotNegative Rate BelowOne Share Fraction Range "
+    "sslzoo.keys": "Count Width Codes Classes Side GridCount Positive NotNegative Rate BelowOne Share Fraction Range "
     "FractionRange ShareRange",
     "sslzoo.nn": "Block LayerNorm Positions sincos patchify pixels_of key_mask splits start_normal start_xavier",
-    "sslzoo.blocks": "size_of draw_size sizes places covered chance",
+    "sslzoo.blocks": "size_of draw_size sizes indices covered chance",
 }
 HOME = {name: home for home, names in NAMES.items() for name in names.split()}
 

@@ -1,4 +1,4 @@
-"""Does an encoder keep its contract? Hidden patches stay hidden, places follow the grid, other sizes work."""
+"""Does an encoder keep its contract? Hidden patches stay hidden, indices follow the grid, other sizes work."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def _pixels(size: tuple[int, int], rows: int = 2) -> Tensor:
 
 
 def _some(grid: Grid, share: float = 0.5, rows: int = 2) -> Patches:
-    places = grid[0] * grid[1]
+    whole = grid[0] * grid[1]
     rng = torch.Generator().manual_seed(2)
-    kept = max(1, int(places * share))
-    return Patches(torch.stack([torch.randperm(places, generator=rng)[:kept] for _ in range(rows)]))
+    kept = max(1, int(whole * share))
+    return Patches(torch.stack([torch.randperm(whole, generator=rng)[:kept] for _ in range(rows)]))
 
 
 @torch.no_grad()
@@ -71,27 +71,27 @@ def returns(make: Make) -> str:
     said, where = _said(part, _pixels(size)), f"2 images of {size[0]} x {size[1]}"
     if not isinstance(said, Tokens):
         raise Violation("sslzoo.Tokens", type(said).__name__, where)
-    places = grid[0] * grid[1]
-    for name, x, shape in (("patches", said.patches, (2, places, part.width)), ("index", said.index, (2, places))):
+    whole = grid[0] * grid[1]
+    for name, x, shape in (("patches", said.patches, (2, whole, part.width)), ("index", said.index, (2, whole))):
         if tuple(x.shape) != shape:
             raise Violation(f"{name} {list(shape)}", str(list(x.shape)), where)
     if said.summary.ndim != 2 or len(said.summary) != 2 or said.grid != grid:
         raise Violation(f"summary [2 d], grid {grid}", f"{list(said.summary.shape)}, {said.grid}", where)
-    if not torch.equal(said.index, torch.arange(places).expand(2, -1)):
-        raise Violation(f"index 0 to {places - 1} without a context", str(said.index[0].tolist()), where)
+    if not torch.equal(said.index, torch.arange(whole).expand(2, -1)):
+        raise Violation(f"index 0 to {whole - 1} without a context", str(said.index[0].tolist()), where)
     return f"grid {grid[0]} x {grid[1]} of {size[0]} x {size[1]} pixels; {size_of(part)}"
 
 
 @check(returns)
 def seen(make: Make) -> None:
-    """Of a context it returns the patches it was given, with their places (or all places, hidden ones filled)."""
+    """Of a context it returns the patches it was given, with their indices (or all patches, hidden ones filled)."""
     part = _part(make)
     size, grid = _takes_masks(part)
     context = _some(grid)
     said = _said(part, _pixels(size), context)
     every = torch.arange(grid[0] * grid[1]).expand(2, -1)
     if not (torch.equal(said.index, context.index) or torch.equal(said.index, every)):
-        raise Violation("index: the context's, or all places", str(said.index[0].tolist()), f"grid {grid}, half seen")
+        raise Violation("index: the context's, or all patches", str(said.index[0].tolist()), f"grid {grid}, half seen")
     if tuple(said.patches.shape) != (*said.index.shape, part.width):
         came = str(list(said.patches.shape))
         raise Violation(f"patches {[*said.index.shape, part.width]}", came, f"grid {grid}, half seen")
@@ -107,8 +107,8 @@ def hidden(make: Make) -> None:
     high, wide = size[0] // grid[0], size[1] // grid[1]
     changed = pixels.clone()
     for row in range(2):
-        for place in set(range(grid[0] * grid[1])) - set(context.index[row].tolist()):
-            top, left = place // grid[1] * high, place % grid[1] * wide
+        for index in set(range(grid[0] * grid[1])) - set(context.index[row].tolist()):
+            top, left = index // grid[1] * high, index % grid[1] * wide
             changed[row, :, top : top + high, left : left + wide] += 5.0
     again = _said(part, changed, context)
     seen = {"patches": once.patches, "summary": once.summary}, {"patches": again.patches, "summary": again.summary}
@@ -121,12 +121,12 @@ def hidden(make: Make) -> None:
 
 @check(returns, seen)
 def order(make: Make) -> None:
-    """The order of a context's patches does not matter: a token goes with its place."""
+    """The order of a context's patches does not matter: a token goes with its index."""
     part = _part(make)
     size, grid = _takes_masks(part)
     pixels, context = _pixels(size), _some(grid)
     once, turned = _said(part, pixels, context), _said(part, pixels, Patches(context.index.flip(1)))
-    keeps_order = once.patches.shape[1] == context.index.shape[1]  # else it returns all places, in the grid's order
+    keeps_order = once.patches.shape[1] == context.index.shape[1]  # else it returns all patches, in the grid's order
     there = turned.patches.flip(1) if keeps_order else turned.patches
     found = equal({"patches": once.patches}, {"patches": there}, 1e-4)
     if found:
@@ -148,8 +148,8 @@ def alone(make: Make) -> None:
 
 
 @check(returns)
-def places(make: Make) -> None:
-    """Places matter: an image whose patches change places gives other tokens than the tokens in other places."""
+def positions(make: Make) -> None:
+    """Positions matter: moving the patches of an image gives other tokens than moving its tokens."""
     part = _part(make)
     size, grid = _size(part)
     pixels = _pixels(size)
@@ -160,7 +160,7 @@ def places(make: Make) -> None:
         raise Skip("gives other tokens than patches")
     back = moved.patches.unflatten(1, grid).roll(-1, 1).flatten(1, 2)
     if not equal({"patches": once.patches}, {"patches": back}, 1e-5):
-        raise Violation("tokens that know their place", "the same after patches moved down a row", f"grid {grid}")
+        raise Violation("tokens that know their position", "the same after patches moved down a row", f"grid {grid}")
 
 
 @check(returns)
@@ -212,7 +212,7 @@ def ragged(make: Make) -> None:
     both = _said(part, pixels, Patches(short, length))
     keep = int(length[1])
     alone = _said(part, pixels[1:], Patches(full[1:, :keep]))
-    keep = alone.patches.shape[1]  # all places, where hidden ones are filled
+    keep = alone.patches.shape[1]  # all patches, where hidden ones are filled
     wanted = {"patches": alone.patches, "summary": alone.summary}
     found = equal(wanted, {"patches": both.patches[1:, :keep], "summary": both.summary[1:]}, 1e-4)
     if found:
@@ -274,5 +274,5 @@ def moves(make: Make) -> None:
         elsewhere(part, lambda moved, context=context: moved(as_moved(_pixels(size)), context, 0), make)
 
 
-CHECKS: tuple[Check, ...] = (made, returns, seen, hidden, order, places, stored, moves, alone, repeats)
+CHECKS: tuple[Check, ...] = (made, returns, seen, hidden, order, positions, stored, moves, alone, repeats)
 CHECKS += (sizes, layered, ragged, learns)

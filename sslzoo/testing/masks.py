@@ -144,7 +144,7 @@ def cost(make: Make) -> str:
 
 @check(shapes, cost)
 def legal(make: Make) -> str:
-    """Indices are places of the grid; every row has some."""
+    """Indices are of patches of the grid; every row has some."""
     for grid, mask, where in _draws(make):
         _legal(mask, grid, where)
     return f"{STEPS * ROWS} images on each grid"
@@ -289,7 +289,7 @@ def oblong(make: Make) -> None:
 
 @check(legal)
 def upright(make: Make) -> None:
-    """Places are row-major, row * columns + column, on oblong grids too."""
+    """Indices are row-major, row * columns + column, on oblong grids too."""
     for name in ("target", "context"):
         own, turned = 0, 0
         for grid, mask, _ in _draws(make):
@@ -373,16 +373,16 @@ def _maps(make: Make) -> Iterator[tuple[Grid, tuple[Tensor, Tensor]]]:
 
 def _true(patches: Patches) -> Tensor:
     """Which entries are no padding: broadcasts to the index."""
-    places = torch.arange(patches.index.shape[-1])
-    return places >= 0 if patches.length is None else places < patches.length[..., None]
+    column = torch.arange(patches.index.shape[-1])
+    return column >= 0 if patches.length is None else column < patches.length[..., None]
 
 
 def _covers(patches: Patches, grid: Grid) -> Tensor:
     """Which places the patches of each sequence cover, all its blocks together: bool [s N]."""
-    places = grid[0] * grid[1]
-    index = torch.where(_true(patches), patches.index, places)
+    whole = grid[0] * grid[1]
+    index = torch.where(_true(patches), patches.index, whole)
     index = index.flatten(1) if index.ndim == 3 else index
-    return torch.zeros(len(index), places + 1, dtype=torch.bool).scatter_(1, index, True)[:, :places]
+    return torch.zeros(len(index), whole + 1, dtype=torch.bool).scatter_(1, index, True)[:, :whole]
 
 
 def _neighbors(covers: Tensor) -> int:
@@ -425,13 +425,13 @@ def _rank_correlation(x: Tensor, y: Tensor) -> float:
     return float(spearmanr(x.numpy(), y.numpy())[0])  # type: ignore[arg-type]
 
 
-def _where(places: list[list[int]], grid: Grid) -> str:
-    rows, columns = {row for row, _ in places}, {column for _, column in places}
-    if len(rows) == 1 and len(places) == grid[1]:
+def _where(patches: list[list[int]], grid: Grid) -> str:
+    rows, columns = {row for row, _ in patches}, {column for _, column in patches}
+    if len(rows) == 1 and len(patches) == grid[1]:
         return f"row {rows.pop()} of 0 to {grid[0] - 1}"
-    if len(columns) == 1 and len(places) == grid[0]:
+    if len(columns) == 1 and len(patches) == grid[0]:
         return f"column {columns.pop()} of 0 to {grid[1] - 1}"
-    return f"the first at row {places[0][0]}, column {places[0][1]}"
+    return f"the first at row {patches[0][0]}, column {patches[0][1]}"
 
 
 def _drawn(share: Tensor) -> str:

@@ -40,7 +40,7 @@ def _said(part: Any, seen: Tokens, asked: Patches | None) -> dict[str, Tensor]:
 
 
 def _whole(part: Any) -> tuple[Tokens, Patches, str]:
-    """Tokens and targets the predictor can work on: of visible patches, or of all where it reads hidden places."""
+    """Tokens and targets the predictor can work on: of visible patches, or of all where it reads hidden patches."""
     asked = targets(3, 2, 4)
     for seen in (tokens(3, 7), tokens(3, 16)):
         try:

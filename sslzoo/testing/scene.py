@@ -25,7 +25,7 @@ WIDTH, PATCH = 64, 8
 
 
 class Encoder(nn.Module):
-    """A stand-in for an encoder: a linear layer on patches, places added, a residual block; drops hidden patches."""
+    """A stand-in for an encoder: a linear layer on patches, positions added, a residual block; drops hidden patches."""
 
     ragged = True
 
@@ -90,10 +90,10 @@ def tokens(rows: int, seen: int, grid: Grid = (4, 4), width: int = WIDTH, length
     return Tokens(x, index, x.mean(1), grid, length=length)
 
 
-def targets(rows: int, blocks: int, size: int, places: int = 16) -> Patches:
+def targets(rows: int, blocks: int, size: int, whole: int = 16) -> Patches:
     """Random target blocks."""
     rng = torch.Generator().manual_seed(2)
-    draws = [[torch.randperm(places, generator=rng)[:size] for _ in range(blocks)] for _ in range(rows)]
+    draws = [[torch.randperm(whole, generator=rng)[:size] for _ in range(blocks)] for _ in range(rows)]
     return Patches(torch.stack([torch.stack(row) for row in draws]))
 
 
@@ -104,9 +104,9 @@ def batch(images: int = 3, views: int = 1, side: int = 4 * PATCH, role: Any = "b
 
     rng = torch.Generator().manual_seed(3)
     pixels = torch.randn(views, images, 3, side, side, generator=rng)
-    places = (side // PATCH) ** 2
-    order = torch.stack([torch.randperm(places, generator=rng) for _ in range(views * images)])
-    mask = Mask(Patches(order[:, : places // 2]), Patches(order[:, places // 2 :].unflatten(1, (2, -1))))
+    whole = (side // PATCH) ** 2
+    order = torch.stack([torch.randperm(whole, generator=rng) for _ in range(views * images)])
+    mask = Mask(Patches(order[:, : whole // 2]), Patches(order[:, whole // 2 :].unflatten(1, (2, -1))))
     groups = {"image": Group(pixels, torch.zeros(views, images, 4), mask, role)}
     return weigh([Batch(groups, pair(groups), tuple(range(images)), seen=pair(groups, "context"))], World())[0]
 
@@ -165,10 +165,10 @@ def declared(
 
 def kept(part: nn.Module) -> None:
     """State is parameters and buffers: they alone are saved and moved to the device. Each can be split over ranks."""
-    for place, module in part.named_modules():
+    for path, module in part.named_modules():
         for name, value in vars(module).items():
             if not name.startswith(("_parameters", "_buffers", "_modules")) and _holds_tensors(value):
-                where = f"{place}.{name}" if place else name
+                where = f"{path}.{name}" if path else name
                 came = f"{where}, a plain tensor: not saved in checkpoints, not moved to the device"
                 raise Violation("tensors that are parameters or buffers (register_buffer)", came, "as it was made")
     for name, parameter in part.named_parameters():

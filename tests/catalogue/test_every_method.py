@@ -91,7 +91,7 @@ def test_a_broken_run_goes_on_as_if_unbroken(runs, tmp_path):
     whole = runs("1-1")
     for name in RECIPES:
         shutil.copytree(whole / folder_of(name), tmp_path / folder_of(name))
-        checkpoint.place_of(Folder(tmp_path / folder_of(name)).checkpoints, 3).unlink()
+        checkpoint.path_of(Folder(tmp_path / folder_of(name)).checkpoints, 3).unlink()
     drive(tmp_path, *RECIPES)
     for name in RECIPES:
         one, other = end(whole / folder_of(name)), end(tmp_path / folder_of(name))

@@ -59,10 +59,10 @@ def test_a_folder_is_read_in_order_with_classes_by_alphabet(folder):
 
 def test_the_index_is_kept_and_never_out_of_date(folder, monkeypatch):
     from sslzoo_datasets import folder as module
-    from sslzoo_datasets.folder import cache_place
+    from sslzoo_datasets.folder import cache_path
 
     assert len(PARTS["folder"].make(root=folder)) == 5
-    place = cache_place(folder)
+    place = cache_path(folder)
     assert len(json.loads(place.read_text())["files"]) == 5
     with monkeypatch.context() as patched:
         patched.setattr(module, "_walk", lambda *_: pytest.fail("the kept list was not used"))
@@ -194,9 +194,9 @@ def test_a_torchvision_set_on_disk_is_read(tmp_path):
     ids=range(6),
 )
 def test_a_garbled_index_is_made_anew(folder, told):
-    from sslzoo_datasets.folder import cache_place
+    from sslzoo_datasets.folder import cache_path
 
-    place = cache_place(folder)
+    place = cache_path(folder)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(told)
     assert len(PARTS["folder"].make(root=folder)) == 5

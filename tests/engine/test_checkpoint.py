@@ -117,7 +117,7 @@ def test_what_is_saved_aside_is_the_moment_of_saving(tmp_path):
     assert checkpoint.steps(tmp_path / "aside") == [5, 6]
     for step in (5, 6):
         here, aside = (
-            checkpoint.read(checkpoint.place_of(folder, step)).tensors for folder in (tmp_path, tmp_path / "aside")
+            checkpoint.read(checkpoint.path_of(folder, step)).tensors for folder in (tmp_path, tmp_path / "aside")
         )
         assert here.keys() == aside.keys()
         assert all(torch.equal(here[name], aside[name]) for name in here)
@@ -144,7 +144,7 @@ def test_a_save_that_fails_aside_is_told_at_the_next_join(tmp_path, monkeypatch)
 
 def test_a_renamed_checkpoint_is_told_and_passed_over(tmp_path):
     checkpoint.save(tmp_path, 3, *stepped())
-    checkpoint.save(tmp_path, 5, *stepped()).rename(checkpoint.place_of(tmp_path, 9))
+    checkpoint.save(tmp_path, 5, *stepped()).rename(checkpoint.path_of(tmp_path, 9))
     said = []
     assert checkpoint.newest(tmp_path, said.append).step == 3
     assert "is that of step 5, renamed" in said[0]
@@ -154,7 +154,7 @@ def test_damaged_checkpoints_do_not_take_the_room_of_good_ones(tmp_path):
     """With one to keep: the run fell back to step 3, and what it saves next outlives the damaged one of step 8."""
     method, optimizer = stepped()
     checkpoint.save(tmp_path, 3, method, optimizer)
-    checkpoint.place_of(tmp_path, 8).write_bytes(b"damaged")
+    checkpoint.path_of(tmp_path, 8).write_bytes(b"damaged")
     saver = checkpoint.Saver(tmp_path, keep=1, milestone=None)
     saver.save(5, method, optimizer)
     saver.join()

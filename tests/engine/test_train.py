@@ -194,7 +194,7 @@ def test_copies_go_from_four_processes_to_two_and_back(tmp_path, pairs):
     for ranks, last in ((4, 3), (2, 6), (4, 10)):
         assert drive(tmp_path, recipe, "--", "run.save_every=1", "run.keep=20", ranks=ranks).returncode == 0
         for step in range(last + 1, 11):  # as if it had ended here
-            checkpoint.place_of(Folder(out).checkpoints, step).unlink(missing_ok=True)
+            checkpoint.path_of(Folder(out).checkpoints, step).unlink(missing_ok=True)
     whole = pairs / "by4-2" / "toy-jepa"
     assert losses(out) == pytest.approx(losses(whole), rel=1e-5)
     assert gap(weights(out), weights(whole)) < 1e-5
@@ -265,7 +265,7 @@ def test_a_batch_is_split_evenly_or_refused():
     assert data.split(64, 1, None).micro == 64
     with pytest.raises(RunError, match="cannot be split evenly over 3"):
         data.split(64, 3, None)
-    places = [place for part in range(4) for rank in range(4) for place in data.Split(64, 4, 4).places(rank, part)]
+    places = [place for part in range(4) for rank in range(4) for place in data.Split(64, 4, 4).slots(rank, part)]
     assert places == list(range(64))
 
 

@@ -3,16 +3,21 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 
 from sslzoo import RecipeError
 from sslzoo.cli import cli
+from sslzoo.compare.evaluation import evaluate
+from sslzoo.compare.study import Cell
 from sslzoo.evaluate.bench import bench, matched
 from sslzoo.evaluate.figures import write
 from sslzoo.evaluate.rehearse import rehearse
+from sslzoo.launch.state import State
 from sslzoo.recipe.build import check
 from sslzoo.recipe.recipe import load
 from sslzoo.report.page import write as write_page
@@ -130,6 +135,25 @@ def test_an_evaluation_tells_what_its_figures_depend_on_and_replaces_no_other(ru
         assert CliRunner().invoke(cli, ["eval", str(out), *more], catch_exceptions=False).exit_code == 0
     assert len(list((out / "eval").glob("*.json"))) == 4  # the same one again is the same file
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("began", "able"), [("bf16", False), ("fp32", True)])
+def test_a_run_is_evaluated_in_the_precision_that_it_chose(run, tmp_path, monkeypatch, began, able):
+    """Not in what this machine would choose, nor in fp32 because nothing was settled."""
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    resolved = (out / "recipe.yaml").read_text()
+    (out / "recipe.yaml").write_text(re.sub(r"precision: \w+", f"precision: {began}", resolved))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    recipe, installed = load(str(out), ("run.precision=auto",))
+    told = CliRunner().invoke(cli, ["eval", str(out), "--set", "run.precision=auto", "--probe", "knn"])
+    assert told.exit_code == 0, told.output
+    assert f"{began}, as this run began" in told.stderr
+    State(out).tell("done")
+    cell = Cell("one", 0, out, recipe, installed)
+    evaluate(SimpleNamespace(cells=[cell], keys=SimpleNamespace(networks="student")), Console(quiet=True))
+    found = [json.loads(path.read_text()) for path in (out / "eval").glob("*.json")]
+    assert {(one["network"], one["precision"]) for one in found} == {("teacher", began), ("student", began)}
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(run, tmp_path):

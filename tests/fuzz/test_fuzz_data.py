@@ -302,9 +302,9 @@ def pipe(rng, root, truths):
 
 def bad_cache(rng, root, truths):
     """The cached index is torn, of another version, or names files that are not there."""
-    from sslzoo_datasets.folder import cache_place
+    from sslzoo_datasets.folder import cache_path
 
-    place = cache_place(root)
+    place = cache_path(root)
     place.parent.mkdir(parents=True, exist_ok=True)
     odd = [b"", b"{", b"[]", b'{"files": 3, "folders": {}}', b'{"files": ["gone.png"], "folders": {}}', b"\xff\xfe"]
     odd += [b'{"files": [1, null], "folders": {}}', b'{"files": [], "folders": []}', b"[" * 100_000, b"null"]

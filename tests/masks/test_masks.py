@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslzoo import Rng, catalogue
-from sslzoo.blocks import chance, covered, draw_size, places, size_of, sizes
+from sslzoo.blocks import chance, covered, draw_size, indices, size_of, sizes
 
 PARTS = catalogue().parts["masks"]
 GRIDS = [(14, 14), (8, 8), (16, 16), (28, 28), (6, 20), (11, 7)]
@@ -77,7 +77,7 @@ def test_blocks_are_what_they_say_by_a_slow_loop():
     grid = (9, 13)
     tops, lefts, size = torch.tensor([[0, 5]]), torch.tensor([[10, 2]]), (4, 3)
     slow = [[(top + y) * 13 + left + x for y in range(4) for x in range(3)] for top, left in ((0, 10), (5, 2))]
-    assert places(tops, lefts, size, grid)[0].tolist() == slow
+    assert indices(tops, lefts, size, grid)[0].tolist() == slow
     assert covered(tops, lefts, size, grid)[0].nonzero()[:, 0].tolist() == sorted(slow[0] + slow[1])
 
 
@@ -88,7 +88,7 @@ def test_the_chance_of_cover_is_that_of_all_places_counted(height, width, data):
     count, total = torch.zeros(height * width), 0
     for top in range(height - size[0] + 1):
         for left in range(width - size[1] + 1):
-            count[places(torch.tensor(top), torch.tensor(left), size, (height, width))] += 1
+            count[indices(torch.tensor(top), torch.tensor(left), size, (height, width))] += 1
             total += 1
     assert torch.allclose(chance(size, (height, width)), count / total, atol=1e-6)
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Mask, Patches, Signal, Tokens, hookimpl
-from sslzoo.blocks import draw_size, places
+from sslzoo.blocks import draw_size, indices
 
 
 class Sound:
@@ -23,7 +23,7 @@ class Sound:
         corner = rng.uniform(2, 2)
         top = (corner[..., 0] * (grid[0] - size[0] + 1 - self.span)).long()
         left = (corner[..., 1] * (grid[1] - size[1] + 1 - self.span)).long()
-        target = places(top, left, size, grid)
+        target = indices(top, left, size, grid)
         return Mask(self.context(target, grid, rng), Patches(target))
 
     def size(self, grid, rng):
@@ -961,7 +961,7 @@ ENCODERS = {
     Narrow: "returns",
     Peeks: "hidden",
     ByOrder: "order",
-    Placeless: "places",
+    Placeless: "positions",
     OneGrid: "sizes",
     FewLayers: "layered",
     Padded: "ragged",

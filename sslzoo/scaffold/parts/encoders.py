@@ -1,4 +1,4 @@
-"""Encoder `example`: patches embedded, places added, and a stack of layers that mix what is seen."""
+"""Encoder `example`: patches embedded, positions added, and a stack of layers that mix what is seen."""
 
 from __future__ import annotations
 

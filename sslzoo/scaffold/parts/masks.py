@@ -8,7 +8,7 @@ from sslzoo import Mask, Patches, Rng, hookimpl
 
 
 class Example:
-    """Hides a run of columns at a random place; it may go over the right border and on at the left.
+    """Hides a run of columns at a random column; it may go over the right border and on at the left.
 
     Args:
         hide: share of the columns to hide, between 0 and 1.
@@ -30,8 +30,8 @@ class Example:
         # One number for each image, from (seed, step, sample): neither batch nor worker changes it.
         start = rng.integers(columns)
         order = (start[:, None] + torch.arange(columns)) % columns  # s columns: the hidden ones first
-        places = torch.arange(rows)[:, None] * columns + order[:, None, :]  # s rows columns, as places of the grid
-        target, context = places[..., :hidden], places[..., hidden:]
+        index = torch.arange(rows)[:, None] * columns + order[:, None, :]  # s rows columns, row-major on the grid
+        target, context = index[..., :hidden], index[..., hidden:]
         return Mask(Patches(context.flatten(1)), Patches(target.flatten(1)[:, None]))
 
 

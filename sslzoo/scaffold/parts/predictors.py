@@ -1,4 +1,4 @@
-"""Predictor `example`: guesses each hidden patch from its place and the mean of what is seen."""
+"""Predictor `example`: guesses each hidden patch from its position and the mean of what is seen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sslzoo.nn import Positions
 
 
 class Example(nn.Module):
-    """A multilayer perceptron on (mean of the visible tokens + place of the hidden patch).
+    """A multilayer perceptron on (mean of the visible tokens + position of the hidden patch).
 
     Args:
         width: channels inside, a multiple of 4.

@@ -1,4 +1,4 @@
-"""Target generator `example`: a teacher that follows the student slowly and says what it sees at hidden places."""
+"""Target generator `example`: a teacher that follows the student slowly and says what it sees at hidden patches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Example(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch, student: Reading, at: Progress) -> Mapping[str, Tensor]:
-        """Tokens of the whole view at target places: {"patch": [t e]}."""
+        """Tokens of the whole view at target patches: {"patch": [t e]}."""
         rows = []
         for group in batch.groups.values():
             if group.mask is None:
