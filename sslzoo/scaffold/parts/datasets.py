@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sslzoo import hookimpl
+from sslzoo.keys import Side
 
 
 class Example:
@@ -19,9 +22,13 @@ class Example:
         split: train or test; their images differ.
     """
 
-    def __init__(self, *, length: int = 1000, size: int = 64, split: str = "train") -> None:
-        if split not in ("train", "test"):
-            raise ValueError(f"split: found {split!r}; train or test")
+    def __init__(
+        self,
+        *,
+        length: Annotated[int, Field(ge=1)] = 1000,
+        size: Side = 64,
+        split: Literal["train", "test"] = "train",
+    ) -> None:
         self.length, self.size, self.split = length, size, split
         self.tasks: Mapping[str, int] = {"colour": 3}  # label tasks, and their number of classes
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo import Patches, Tokens, hookimpl
+from sslzoo.keys import Count, Side, Width
 from sslzoo.nn import Block, LayerNorm, Positions, patchify
 
 
@@ -21,7 +22,7 @@ class Example(nn.Module):
 
     ragged = False  # contexts of one length only
 
-    def __init__(self, *, width: int = 96, depth: int = 2, heads: int = 3, patch: int = 8) -> None:
+    def __init__(self, *, width: Width = 96, depth: Count = 2, heads: Count = 3, patch: Side = 8) -> None:
         super().__init__()
         self.width, self.patch = width, (patch, patch)
         self.embed = nn.Linear(3 * patch * patch, width)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Pairing, Progress, Signal, hookimpl
+from sslzoo.keys import Positive
 
 
 class Example(nn.Module):
@@ -19,7 +20,7 @@ class Example(nn.Module):
 
     needs_target = True
 
-    def __init__(self, signal: Signal, *, sharpness: float = 1.0) -> None:
+    def __init__(self, signal: Signal, *, sharpness: Positive = 1.0) -> None:
         super().__init__()
         if signal.kind != "patch":
             raise ValueError(f"this loss compares patches, but was given {signal.kind} signals")

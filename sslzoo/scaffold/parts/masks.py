@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sslzoo import Mask, Patches, Rng, hookimpl
+from sslzoo.keys import Fraction
 
 
 class Example:
@@ -16,9 +17,7 @@ class Example:
 
     ragged = False  # all contexts of a batch have one length
 
-    def __init__(self, *, hide: float = 0.5) -> None:
-        if not 0 < hide < 1:
-            raise ValueError(f"hide: found {hide}; a share between 0 and 1")
+    def __init__(self, *, hide: Fraction = 0.5) -> None:
         self.hide = hide
 
     def __call__(self, batch: int, grid: tuple[int, int], rng: Rng) -> Mask:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
+from sslzoo.keys import Count, Width
 from sslzoo.nn import Positions
 
 
@@ -21,7 +22,7 @@ class Example(nn.Module):
     blocks_apart = True  # target blocks do not read one another
     projector = None  # nothing here that a teacher would have to copy
 
-    def __init__(self, encoder: Encoder, *, width: int = 128, depth: int = 2) -> None:
+    def __init__(self, encoder: Encoder, *, width: Width = 128, depth: Count = 2) -> None:
         super().__init__()
         self.outputs = {"patch": Signal("patch", encoder.width)}
         self.enter = nn.Linear(encoder.width, width)

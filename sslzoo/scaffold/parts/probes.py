@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sslzoo import Features, hookimpl
+from sslzoo.keys import Positive
 
 
 class Example:
@@ -16,9 +17,7 @@ class Example:
         shrink: added to each channel's deviation before dividing by it.
     """
 
-    def __init__(self, *, shrink: float = 1e-3) -> None:
-        if shrink <= 0:
-            raise ValueError(f"shrink: found {shrink}; above 0")
+    def __init__(self, *, shrink: Positive = 1e-3) -> None:
         self.shrink = shrink
 
     def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float]:
@@ -29,8 +28,8 @@ class Example:
         for task, classes in train.tasks.items():
             of_class = torch.nn.functional.one_hot(train.labels[task], classes).float()  # n c
             centres = of_class.T @ x / of_class.sum(0)[:, None].clamp(min=1)
-            told = torch.cdist(y, centres).argmin(1)
-            figures[f"{task}/top1"] = (told == test.labels[task]).float().mean().item() * 100
+            nearest = torch.cdist(y, centres).argmin(1)
+            figures[f"{task}/top1"] = (nearest == test.labels[task]).float().mean().item() * 100
         return figures
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
 from sslzoo import hookimpl
+from sslzoo.keys import Share, Side
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -21,9 +22,7 @@ class Example:
         least: smallest side of the square, as a share of the image's shorter side.
     """
 
-    def __init__(self, *, size: int = 64, least: float = 0.5) -> None:
-        if not 0 < least <= 1:
-            raise ValueError(f"least: found {least}; a share above 0, at most 1")
+    def __init__(self, *, size: Side = 64, least: Share = 0.5) -> None:
         self.size, self.least = (size, size), least
 
     def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
