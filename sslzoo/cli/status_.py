@@ -33,7 +33,7 @@ def command(folder: Path, as_json: bool) -> None:
     """
     from shutil import get_terminal_size
 
-    from sslzoo.cli import echo_json
+    from sslzoo.cli import echo_folded, echo_json
     from sslzoo.launch.follow import folders, rows
 
     found = rows(folders(folder))
@@ -43,7 +43,7 @@ def command(folder: Path, as_json: bool) -> None:
     click.echo(table(found, folder, get_terminal_size().columns))
     for row in found:
         if row.reason:
-            click.echo(f"{row.run}: {row.reason}")
+            echo_folded(f"{row.run}: {row.reason}")
 
 
 def table(found: Sequence[Row], folder: Path, width: int) -> str:
