@@ -54,7 +54,7 @@ class Part:
         return (self.make.__doc__ or "").strip().split("\n")[0]
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         """Name, plugin and version, for messages."""
         return f"{self.name!r} (plugin {self.plugin} {self.version})"
 

@@ -52,7 +52,7 @@ class FewLabels:
                 mean = x.float().mean(0)
                 rows, there = (F.normalize(one.to(train.device).float() - mean, dim=1) for one in (x, test.x))
                 weight = fit(Rows(rows), y, classes, self.penalty, None)
-                right = Rows(there, None, Rows(rows).moments).told(weight).cpu() == test.labels[task]
+                right = Rows(there, None, Rows(rows).moments).answers(weight).cpu() == test.labels[task]
                 scores.append(percent(right))
             figures |= {f"{task}/top1": sum(scores) / len(scores), f"{task}/labeled": float(len(labeled))}
             if self.draws > 1:

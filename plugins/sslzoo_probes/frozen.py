@@ -115,10 +115,10 @@ class Linear:
             scores, start = [], None
             for penalty in sorted(self.penalties, reverse=True):  # strong first: each starts from the last
                 start = fit(used, y[order[cut:]], classes, penalty, start)
-                scores.append((percent(aside.told(start) == y[order[:cut]]), penalty))
+                scores.append((percent(aside.answers(start) == y[order[:cut]]), penalty))
             best = max(scores)[1]
             weight = fit(x, y, classes, best, start)
-            right = there.told(weight).cpu() == test.labels[task]
+            right = there.answers(weight).cpu() == test.labels[task]
             figures |= {f"{task}/correct": right, f"{task}/top1": percent(right)}
             figures[f"{task}/penalty"] = best
         return figures
@@ -143,7 +143,7 @@ class Rows:
             here = slice(start, start + CHUNK)
             yield self._ready(here) if self.whole is None else self.whole[here]
 
-    def told(self, weight: Tensor) -> Tensor:
+    def answers(self, weight: Tensor) -> Tensor:
         """The class that weights [d+1 classes] give each row."""
         return torch.cat([(rows @ weight.float()).argmax(1) for rows in self.chunks()])
 

@@ -43,17 +43,17 @@ class Bench:
     remarks: tuple[str, ...] = ()  # what a reader of the figures should know of the data
 
     def probe(self, encoder: nn.Module, device: torch.device, kept: Kept | None = None) -> tuple[Figures, Answers]:
-        """Figures of an encoder, "probe/task/figure"; and which test images it told right, "probe/task/correct".
+        """Figures of an encoder, "probe/task/figure"; and which test images it got right, "probe/task/correct".
 
         Features are extracted once for all probes; those that are `kept` are read, and new ones are kept.
         """
-        told: dict[str, Any] = {"layers": self.settings.layers, "batch": self.settings.batch, "device": device}
-        told |= {"workers": self.workers, "bf16": self.bf16, "pools": asked_pools(self.probes.values())}
-        make = lambda data: lambda: extract(encoder, data, self.view, **told)  # noqa: E731
+        asked: dict[str, Any] = {"layers": self.settings.layers, "batch": self.settings.batch, "device": device}
+        asked |= {"workers": self.workers, "bf16": self.bf16, "pools": asked_pools(self.probes.values())}
+        make = lambda data: lambda: extract(encoder, data, self.view, **asked)  # noqa: E731
         if kept is None:
             train, test = make(self.train)(), make(self.test)()
         else:
-            depends = [told["layers"], told["pools"], device.type]
+            depends = [asked["layers"], asked["pools"], device.type]
             train = kept.get(encoder, ["train", *depends], device, make(self.train))
             test = kept.get(encoder, ["test", *depends], device, make(self.test))
         found = {

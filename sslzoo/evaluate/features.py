@@ -37,8 +37,8 @@ class _Pages(TorchDataset[tuple[Tensor, Labels] | RunError]):
                 return RunError(f"image {i} to evaluate on cannot be read: {type(error).__name__}: {error}")
             seed_views(derive_seed("evaluate", i))
             pixels.append(self.view(image)[0])
-        told = [self.data.label(i) for i in numbers]
-        labels = {task: torch.tensor([int(one[task]) for one in told]) for task in self.data.tasks}
+        numbered = [self.data.label(i) for i in numbers]
+        labels = {task: torch.tensor([int(one[task]) for one in numbered]) for task in self.data.tasks}
         for task, classes in self.data.tasks.items():
             if not 0 <= int(labels[task].min()) <= int(labels[task].max()) < classes:
                 wrong = int(((labels[task] < 0) | (labels[task] >= classes)).nonzero()[0])
@@ -86,7 +86,7 @@ def extract(
     labels = {task: torch.zeros(count, dtype=torch.long) for task in data.tasks}
     with evaluating(encoder), eager():
         for page in loader:
-            pixels, told = passed(page)
+            pixels, classes = passed(page)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 tokens = encoder(pixels.to(device), None, deep)
                 found = {name: pooled(encoder, tokens, name) for name in pools}
@@ -98,7 +98,7 @@ def extract(
                     kept[name] = torch.empty(count, rows.shape[1])  # once: put together at the end, it would take twice
                 kept[name][here] = rows.float().cpu()
             for task in labels:
-                labels[task][here] = told[task]
+                labels[task][here] = classes[task]
             done = here.stop
     x = kept.pop(OWN, torch.zeros(0, 0))
     return Features(x, labels, dict(data.tasks), device, kept)

@@ -67,7 +67,7 @@ def make(installed: Catalogue, family: str, spec: Spec, *given: Any, place: str 
     model = signature.keys_of(part.make)
     place = place or family
     keys, problems = signature.validate(model, own, place, repr(part.name))
-    who = part.told
+    who = part.label
     if not problems:
         try:
             return part.make(*given, **{name: signature.expand(value) for name, value in keys.items()})

@@ -14,7 +14,7 @@ import torch
 
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.run.folder import Folder
-from sslzoo.run.parallel import World, told_by_all
+from sslzoo.run.parallel import World, gather_objects
 
 Say = Callable[[str], None]
 
@@ -27,11 +27,11 @@ def settled(recipe: Recipe, world: World, out: Path | None = None, say: Say = la
     if recipe.run.precision != "auto":
         return recipe
     before = Folder(out).begun_with("run", "precision") if out is not None else None
-    told = told_by_all((before, *bf16_of(world.device)), world)
-    word, lacking = told[0][0], [name for _, name, able in told if not able]
+    found = gather_objects((before, *bf16_of(world.device)), world)
+    word, lacking = found[0][0], [name for _, name, able in found if not able]
     if word not in ("bf16", "fp32"):
         word = "fp32" if lacking else "bf16"
-        why = f"{lacking[0]} has no" if lacking else f"{told[0][1]} has"
+        why = f"{lacking[0]} has no" if lacking else f"{found[0][1]} has"
         say(f"precision auto: {word}, for {why} bf16 instructions")
     else:
         lacks = f", though {lacking[0]} has no bf16 instructions" if word == "bf16" and lacking else ""

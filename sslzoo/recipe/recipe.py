@@ -387,9 +387,9 @@ def _check_part(installed: Catalogue, family: str, place: str, spec: Any) -> lis
     own, engine = split_keys(spec, place)
     model, theirs = signature.keys_of(part.make), _engine_model(place)
     others = [] if theirs is None else list(theirs.model_fields)
-    problems = signature.validate(model, own, place, part.told, others)[1]
+    problems = signature.validate(model, own, place, part.label, others)[1]
     if theirs is not None:
-        problems += signature.validate(theirs, engine, place, part.told, list(model.model_fields))[1]
+        problems += signature.validate(theirs, engine, place, part.label, list(model.model_fields))[1]
     return problems
 
 

@@ -79,7 +79,7 @@ class Saver:
     folder: Path
     keep: int
     milestone: int | None
-    told: Callable[[int, float], None] = lambda *_: None  # in the main thread: a step that is on disk, and seconds
+    on_saved: Callable[[int, float], None] = lambda *_: None  # in the main thread: a step that is on disk, and seconds
     write: bool = True
     _copies: dict[str, Tensor] = field(default_factory=dict)
     _thread: threading.Thread | None = None
@@ -118,7 +118,7 @@ class Saver:
             raise error
         if self._done is not None:
             done, self._done = self._done, None
-            self.told(*done)
+            self.on_saved(*done)
 
     def _finish(self, step: int, about: Mapping[str, str], since: float) -> None:
         try:

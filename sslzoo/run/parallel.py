@@ -255,7 +255,7 @@ def _all_answer(store: Store, world: World, wait: float) -> bool:
     return True
 
 
-def told_by_all(what: Any, world: World) -> list[Any]:
+def gather_objects(what: Any, world: World) -> list[Any]:
     """What each rank says, in their order."""
     if world.size == 1:
         return [what]
@@ -270,7 +270,7 @@ def agree(what: str, world: World) -> None:
     Raises:
         RunError: they do not; tells what each says.
     """
-    said = told_by_all((socket.gethostname(), what), world)
+    said = gather_objects((socket.gethostname(), what), world)
     if len({word for _, word in said}) > 1:
         rows = "".join(f"\n    rank {rank} on {host}: {word}" for rank, (host, word) in enumerate(said))
         raise RunError(f"the processes do not start from the same checkpoint, so none starts:{rows}")
