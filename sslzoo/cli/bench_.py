@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from sslzoo.cli.options import Written, recipe_options
 from sslzoo.cli.options import as_json as json_option
-from sslzoo.cli.options import recipe_options
 
 if TYPE_CHECKING:
     from sslzoo.speed import Result
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @click.option(
     "--parallel", type=click.Choice(["none", "ddp", "fsdp"]), default="none", help="Wrap one process as many."
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result here, as JSON.")
-@click.option("--chart", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the stages: .svg or .png.")
+@click.option("--out", type=Written(), help="Also write the result here, as JSON.")
+@click.option("--chart", type=Written(endings=(".svg", ".png")), help="Also draw the stages: .svg or .png.")
 @recipe_options
 @json_option
 def command(
@@ -63,6 +63,8 @@ def command(
     from sslzoo.run.parallel import join, leave, lone_group
     from sslzoo.speed import measure
 
+    if other_sets and (against is None or against.endswith(".json")):
+        raise click.UsageError("--against-set changes the recipe of --against, and none is given")
     earlier = _earlier(against) if against is not None and against.endswith(".json") else None
     loaded = [load(recipe, sets, plugins)]
     if against is not None and earlier is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sslzoo.cli.options import recipe_options
+from sslzoo.cli.options import Written, recipe_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command("draw")
 @click.argument("what", nargs=-1, required=True)
 @recipe_options
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("masks.png"), help="The picture.")
+@click.option("--out", type=Written(), default=Path("masks.png"), help="The picture.")
 @click.option("--grid", default="14x14", help="Rows x columns of patches, for samplers named alone.")
 @click.option("--images", default=4, type=click.IntRange(1, 12), help="Images masks are laid over.")
 @click.option("--batch", default=64, type=click.IntRange(1), help="Images of a batch.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sslzoo.cli.options import recipe_options
+from sslzoo.cli.options import Written, recipe_options
 
 
 @click.command("drill")
@@ -17,7 +17,7 @@ from sslzoo.cli.options import recipe_options
 @click.option("--gpus", type=click.IntRange(0), help="GPUs of each node; the profile's if left out.")
 @click.option("--time", default="30m", help="Time limit of each job.")
 @click.option("--steps", default=60, type=click.IntRange(6), help="Steps of the rehearsed runs.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; runs/drill-NAME if left out.")
+@click.option("--out", type=Written(folder=True), help="Folder; runs/drill-NAME if left out.")
 @recipe_options
 def command(
     recipe: str,

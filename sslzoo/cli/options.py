@@ -12,6 +12,30 @@ import click
 Command = Callable[..., Any]
 
 
+class Written(click.Path):
+    """A file or folder to be written: refused before any work where that cannot be."""
+
+    def __init__(self, *, folder: bool = False, endings: tuple[str, ...] = ()) -> None:
+        super().__init__(path_type=Path, file_okay=not folder, dir_okay=folder)
+        self.folder, self.endings = folder, endings
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path. Fails on an empty one, another ending, and where nothing can be written."""
+        if not str(value):
+            self.fail("found an empty path; is a variable of the shell unset?", param, ctx)
+        path: Path = super().convert(value, param, ctx)
+        if self.endings and path.suffix not in self.endings:
+            self.fail(f"found '{path}'; a name that ends in {' or '.join(self.endings)} is wanted", param, ctx)
+        home = path.parent
+        if self.folder:  # made with all that leads to it
+            home = next((one for one in (path, *path.parents) if one.exists()), home)
+        if not home.is_dir():
+            self.fail(f"'{path}' cannot be written: there is no folder '{home}'", param, ctx)
+        if not os.access(home, os.W_OK | os.X_OK):
+            self.fail(f"'{path}' cannot be written: the folder '{home}' may not be written to", param, ctx)
+        return path
+
+
 def recipe_options(function: Command) -> Command:
     """`--set` and `--plugin`: everything that changes a recipe from the command line."""
     plugin = click.option(

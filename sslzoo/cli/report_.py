@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from sslzoo.cli.options import Written
+
 
 @click.command("report")
 @click.argument("what", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Study folder; runs/NAME if left out.")
+@click.option("--out", type=Written(folder=True), help="Study folder; runs/NAME if left out.")
 @click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path, exists=True), help="Plugin file.")
 @click.option("--baseline", help="For runs: the variant that others are compared to; the first if left out.")
 def command(what: tuple[Path, ...], out: Path | None, plugins: tuple[Path, ...], baseline: str | None) -> None:

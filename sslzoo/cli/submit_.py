@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from sslzoo.cli.options import Written, recipe_options
 from sslzoo.cli.options import as_json as json_option
-from sslzoo.cli.options import recipe_options
 
 
 @click.command("submit")
@@ -18,7 +18,7 @@ from sslzoo.cli.options import recipe_options
 @click.option("--gpus", type=click.IntRange(0), help="GPUs of each node; the profile's if left out.")
 @click.option("--time", help="Time limit, such as 72h or 3-00:00:00; at it the run saves and is queued again.")
 @recipe_options
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder; runs/NAME if left out.")
+@click.option("--out", type=Written(folder=True), help="Run folder; runs/NAME if left out.")
 @click.option("--evaluate/--no-evaluate", default=True, help="Probe the encoder at the end, if the recipe says how.")
 @click.option("--sweep", multiple=True, metavar="KEY=V,V", help="A run for each value; several: each combination.")
 @click.option("--seeds", type=click.IntRange(1), help="A run for each of this many seeds.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sslzoo.cli.options import allow_changed_data, changed_data, recipe_options
+from sslzoo.cli.options import Written, allow_changed_data, changed_data, recipe_options
 
 
 @click.command("train")
@@ -14,7 +14,7 @@ from sslzoo.cli.options import allow_changed_data, changed_data, recipe_options
 @recipe_options
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Written(folder=True),
     help="Run folder; if left out, runs/NAME, or RECIPE itself if that is a run folder.",
 )
 @click.option("--evaluate/--no-evaluate", default=True, help="Probe the encoder at the end, if the recipe says how.")

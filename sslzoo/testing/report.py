@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -190,7 +191,7 @@ def _one(one: Check, make: Make, seconds: float) -> Result:
         return Result(one.name, one.says, "failed", "", f"an answer within {seconds:.0f} s", came)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a part that ends the process would look like one that passes
         told = raised(error, make)
         if told:
             return Result(one.name, one.says, "failed", "", "no error", told)
@@ -201,12 +202,22 @@ def _one(one: Check, make: Make, seconds: float) -> Result:
 
 
 def raised(error: BaseException, make: Make) -> str:
-    """An error that arose inside the part, with the line of the part's own code; nothing if it arose elsewhere."""
+    """An error that arose inside the part, with the line of the part's own code; nothing if it arose elsewhere.
+
+    One on the way back through what a part gave is the part's: no line of its own is left in it.
+    """
     of = make.func if isinstance(make, partial) else make
     where = raised_in(of, error)
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     inside = isinstance(of, type) and any(isinstance(frame.f_locals.get("self"), of) for frame in frames)
+    if not (where or inside) and _in_backward(error):
+        where = " (in the gradient of what it gave: was it detached, or changed in place?)"
     return f"{type(error).__name__}: {error}{where}" if where or inside else ""
+
+
+def _in_backward(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).parts[-3:] == ("torch", "autograd", "graph.py")
 
 
 @contextmanager

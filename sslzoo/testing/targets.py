@@ -150,7 +150,7 @@ def frozen(make: Make) -> None:
 
 @check(outputs, stored)
 def restores(make: Make) -> str:
-    """All its state is saved: after loading, it says what it said."""
+    """All its state is saved: after loading, it says what it said, and follows as it would have."""
     part, who = _part(make)
     for _ in range(2):
         part.after_step(who, AT)
@@ -164,6 +164,16 @@ def restores(make: Make) -> str:
         raise Violation(
             "what it said before it was saved", f"{found}: some state is no parameter or buffer", "3 images"
         )
+    with torch.no_grad():
+        for p in who.parameters():
+            p.add_(0.5)
+    for one in (part, other):
+        with seeded(1):
+            one.after_step(who, AT)
+    found = equal(part.state_dict(), other.state_dict(), 1e-6)
+    if found:
+        came = f"{found}: some state is no parameter or buffer"
+        raise Violation("the same after_step as without a restart", came, "a student that moved")
     return f"{len(part.state_dict())} tensors"
 
 

@@ -169,3 +169,23 @@ def test_a_kill_in_the_middle_loses_nothing(tmp_path):
     one, other = (load_file(tmp_path / run / last) for run in ("run", "whole"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("bench", "tiny/ijepa", "--out", "nowhere/x.json"), "there is no folder 'nowhere'"),
+        (("bench", "tiny/ijepa", "--chart", "x.gif"), ".svg or .png"),
+        (("bench", "tiny/ijepa", "--against-set", "run.batch=4"), "none is given"),
+        (("draw", "multiblock", "--out", "nowhere/x.png"), "there is no folder 'nowhere'"),
+        (("train", "tiny/ijepa", "--out", ""), "empty path"),
+        (("compare", "tiny/masks", "--dry-run", "--out", "file/x"), "there is no folder 'file'"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_any_work(sslzoo, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    code, _, told = sslzoo(*words)
+    assert code == 2
+    assert says in " ".join(told.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

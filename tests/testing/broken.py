@@ -349,6 +349,13 @@ class Idle(Guess):
         self.spare = nn.Linear(2, 2)
 
 
+class Detached(Guess):
+    """Gives what no gradient flows back from."""
+
+    def forward(self, tokens, target, at):
+        return {name: x.detach() for name, x in super().forward(tokens, target, at).items()}
+
+
 class Mixing(Guess):
     """Lets sequences read one another."""
 
@@ -480,6 +487,7 @@ PREDICTORS = {
     WrongWidth: "outputs",
     Needy: "unmasked",
     Idle: "learns",
+    Detached: "learns",
     Mixing: "alone",
     Standardised: "ranks",
     Ordered: "order",
@@ -565,6 +573,19 @@ class Unsaved(Follow):
         self.seen += 1
 
 
+class UnsavedCount(Follow):
+    """Follows by a step count that is not saved, as a bias correction would."""
+
+    steps = 0
+
+    def after_step(self, student, at):
+        self.steps += 1
+        super().after_step(student, at)
+        with torch.no_grad():
+            for mine, its in zip(self.encoder.parameters(), student.encoder.parameters(), strict=True):
+                mine.lerp_(its, 1 / (1 + self.steps))
+
+
 class Centred(Follow):
     """Takes the mean over the batch away, so an image's target depends on the others."""
 
@@ -647,6 +668,7 @@ TARGETS = {
     Sharing: "separate",
     Hasty: "follows",
     Unsaved: "restores",
+    UnsavedCount: "restores",
     Centred: "weightless",
 }
 
@@ -673,6 +695,30 @@ class NotScalar(Square):
 
     def forward(self, prediction, target, pairing, at):
         return self.rows(prediction, target) * pairing.weight, {}
+
+
+class Flat(Square):
+    """Has no gradient at all."""
+
+    def rows(self, prediction, target):
+        return super().rows(prediction, target).detach()
+
+
+class Leaving(Square):
+    """Ends the process, and with code 0."""
+
+    def rows(self, prediction, target):
+        raise SystemExit(0)
+
+
+class Changed(Square):
+    """Changes in place what its gradient needs."""
+
+    def rows(self, prediction, target):
+        x = prediction - target
+        rows = x.square().mean(1)
+        x.mul_(2)
+        return rows
 
 
 class WrongSlope(Square):
@@ -797,6 +843,9 @@ LOSSES = {
     Silent: "made",
     NotScalar: "returns",
     WrongSlope: "gradient",
+    Flat: "extremes",
+    Leaving: "returns",
+    Changed: "extremes",
     Unweighted: "weights",
     Batched: "ranks",
     Overflows: "extremes",

@@ -27,6 +27,16 @@ class Momentum(torch.optim.Optimizer):
         return mean
 
 
+class FirstGroup(Momentum):
+    """Moves the first group of parameters and no other."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        groups, self.param_groups = self.param_groups, self.param_groups[:1]
+        super().step()
+        self.param_groups = groups
+
+
 class Mute(Momentum):
     """Does not say whether it takes pieces of weights."""
 
@@ -144,6 +154,13 @@ class Hidden(Momentum):
         super().move(weight, grad, lr, decay)
 
 
+class HiddenSign(Hidden):
+    """Keeps its momentum in a list of its own, and takes only the sign of it."""
+
+    def step_of(self, mean):
+        return mean.sign()
+
+
 class Piecewise(Momentum):
     """Divides by the norm of the piece that a rank has."""
 
@@ -156,6 +173,7 @@ OPTIMIZERS = {
     Mute: "grouped",
     Ungrouped: "grouped",
     Upwards: "downhill",
+    FirstGroup: "downhill",
     Remembers: "still",
     Restless: "still",
     Coasting: "untouched",
@@ -166,6 +184,7 @@ OPTIMIZERS = {
     Poisoned: "skips",
     Counting: "restores",
     Hidden: "restores",
+    HiddenSign: "restores",
     Piecewise: "shards",
 }
 SOUND = {"optimizers": (Momentum,)}
