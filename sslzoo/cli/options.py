@@ -23,7 +23,7 @@ class Written(click.Path):
         """The path. Fails on an empty one, another ending, and where nothing can be written."""
         if not str(value):
             self.fail("found an empty path; is a variable of the shell unset?", param, ctx)
-        path: Path = super().convert(value, param, ctx)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if self.endings and path.suffix not in self.endings:
             self.fail(f"found '{path}'; a name that ends in {' or '.join(self.endings)} is wanted", param, ctx)
         home = path.parent
