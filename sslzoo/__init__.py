@@ -23,9 +23,10 @@ if TYPE_CHECKING:
         Student,
         Tokens,
     )
-    from sslzoo.errors import PluginError, RecipeError, RunError, UserError
+    from sslzoo.errors import ImageError, PluginError, RecipeError, RunError, UserError
     from sslzoo.hooks import hookimpl
     from sslzoo.keys import Free
+    from sslzoo.photo import Photo
     from sslzoo.plugins import catalogue, load
     from sslzoo.progress import Progress
     from sslzoo.recipe.build import make
@@ -39,7 +40,8 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 _HOMES = {
     "contracts": "Batch Features Grid Group Mask Pairing Patches Reading Signal Student Tokens",
-    "errors": "PluginError RecipeError RunError UserError",
+    "errors": "ImageError PluginError RecipeError RunError UserError",
+    "photo": "Photo",
     "hooks": "hookimpl",
     "keys": "Free",
     "run.parallel": "all_mean all_sum gather world_size",
@@ -58,9 +60,11 @@ __all__ = [
     "Free",
     "Grid",
     "Group",
+    "ImageError",
     "Mask",
     "Pairing",
     "Patches",
+    "Photo",
     "PluginError",
     "Progress",
     "Reading",

@@ -15,11 +15,11 @@ Legend, valid in every annotation and docstring of the project:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from sslzoo.progress import Progress
@@ -108,15 +108,24 @@ class Mask:
 class Group:
     """All views of one kind: same size, same augmentation, same reader."""
 
-    pixels: Float[Tensor, "v b 3 H W"]
+    pixels: Float[Tensor, "v b 3 H W"]  # on the way to the device: bytes, if `normal` says what they mean
     boxes: Float[Tensor, "v b 4"]  # top, left, height, width, as fractions of the image
     mask: Mask | None = None
     role: Role = "both"  # who reads it: the student (context), the teacher (target) or both
+    normal: Float[Tensor, "2 3 1 1"] | None = None  # factor and shift of each channel that normalize bytes
 
     def map(self, move: Move) -> Group:
         """The same views, each tensor passed through `move`."""
         mask = None if self.mask is None else self.mask.map(move)
-        return Group(move(self.pixels), move(self.boxes), mask, self.role)
+        normal = None if self.normal is None else move(self.normal)
+        return Group(move(self.pixels), move(self.boxes), mask, self.role, normal)
+
+    def normalized(self) -> Group:
+        """The same views with pixels as encoders read them."""
+        if self.normal is None:
+            return self
+        factor, shift = self.normal
+        return Group(torch.addcmul(shift, self.pixels, factor), self.boxes, self.mask, self.role)
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,10 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return self.map(_to(device))
+
+    def normalized(self) -> Batch:
+        """The same batch with pixels as encoders read them."""
+        return replace(self, groups={name: group.normalized() for name, group in self.groups.items()})
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; the data loader calls this."""
@@ -257,8 +270,8 @@ class Dataset(Protocol):
     """Images by number. Made with `(*, ...)`.
 
     It may also have `fingerprint`, text that changes when its list of images does (cheap: a run that goes on asks for
-    it), and `class_names`, the names of the classes of each task: by them, training and test data of an evaluation
-    agree on what a number means.
+    it), `class_names`, the names of the classes of each task: by them, training and test data of an evaluation
+    agree on what a number means; and `decoder`, what makes pixels of its files: other pixels would be other data.
     """
 
     tasks: Mapping[str, int]  # label tasks and their number of classes; empty where there are no labels
@@ -266,7 +279,10 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, i: int) -> object:
-        """Image i as an RGB PIL image, or a uint8 tensor [3 H W]. Raises OSError (or ValueError) if unreadable."""
+        """Image i as an RGB PIL image, or a uint8 tensor [3 H W]. Raises OSError (or ValueError) if unreadable.
+
+        Of a JPEG it may be a `Photo`, a PIL image that decodes no more than a view asks for.
+        """
         ...
 
     def label(self, i: int) -> Mapping[str, int]:
@@ -276,11 +292,15 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class View(Protocol):
-    """One random view of an image. Made with `(*, ...)`; torch, random and numpy are seeded by the engine."""
+    """One random view of an image. Made with `(*, ...)`; torch, random and numpy are seeded by the engine.
+
+    Its pixels are float32, normalized; or bytes, and then it says `mean` and `std`, three numbers each for pixels in
+    [0, 1]: the engine normalizes them on the device, and a quarter of the memory travels there.
+    """
 
     size: tuple[int, int]  # H, W
 
-    def __call__(self, image: object) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, " 4"]]:
+    def __call__(self, image: object) -> tuple[Float[Tensor, "3 H W"] | UInt8[Tensor, "3 H W"], Float[Tensor, " 4"]]:
         """Pixels, and the box they were cut from: top, left, height, width as fractions of the image."""
         ...
 

@@ -22,6 +22,15 @@ class RunError(UserError):
     """A run cannot start or go on: its folder, its checkpoints, its data or its numbers."""
 
 
+class ImageError(OSError):
+    """An image cannot be read. Another stands in for it, and it is counted."""
+
+    @classmethod
+    def of(cls, error: Exception) -> ImageError:
+        """The same word for whatever a decoder raised."""
+        return cls(f"{type(error).__name__}: {error}")
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong at one place of a recipe."""

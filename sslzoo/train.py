@@ -100,6 +100,7 @@ def train(
 
     grids = {name: method.student.encoder.grid(views.view.size) for name, views in sources.views.items()}
     micros = data.Micros(sources, grids, order, shares, world.rank, steps)
+    watch.say("; ".join(told_of_data(found, data.ahead(micros, run.workers))))
     batches = data.loader(micros, start, steps, run.workers, pin=world.device.type == "cuda")
     monitored = monitored_images(recipe, catalogue, sources, world)
     save_every, monitor_every = (max(1, x.steps(order.epoch_steps)) for x in (run.save_every, run.monitor_every))
@@ -299,6 +300,12 @@ def probing(recipe: Recipe, order: data.Order) -> int:
     """Steps between probes during the run; 0: there are none."""
     every = None if recipe.evaluate is None else recipe.evaluate.every
     return 0 if every is None else max(1, every.steps(order.epoch_steps))
+
+
+def told_of_data(found: Mapping[str, Any], ahead: data.Ahead) -> list[str]:
+    """What decodes the files, and what the loader may hold."""
+    decoder = [f"JPEG files are decoded by {found['decoder']}"] if "decoder" in found else []
+    return [*decoder, str(ahead) if ahead.workers else "batches are made by the training process itself"]
 
 
 def own_metrics(method: Method, at: Progress) -> dict[str, Tensor | float]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Batch, Progress, Reading, Signal, Student
+from sslzoo.keys import Codes, Positive, Rate, Width
 from sslzoo.nn import full_precision
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
@@ -52,10 +53,10 @@ class Dalle(nn.Module):
         student: Student,
         *,
         weights: Path,
-        codes: int = 8192,
-        width: int = 256,
-        mean: tuple[float, float, float] = MEAN,
-        std: tuple[float, float, float] = STD,
+        codes: Codes = 8192,
+        width: Width = 256,
+        mean: tuple[Rate, Rate, Rate] = MEAN,
+        std: tuple[Positive, Positive, Positive] = STD,
     ) -> None:
         super().__init__()
         self.outputs = {"code": Signal("patch", codes, ids=True)}

@@ -1,4 +1,7 @@
-"""Which part of an image does a view show, and in which colors? torchvision's transforms, and the box of the cut."""
+"""Which part of an image does a view show, and in which colors? torchvision's transforms, and the box of the cut.
+
+Views are bytes: whoever reads them normalizes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
-from sslzoo import hookimpl
+from sslzoo import Photo, hookimpl
 from sslzoo.keys import NotNegative, Positive, Range, Rate, ShareRange, Side
 
 Mean = tuple[Rate, Rate, Rate]
@@ -22,7 +25,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 
 
 class Crop:
-    """torchvision's RandomResizedCrop, then at will flip, color jitter, grayscale, blur and solarize; normalized.
+    """torchvision's RandomResizedCrop, then at will flip, color jitter, grayscale, blur and solarize.
 
     The defaults are I-JEPA's: a bilinear crop and nothing else. docs/data.md has the settings of other methods.
 
@@ -38,8 +41,8 @@ class Crop:
         blur: how often the view is blurred.
         blur_sigma: standard deviation of the blur in pixels, [low, high].
         solarize: how often bright pixels, from 0.5 on, are inverted.
-        mean: what is subtracted from each channel, in [0, 1].
-        std: what each channel is divided by.
+        mean: what is subtracted from each channel, in [0, 1], on the way to the encoder.
+        std: what each channel is divided by then.
     """
 
     def __init__(
@@ -60,37 +63,43 @@ class Crop:
         std: Std = STD,
     ) -> None:
         self.size = _side(size)
-        self.crop = v2.RandomResizedCrop(self.size, scale, ratio, _MODES[interpolation])
-        after = [
-            (flip, v2.RandomHorizontalFlip(flip)),
+        self.crop = v2.RandomResizedCrop(self.size, scale, ratio)
+        self.interpolation: Interpolation = interpolation
+        self.flip = flip
+        colors = [
             (jitter_rate * any(jitter), v2.RandomApply([v2.ColorJitter(*jitter)], jitter_rate)),
             (grayscale, v2.RandomGrayscale(grayscale)),
             (blur, v2.RandomApply([Blur(blur_sigma, min(self.size))], blur)),
             (solarize, v2.RandomSolarize(0.5, solarize)),
         ]
-        self.after = [change for rate, change in after if rate > 0]  # what never happens draws nothing
+        self.colors = [change for rate, change in colors if rate > 0]  # what never happens draws nothing
         self.mean, self.std = list(mean), list(std)
 
     def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
-        """A view [3 H W] and its box: top, left, height, width as fractions of the image."""
+        """A view, bytes [3 H W], and its box: top, left, height, width as fractions of the image."""
         height, width = F.get_size(image)
-        cut = self.crop.make_params([image])
-        view = _tensor(self.crop.transform(image, cut))
-        for change in self.after:
-            view = change(view)
-        box = [cut["top"] / height, cut["left"] / width, cut["height"] / height, cut["width"] / width]
-        return F.normalize(view, self.mean, self.std), torch.tensor(box)
+        drawn = self.crop.make_params([image])
+        top, left, tall, wide = (drawn[key] for key in ("top", "left", "height", "width"))
+        view = _cut(image, (top, left, tall, wide), self.size, self.interpolation)
+        if self.flip and torch.rand(1) < self.flip:  # as RandomHorizontalFlip draws
+            view = view.flip(-1)
+        if self.colors:  # computed in floats, rounded once
+            view = F.to_dtype(view, torch.float32, scale=True)
+            for change in self.colors:
+                view = change(view)
+            view = (view * 255).round().clamp(0, 255).to(torch.uint8)
+        return view, torch.tensor([top / height, left / width, tall / height, wide / width])
 
 
 class Center:
-    """For evaluation: resize the shorter side, cut out the center, normalize.
+    """For evaluation: resize the shorter side, cut out the center.
 
     Args:
         size: side of the view in pixels, or [height, width].
         resize: the shorter side after resizing; size / 0.875 if left out (256 for 224).
         interpolation: nearest, bilinear, bicubic or lanczos.
-        mean: what is subtracted from each channel, in [0, 1].
-        std: what each channel is divided by.
+        mean: what is subtracted from each channel, in [0, 1], on the way to the encoder.
+        std: what each channel is divided by then.
     """
 
     def __init__(
@@ -106,18 +115,17 @@ class Center:
         self.resize = round(min(self.size) / 0.875) if resize is None else resize
         if self.resize < min(self.size):
             raise ValueError(f"resize: found {resize}, smaller than the size {self.size[0]} x {self.size[1]}")
-        self.interpolation = _MODES[interpolation]
+        self.interpolation: Interpolation = interpolation
         self.mean, self.std = list(mean), list(std)
 
     def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
-        """A view [3 H W] and its box: top, left, height, width as fractions of the image."""
-        image = _tensor(image)
-        if min(image.shape[-2:]) != self.resize:
-            image = F.resize(image, [self.resize], self.interpolation, antialias=True).clamp(0, 1)
-        height, width = image.shape[-2:]
-        view = F.center_crop(image, list(self.size))
-        tall, wide = self.size[0] / height, self.size[1] / width
-        return F.normalize(view, self.mean, self.std), torch.tensor([(1 - tall) / 2, (1 - wide) / 2, tall, wide])
+        """A view, bytes [3 H W], and its box: top, left, height, width as fractions of the image."""
+        height, width = F.get_size(image)
+        shorter = min(height, width)
+        tall, wide = self.resize * height // shorter, self.resize * width // shorter  # as torchvision rounds
+        view = F.center_crop(_cut(image, (0, 0, height, width), (tall, wide), self.interpolation), list(self.size))
+        part = self.size[0] / tall, self.size[1] / wide
+        return view, torch.tensor([(1 - part[0]) / 2, (1 - part[1]) / 2, *part])
 
 
 class Blur(v2.GaussianBlur):
@@ -145,9 +153,12 @@ def _side(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _tensor(image: Any) -> Tensor:
-    """Any image as float [3 H W] in [0, 1]."""
-    return F.to_dtype(image if isinstance(image, Tensor) else F.pil_to_tensor(image), torch.float32, scale=True)
+def _cut(image: Any, box: tuple[int, int, int, int], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    """A box (top, left, height, width) of any image, resized: bytes [3 H W]."""
+    if isinstance(image, Photo):
+        return image.cut(box, size, interpolation)
+    view = F.resized_crop(image, *box, list(size), _MODES[interpolation], antialias=True)
+    return view if isinstance(view, Tensor) else F.pil_to_tensor(view)
 
 
 @hookimpl

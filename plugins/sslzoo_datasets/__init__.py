@@ -21,7 +21,8 @@ def sslzoo_datasets() -> dict[str, type]:
 
 @hookimpl
 def sslzoo_commands(cli: click.Group) -> None:
-    """The command `sslzoo index`."""
-    from sslzoo_datasets.index import command
+    """The commands `sslzoo index` and `sslzoo data`."""
+    from sslzoo_datasets import command, index
 
-    cli.add_command(command)
+    cli.add_command(index.command)
+    cli.add_command(command.command)

@@ -52,7 +52,7 @@ class Clevr:
 
     def image(self, i: int) -> Image.Image:
         """Image i as RGB; raises OSError if it cannot be read."""
-        return read(self.images / self.files[i])
+        return read((self.images / self.files[i]).read_bytes())
 
     def label(self, i: int) -> Mapping[str, int]:
         """The classes of image i."""

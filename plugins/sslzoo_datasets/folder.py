@@ -12,7 +12,7 @@ from typing import Annotated
 from PIL import Image
 
 from sslzoo.keys import Free
-from sslzoo_datasets.images import ENDINGS, digest, read
+from sslzoo_datasets.images import DECODER, ENDINGS, digest, read
 
 
 class Folder:
@@ -24,6 +24,8 @@ class Folder:
     Args:
         root: the folder.
     """
+
+    decoder = DECODER
 
     def __init__(self, *, root: Annotated[Path, Free()]) -> None:
         if not root.is_dir():
@@ -49,7 +51,7 @@ class Folder:
 
     def image(self, i: int) -> Image.Image:
         """Image i as RGB; raises OSError if it cannot be read."""
-        return read(self.root / self.index.files[i])
+        return read((self.root / self.index.files[i]).read_bytes())
 
     def label(self, i: int) -> Mapping[str, int]:
         """The class of image i."""

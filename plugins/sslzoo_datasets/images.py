@@ -6,16 +6,22 @@ import hashlib
 import io
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from sslzoo import Photo
+
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 
 
-def read(source: Path | bytes) -> Image.Image:
-    """An image file, or its content, as RGB: turned as its EXIF says, scaled as `rgb` does, first frame.
+DECODER = "simplejpeg"  # of a Photo; noted in runs, since other pixels are other data
+
+
+def read(content: bytes) -> Image.Image:
+    """The content of an image file as RGB: turned as its EXIF says, scaled as `rgb` does, first frame.
+
+    JPEG files that need no more than decoding are a `Photo`, decoded when looked at.
 
     Raises:
         OSError: it cannot be read, for whatever reason; one above Pillow's limit (`Image.MAX_IMAGE_PIXELS`) too.
@@ -24,7 +30,10 @@ def read(source: Path | bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that is odd: it says nothing of the image
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if content.startswith(b"\xff\xd8\xff"):
+                photo = _limited(Photo(content))
+                return photo if photo.mode == "RGB" and not _turned(photo) else rgb(photo)
+            with Image.open(io.BytesIO(content)) as image:
                 return rgb(image)
     except (OSError, MemoryError):
         raise
@@ -57,12 +66,21 @@ def rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _limited(photo: Photo) -> Photo:
+    if Image.MAX_IMAGE_PIXELS is not None and photo.width * photo.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(f"{photo.width} x {photo.height} pixels are above Pillow's limit")
+    return photo
+
+
 def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if _turned(image) else image
+
+
+def _turned(image: Image.Image) -> bool:
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except Exception:  # EXIF that cannot be read says nothing of the image
-        turned = False
-    return ImageOps.exif_transpose(image) if turned else image
+        return False
 
 
 def digest(lines: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ def command(root: Path, read: bool) -> None:
     with click.progressbar(range(len(folder)), label="reading") as numbers:
         for i in numbers:
             try:
-                folder.image(i)
+                folder.image(i).load()
             except OSError as error:
                 broken += 1
                 click.echo(f"\n{folder.index.files[i]}: {error}")

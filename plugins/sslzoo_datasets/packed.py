@@ -6,8 +6,8 @@ import bisect
 import glob
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,22 +15,27 @@ from typing import Annotated, Any
 from PIL import Image
 
 from sslzoo.keys import Classes, Free
-from sslzoo_datasets.images import ENDINGS, digest, read
+from sslzoo_datasets.images import DECODER, ENDINGS, digest, read
 
 MOST = 10**6  # numbers above are identifiers, not classes; counting so many would fill the memory
+KEPT = 256 * 2**20  # bytes of row groups that a process keeps
+CLASSES = "classes.json"  # the names of the classes, in the folder of the shards
 Sample = dict[str, Any]  # shard, name; and by kind (image, cls, json) where it begins and how long it is
 
 
 class Shards:
     """Tar shards in the webdataset layout: name.jpg beside name.cls or name.json; needs `sslzoo[shards]`.
 
-    Task: class, where samples have a .cls file, or a .json file with the key `label_key`: all of them, or none.
+    Task: class, where samples have a .cls file, or a .json file with the key `label_key`: all of them, or none. The
+    names of the classes are read from classes.json, a list beside the shards, where there is one.
 
     Args:
         files: pattern of the shards; * and {000..146} are expanded, and each file that braces name must be there.
         label_key: the key of the label in .json files; null: labels are not read.
-        classes: number of classes; counted over all samples if left out.
+        classes: number of classes; that of classes.json, or counted over all samples, if left out.
     """
+
+    decoder = DECODER
 
     def __init__(
         self, *, files: Annotated[Path, Free()], label_key: str | None = "label", classes: Classes | None = None
@@ -41,8 +46,11 @@ class Shards:
         if not self.samples:
             raise ValueError(f"files: no images in {files}")
         self.tasks: Mapping[str, int] = {}
+        self.class_names: Mapping[str, Sequence[str]] = {}
         if label_key is not None and self._labelled():
-            self.tasks = {"class": classes or 1 + max(self._class(i) for i in range(len(self)))}
+            names = _class_names(self.paths[0].parent / CLASSES)
+            self.tasks = {"class": classes or len(names) or 1 + max(self._class(i) for i in range(len(self)))}
+            self.class_names = {"class": names} if len(names) == self.tasks["class"] else {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -92,6 +100,18 @@ class Shards:
             return file.read(size)
 
 
+def _class_names(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    try:
+        names = json.loads(path.read_text())
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("not such a list")
+    except ValueError as error:
+        raise ValueError(f"files: {path} should hold a list of the classes' names: {error}") from error
+    return names
+
+
 class Parquet:
     """Parquet tables in the Hugging Face layout: a column of image bytes and one of labels; needs `sslzoo[shards]`.
 
@@ -104,6 +124,8 @@ class Parquet:
         classes: number of classes; counted if left out.
     """
 
+    decoder = DECODER
+
     def __init__(
         self,
         *,
@@ -114,11 +136,14 @@ class Parquet:
     ) -> None:
         self.paths, self.image_column = _expand(files), image_column
         self.groups: list[tuple[int, int, int]] = []  # table, row group, rows
+        self._metadata: list[Any] = []
+        self._kept: OrderedDict[int, Any] = OrderedDict()  # columns of the row groups read last
         labels: list[list[int]] = []
         for table, path in enumerate(self.paths):
             file = _table(path)
             _check_image_column(file.schema_arrow, image_column, path)
             meta = file.metadata
+            self._metadata.append(meta)
             self.groups += [(table, group, meta.row_group(group).num_rows) for group in range(meta.num_row_groups)]
             if label_column is not None and label_column in file.schema_arrow.names:
                 labels.append(_labels(file, label_column, path))
@@ -146,9 +171,7 @@ class Parquet:
     def image(self, i: int) -> Image.Image:
         """Image i as RGB; raises OSError if it cannot be read."""
         group = bisect.bisect_right(self.ends, i)
-        table, inside, rows = self.groups[group]
-        column = _row_group(str(self.paths[table]), inside, self.image_column)
-        value = column[i - (self.ends[group] - rows)].as_py()
+        value = self._column(group)[i - (self.ends[group] - self.groups[group][2])].as_py()
         content = value["bytes"] if isinstance(value, Mapping) else value
         if content is None:
             raise OSError(f"row {i} holds no image in the column {self.image_column!r}")
@@ -158,16 +181,22 @@ class Parquet:
         """The class of image i."""
         return {"class": self.labels[i]} if self.tasks else {}
 
+    def _column(self, group: int) -> Any:
+        """The images of a row group; the groups read last are kept, up to KEPT bytes in each process."""
+        if group not in self._kept:
+            table, inside, _ = self.groups[group]
+            file = _table(self.paths[table], self._metadata[table])
+            self._kept[group] = file.read_row_group(inside, [self.image_column])[self.image_column]
+            while len(self._kept) > 1 and sum(column.nbytes for column in self._kept.values()) > KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(group)
+        return self._kept[group]
 
-@lru_cache(maxsize=8)  # shuffled reading comes back to a group; a few hundred megabytes a worker at most
-def _row_group(path: str, group: int, column: str) -> Any:
-    return _table(Path(path)).read_row_group(group, [column])[column]
 
-
-def _table(path: Path) -> Any:
+def _table(path: Path, metadata: Any = None) -> Any:
     parquet, arrow = _library("pyarrow.parquet"), _library("pyarrow")
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(path, metadata=metadata)
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"files: {path} is not a parquet table that can be read: {error}") from error
 

@@ -92,13 +92,12 @@ def _scenes(installed: Catalogue, count: int, grid: tuple[int, int]) -> Tensor:
 def _of_recipe(
     what: Sequence[str], sets: tuple[str, ...], plugins: tuple[Path, ...], images: int, installed: Catalogue
 ) -> tuple[dict[str, Any], Tensor, tuple[int, int]]:
-    import torch
 
     from sslzoo.errors import UserError, did_you_mean
     from sslzoo.recipe.build import build
     from sslzoo.recipe.recipe import load, names
     from sslzoo.report.masks import shown
-    from sslzoo.run.data import seed_views
+    from sslzoo.run.data import first_views
 
     if len(what) > 1:
         known = installed.parts["masks"]
@@ -115,7 +114,6 @@ def _of_recipe(
         raise UserError(f"{what[0]} has no section masks, so there is nothing to draw")
     group = next(iter(sources.masks))
     view = sources.views[group].view
-    seed_views(recipe.run.seed)
-    pixels = torch.stack([view(sources.data.image(i))[0] for i in range(images)])
+    pixels = first_views(sources.data, view, images, images, recipe.run.seed)
     sampler = {str(recipe.masks[group]["use"]): sources.masks[group]}
     return sampler, shown(pixels), method.student.encoder.grid(view.size)

@@ -175,7 +175,7 @@ class _Renumbered:
     def __init__(self, data: Dataset, tasks: Mapping[str, int], tables: Mapping[str, Sequence[int]]) -> None:
         self.data, self.tables = data, tables
         self.tasks: Mapping[str, int] = tasks
-        self.fingerprint = getattr(data, "fingerprint", "")
+        self.fingerprint, self.decoder = getattr(data, "fingerprint", ""), getattr(data, "decoder", None)
 
     def __len__(self) -> int:
         return len(self.data)

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from sslzoo.contracts import Dataset, Features, Tokens, View
-from sslzoo.errors import RunError
+from sslzoo.errors import ImageError, RunError
 from sslzoo.rng import derive_seed
 from sslzoo.run.compiling import eager
-from sslzoo.run.data import UNREADABLE, passed, seed_views
+from sslzoo.run.data import look, passed, read, ready
 from sslzoo.run.monitor import evaluating
 
 Labels = dict[str, Tensor]
@@ -32,11 +32,9 @@ class _Pages(TorchDataset[tuple[Tensor, Labels] | RunError]):
         pixels: list[Tensor] = []
         for i in numbers:
             try:
-                image = self.data.image(i)
-            except UNREADABLE as error:  # returned, not raised: from a worker it would come with the worker's traceback
-                return RunError(f"image {i} to evaluate on cannot be read: {type(error).__name__}: {error}")
-            seed_views(derive_seed("evaluate", i))
-            pixels.append(self.view(image)[0])
+                pixels.append(look(self.view, read(self.data, i), derive_seed("evaluate", i))[0])
+            except ImageError as error:  # returned, not raised: from a worker it would come with the worker's traceback
+                return RunError(f"image {i} to evaluate on cannot be read: {error}")
         numbered = [self.data.label(i) for i in numbers]
         labels = {task: torch.tensor([int(one[task]) for one in numbered]) for task in self.data.tasks}
         for task, classes in self.data.tasks.items():
@@ -88,7 +86,7 @@ def extract(
         for page in loader:
             pixels, classes = passed(page)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                tokens = encoder(pixels.to(device), None, deep)
+                tokens = encoder(ready(view, pixels.to(device)), None, deep)
                 found = {name: pooled(encoder, tokens, name) for name in pools}
             last = tokens.layers[len(tokens.layers) - layers :]
             found[OWN] = torch.cat([layer.mean(1) for layer in last], 1) if layers else tokens.summary

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from sslzoo.contracts import Features
-from sslzoo.errors import Problem, RecipeError, RunError
+from sslzoo.errors import ImageError, Problem, RecipeError, RunError
 from sslzoo.evaluate.bench import Bench, asked_pools, bench, refused
 from sslzoo.evaluate.features import pooled
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import build_method, make
 from sslzoo.recipe.recipe import Evaluate, Recipe
-from sslzoo.run.data import UNREADABLE, seed_views
+from sslzoo.run.data import look, read
 from sslzoo.run.monitor import evaluated_encoder
 
 
@@ -112,12 +112,10 @@ def _first_images(opened: Bench) -> list[Problem]:
     problems = []
     for name, data in (("train", opened.train), ("test", opened.test)):
         try:
-            image = data.image(0)
-        except UNREADABLE as error:
+            shape = tuple(look(opened.view, read(data, 0), 0)[0].shape)
+        except ImageError as error:
             problems.append(Problem(f"evaluate.{name}", f"its first image cannot be read: {error}"))
             continue
-        seed_views(0)
-        shape = tuple(opened.view(image)[0].shape)
         if shape != (3, *opened.view.size):
             problems.append(Problem("evaluate.view", f"its view is {shape}, its size {opened.view.size}"))
     return problems

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 
-import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sslzoo.contracts import Dataset, View
 from sslzoo.evaluate.bench import Figures, restored, untrained
 from sslzoo.evaluate.figures import latest, main_figures
 from sslzoo.plugins import Catalogue
@@ -22,7 +19,7 @@ from sslzoo.report.charts import COLORS, SVG, Chart, Rows, chart, legend
 from sslzoo.report.html import Cell, Page, Table, number
 from sslzoo.report.insides import Look
 from sslzoo.report.predictions import of_predictions
-from sslzoo.run.data import readable, seed_views
+from sslzoo.run.data import first_views
 from sslzoo.run.folder import Folder
 from sslzoo.run.monitor import evaluated_encoder
 from sslzoo.step import Method
@@ -110,16 +107,7 @@ def _pixels(recipe: Recipe, installed: Catalogue) -> Tensor:
         data = make(installed, "datasets", recipe.data, place="data")
         group = next(iter(recipe.views))
         view = make(installed, "views", recipe.views[group], place=f"views.{group}")
-    return _seen(data, view, SEEN, recipe.run.seed)
-
-
-def _seen(data: Dataset, view: View, most: int, seed: int) -> Tensor:
-    """Views of the first images that can be read, at most some: [n 3 H W]."""
-    pixels = []
-    for _, image in islice(readable(data, len(data)), most):
-        seed_views(seed)
-        pixels.append(view(image)[0])
-    return torch.stack(pixels) if pixels else torch.zeros(0, 3, *view.size)
+    return first_views(data, view, len(data), SEEN, recipe.run.seed)
 
 
 def _learned(figures: Mapping[str, Figures]) -> Iterator[str]:

@@ -7,6 +7,7 @@ what an unbroken one gives there, whatever the number of workers, ranks and micr
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import random
 import signal
@@ -35,7 +36,7 @@ from sslzoo.contracts import (
     Role,
     View,
 )
-from sslzoo.errors import RunError, UserError
+from sslzoo.errors import ImageError, RunError, UserError
 from sslzoo.progress import Progress
 from sslzoo.rng import Rng, derive_seed, generator
 from sslzoo.run.parallel import World, all_sum
@@ -43,6 +44,8 @@ from sslzoo.run.travel import moved
 
 Made = TypeVar("Made")
 DRAWN_TOGETHER = "images masked together (run.batch over processes, at most run.micro)"
+Seen = tuple[Tensor, Tensor]  # pixels of a view, and its box
+SHARED = 2**30  # bytes of batches that the workers of a process hold at most
 TRIES = 16  # other images tried in place of an unreadable one
 # What reading an image may raise: Pillow reports a broken PNG as a SyntaxError, and too large an image in its own way.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -142,21 +145,16 @@ class Micros(TorchDataset[Batch | UserError]):
     def _batch(self, number: int) -> Batch:
         step, micro = divmod(number, self.shares.accumulate)
         slots = self.shares.slots(self.rank, micro)
-        images, samples, unreadable = [], [], []
+        looks = [self._look(step, slot) for slot in slots]
         at = Progress(step, self.steps or step + 1, self.order.epoch_steps)
-        for slot in slots:
-            image, index, failed = self._read(step, self._index(step, slot))
-            images.append(image)
-            samples.append(index)
-            unreadable += failed
-        groups = {
-            name: make_group(views, images, self.order.seed, at, slots, name, self._sampler(name), self.grids[name])
-            for name, views in self.sources.views.items()
-        }
-        return Batch(groups, pair(groups), tuple(samples), tuple(unreadable), pair(groups, "context"))
-
-    def _sampler(self, name: str) -> MaskSampler | None:
-        return self.sources.masks.get(name)
+        groups = {}
+        for name, views in self.sources.views.items():
+            sampler, seed = self.sources.masks.get(name), derive_seed(self.order.seed, name)
+            mask = None if sampler is None else draw_mask(sampler, self.grids[name], seed, at, slots, views.count)
+            groups[name] = make_group(views, [look.seen[name] for look in looks], mask)
+        samples = tuple(look.index for look in looks)
+        unreadable = tuple(one for look in looks for one in look.unreadable)
+        return Batch(groups, pair(groups), samples, unreadable, pair(groups, "context"))
 
     def _index(self, step: int, slot: int) -> int:
         epoch, step = divmod(step, self.order.epoch_steps)
@@ -164,38 +162,77 @@ class Micros(TorchDataset[Batch | UserError]):
             self._epoch = (epoch, self.order.epoch(epoch))
         return int(self._epoch[1][step * self.order.batch + slot])
 
-    def _read(self, step: int, index: int) -> tuple[Any, int, list[tuple[int, str]]]:
-        failed: list[tuple[int, str]] = []
+    def _look(self, step: int, slot: int) -> Look:
+        """All views of the image at a slot of a step: it is read once, and may decode only what they show."""
+        seed, index, failed = self.order.seed, self._index(step, slot), []
         for attempt in range(TRIES):
             try:
-                return self.sources.data.image(index), index, failed
-            except UNREADABLE as error:
-                failed.append((index, f"{type(error).__name__}: {error}"))
-                index = derive_seed(self.order.seed, "instead", step, index, attempt) % self.order.images
+                image = read(self.sources.data, index)
+                seen = {
+                    name: [look(views.view, image, derive_seed(seed, name, n, step, slot)) for n in range(views.count)]
+                    for name, views in self.sources.views.items()
+                }
+                return Look(index, seen, failed)
+            except ImageError as error:
+                failed.append((index, str(error)))
+                index = derive_seed(seed, "instead", step, index, attempt) % self.order.images
         raise RunError(f"{TRIES} images in a row could not be read; the last: image {failed[-1][0]}, {failed[-1][1]}")
 
 
-def make_group(
-    views: Views,
-    images: Sequence[Any],
-    seed: int,
-    at: Progress,
-    slots: Sequence[int],
-    name: str,
-    sampler: MaskSampler | None,
-    grid: Grid,
-) -> Group:
-    """The views of some images, and the masks of those views."""
-    pixels, boxes = [], []
-    for view in range(views.count):
-        for image, slot in zip(images, slots, strict=True):
-            seed_views(derive_seed(seed, name, view, at.step, slot))
-            seen, box = views.view(image)
-            pixels.append(seen)
-            boxes.append(box)
-    shape = (views.count, len(images))
-    mask = None if sampler is None else draw_mask(sampler, grid, derive_seed(seed, name), at, slots, views.count)
-    return Group(torch.stack(pixels).unflatten(0, shape), torch.stack(boxes).unflatten(0, shape), mask, views.role)
+@dataclass(frozen=True)
+class Look:
+    """What is seen of one image: by group, pixels and box of each view; and the images it stands in for."""
+
+    index: int
+    seen: Mapping[str, Sequence[Seen]]
+    unreadable: Sequence[tuple[int, str]]
+
+
+def read(data: Dataset, index: int) -> Any:
+    """An image of a data set; raises ImageError, whatever the data set raises. Its decoder may raise one later."""
+    try:
+        return data.image(index)
+    except ImageError:
+        raise
+    except UNREADABLE as error:
+        raise ImageError.of(error) from error
+
+
+def look(view: View, image: Any, seed: int) -> Seen:
+    """Pixels and box of a view, its chances drawn from a seed; raises ImageError."""
+    seed_views(seed)
+    return view(image)
+
+
+def make_group(views: Views, seen: Sequence[Sequence[Seen]], mask: Mask | None) -> Group:
+    """A group from what each image showed in each view."""
+    flat = [images[n] for n in range(views.count) for images in seen]
+    pixels, boxes = (torch.stack(some).unflatten(0, (views.count, -1)) for some in zip(*flat, strict=True))
+    return Group(pixels, boxes, mask, views.role, normal(views.view, pixels))
+
+
+def normal(view: View, pixels: Tensor) -> Tensor | None:
+    """Factor and shift [2 3 1 1] that normalize a view's bytes; None if its pixels are normalized.
+
+    Raises:
+        RunError: they are bytes, and the view does not say what of.
+    """
+    if pixels.dtype != torch.uint8:
+        return None
+    try:
+        mean, std = torch.tensor([view.mean, view.std])[..., None, None]  # pyright: ignore[reportAttributeAccessIssue]
+    except AttributeError as error:
+        raise RunError(f"the view {type(view).__name__} gives bytes, and has no mean and std: {error}") from error
+    return torch.stack([1 / (255 * std), -mean / std])
+
+
+def ready(view: View, pixels: Tensor) -> Tensor:
+    """Stacked pixels of a view [n 3 H W] as an encoder reads them."""
+    known = normal(view, pixels)
+    if known is None:
+        return pixels
+    factor, shift = known.to(pixels.device)
+    return torch.addcmul(shift, pixels, factor)
 
 
 def draw_mask(
@@ -306,7 +343,7 @@ def weigh(batches: Sequence[Batch], world: World) -> list[Batch]:
     asked, seen = (world.size * len(batches) / all_sum(rows).clamp(min=1)).unbind()
     return [
         replace(b, pairing=_weighing(b.pairing, asked), seen=None if b.seen is None else _weighing(b.seen, seen))
-        for b in moved(batches, world.device)
+        for b in (batch.normalized() for batch in moved(batches, world.device))
     ]
 
 
@@ -314,18 +351,46 @@ def _weighing(pairing: Pairing, weight: Tensor) -> Pairing:
     return replace(pairing, weight=weight.expand(len(pairing.sequence)))
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """How far a process's loader workers run ahead. What they hold lies in shared memory, /dev/shm."""
+
+    workers: int
+    prefetch: int  # micro-batches of each worker
+    size: int  # bytes of a micro-batch
+
+    def __str__(self) -> str:
+        held = self.workers * self.prefetch * self.size / 1e9
+        return (
+            f"{self.workers} loader workers, {self.prefetch} micro-batches ahead each: up to {held:.2g} GB of /dev/shm"
+        )
+
+
+def ahead(micros: Micros, workers: int, most: int = SHARED) -> Ahead:
+    """Four micro-batches for each worker, or as many as `most` bytes hold; then as many workers.
+
+    What a batch holds does not depend on it, and so no run changes with it.
+    """
+    views = micros.sources.views.values()
+    pixels = sum(each.count * math.prod(each.view.size) * (1 if hasattr(each.view, "mean") else 4) for each in views)
+    size = 3 * micros.shares.micro * pixels
+    prefetch = max(1, min(4, most // (max(1, workers) * size)))
+    return Ahead(min(workers, max(1, most // size)), prefetch, size)
+
+
 def loader(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Iterator[Batch]:
-    """Micro-batches of steps start .. steps-1, in order, made by `workers` processes (0: by this one)."""
+    """Micro-batches of steps start .. steps-1, in order, made by up to `workers` processes (0: by this one)."""
     each = micros.shares.accumulate
+    bound = ahead(micros, workers)
     return map(
         passed,
         DataLoader(
             micros,
             batch_size=None,
             sampler=range(start * each, steps * each),
-            num_workers=workers,
+            num_workers=bound.workers,
             pin_memory=pin,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=bound.prefetch if workers else None,
             worker_init_fn=_deaf if workers else None,
             multiprocessing_context="fork" if workers else None,  # plugin files cannot be imported by name elsewhere
         ),
@@ -339,19 +404,24 @@ def passed(made: Made | UserError) -> Made:
     return made
 
 
-def readable(data: Dataset, most: int) -> Iterator[tuple[int, Any]]:
-    """Those of the first `most` images of a data set that can be read, with their numbers."""
-    for index in range(min(most, len(data))):
+def first_views(data: Dataset, view: View, among: int, most: int, seed: int) -> Tensor:
+    """A view of each of the first `most` images that can be read among the first `among`, normalized [n 3 H W]."""
+    pixels = []
+    for index in range(min(among, len(data))):
+        if len(pixels) == most:
+            break
         try:
-            yield index, data.image(index)
-        except UNREADABLE:
+            pixels.append(look(view, read(data, index), derive_seed(seed, "monitor", index))[0])
+        except ImageError:
             continue
+    return ready(view, torch.stack(pixels)) if pixels else torch.zeros(0, 3, *view.size)
 
 
 def identity(data: Dataset) -> dict[str, Any]:
     """What tells a data set from another, cheaply: its size, its tasks, and a hash.
 
-    The hash is of the data set's own `fingerprint`, where it has one, and of the labels of up to 64 images.
+    The hash is of the data set's own `fingerprint`, where it has one, and of the labels of up to 64 images. What
+    decodes its files is told too, where it says so: other pixels are other data.
 
     Raises:
         RunError: a label is outside the classes that its task declares.
@@ -364,7 +434,9 @@ def identity(data: Dataset) -> dict[str, Any]:
             if not 0 <= int(label[task]) < classes:
                 raise RunError(f"image {i} has the label {label[task]} in the task {task}: classes 0 to {classes - 1}")
             told.append(f"{i} {task} {int(label[task])}")
-    return {"images": count, "tasks": tasks, "fingerprint": hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]}
+    found = {"images": count, "tasks": tasks, "fingerprint": hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]}
+    decoder = getattr(data, "decoder", None)
+    return found if decoder is None else found | {"decoder": str(decoder)}
 
 
 def drawn_together(sources: Sources, shares: Split) -> dict[str, int]:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from sslzoo.contracts import Dataset, View
 from sslzoo.errors import RunError
-from sslzoo.rng import derive_seed
 from sslzoo.run.compiling import eager
-from sslzoo.run.data import readable, seed_views
+from sslzoo.run.data import first_views
 from sslzoo.run.metrics import rankme
 from sslzoo.step import Method
 
@@ -24,13 +23,10 @@ def monitor_pixels(data: Dataset, view: View, count: int, seed: int) -> Tensor:
     Raises:
         RunError: none of them can be read.
     """
-    pixels = []
-    for index, image in readable(data, count):
-        seed_views(derive_seed(seed, "monitor", index))
-        pixels.append(view(image)[0])
-    if not pixels:
+    pixels = first_views(data, view, count, count, seed)
+    if not len(pixels):
         raise RunError(f"none of the first {count} images could be read")
-    return torch.stack(pixels)
+    return pixels
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from sslzoo.recipe import signature
 # By the module that authors import from; in the order of the page.
 NAMES = {
     "sslzoo": "Rng Mask Patches Tokens Signal Batch Group Pairing Reading Student Features Progress Schedule Duration "
-    "Free gather all_mean all_sum world_size make hookimpl UserError",
+    "Free gather all_mean all_sum world_size make hookimpl Photo ImageError UserError",
     "sslzoo.keys": "Count Width Codes Classes Side GridCount Positive NotNegative Rate BelowOne Share Fraction Range "
     "FractionRange ShareRange",
     "sslzoo.nn": "Block LayerNorm Positions sincos patchify pixels_of key_mask splits start_normal start_xavier",

@@ -32,12 +32,15 @@ made = offers(View, lambda make: make())
 
 @check(made)
 def shapes(make: Make) -> None:
-    """Pixels [3 H W] float32 of its declared size, and a box of 4 numbers, from tensors and PIL images."""
+    """Pixels [3 H W] of its declared size, float32 or bytes, and a box of 4 numbers, from tensors and PIL images."""
     view = make()
     for where, image in _images():
         pixels, box = _seen(view, image)
-        if tuple(pixels.shape) != (3, *view.size) or pixels.dtype != torch.float32:
-            raise Violation(f"[3 {view.size[0]} {view.size[1]}] float32", f"{list(pixels.shape)} {pixels.dtype}", where)
+        if tuple(pixels.shape) != (3, *view.size) or pixels.dtype not in (torch.float32, torch.uint8):
+            wanted = f"[3 {view.size[0]} {view.size[1]}] float32 or uint8"
+            raise Violation(wanted, f"{list(pixels.shape)} {pixels.dtype}", where)
+        if pixels.dtype == torch.uint8 and not (hasattr(view, "mean") and hasattr(view, "std")):
+            raise Violation("`mean` and `std` of a view that gives bytes", "none", where)
         if tuple(box.shape) != (4,) or not box.is_floating_point():
             raise Violation("a box [4]: top, left, height, width", f"{list(box.shape)} {box.dtype}", where)
         if not pixels.isfinite().all():

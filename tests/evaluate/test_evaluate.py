@@ -15,6 +15,7 @@ from sslzoo.evaluate.figures import finish, latest
 from sslzoo.recipe.build import build, check, make
 from sslzoo.recipe.recipe import load
 from sslzoo.report.page import write
+from sslzoo.run.data import ready
 from sslzoo.run.monitor import evaluated_encoder
 from sslzoo.run.parallel import World
 from sslzoo.train import Watch, train
@@ -42,7 +43,7 @@ def test_features_come_in_order_and_do_not_depend_on_batch_or_workers(run):
     assert torch.allclose(whole.x, parts_of.x, atol=1e-5)
     for task in opened.test.tasks:
         assert whole.labels[task].tolist() == [opened.test.label(i)[task] for i in range(40)]
-    one = opened.view(opened.test.image(5))[0]
+    one = ready(opened.view, opened.view(opened.test.image(5))[0])
     with torch.no_grad():
         assert torch.allclose(encoder(one[None]).summary[0], whole.x[5], atol=1e-5)
 
@@ -53,7 +54,7 @@ def test_layers_give_means_over_patches_side_by_side(run):
     encoder = evaluated_encoder(method)
     found = extract(encoder, opened.test, opened.view, device=CPU, layers=2).x
     assert found.shape == (40, 2 * encoder.width)
-    pixels = opened.view(opened.test.image(0))[0][None]
+    pixels = ready(opened.view, opened.view(opened.test.image(0))[0][None])
     with torch.no_grad():
         layers = encoder(pixels, None, 2).layers
     assert torch.allclose(found[0], torch.cat([one.mean(1)[0] for one in layers]), atol=1e-5)

@@ -10,6 +10,7 @@ from sslzoo.evaluate.kept import Kept
 from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.recipe.build import build_method
 from sslzoo.recipe.recipe import load
+from sslzoo.run.data import ready
 
 CPU = torch.device("cpu")
 SETS = ("evaluate.train.length=24", "evaluate.test.length=16", "encoder.class_token=true", "encoder.registers=1")
@@ -24,7 +25,7 @@ def opened():
 
 def test_pools_are_those_of_blocks_run_one_by_one(opened):
     _, found, encoder = opened
-    pixels = torch.stack([found.view(found.test.image(i))[0] for i in range(3)])
+    pixels = ready(found.view, torch.stack([found.view(found.test.image(i))[0] for i in range(3)]))
     outs = []
     hooks = [block.register_forward_hook(lambda _m, _i, out: outs.append(out)) for block in encoder.blocks]
     with torch.no_grad():

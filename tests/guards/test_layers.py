@@ -20,6 +20,7 @@ ROWS = [
     "plugins",
     "hooks",
     "contracts",
+    "photo",
     "progress errors keys rng",
 ]
 LEVEL = {name: len(ROWS) - row for row, names in enumerate(ROWS) for name in names.split()}

@@ -1,0 +1,178 @@
+"""How do many image files become a few large ones that are read three times as fast? `sslzoo data pack`.
+
+A shard is a function of its images and the settings alone, and it appears whole or not at all: a packing that was
+killed goes on with the shards that are missing, and ends with the bytes of one that was not.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sslzoo import ImageError, Photo, UserError
+from sslzoo_datasets.folder import Folder
+from sslzoo_datasets.packed import CLASSES, Parquet, Shards
+
+Row = dict[str, Any]  # of pack.jsonl: shard, images, bytes, and the damaged ones
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the bytes of the shards depend on, beside the images."""
+
+    side: int = 256
+    quality: int = 95
+    shard: int = 1000
+
+
+def opened(source: Path) -> Folder | Shards | Parquet:
+    """The data set of a folder of images, or of a pattern of tar or parquet files.
+
+    Raises:
+        UserError: it is none of them, or cannot be used.
+    """
+    kinds = {".tar": Shards, ".parquet": Parquet}
+    try:
+        if source.is_dir():
+            return Folder(root=source)
+        if source.suffix in kinds:
+            return kinds[source.suffix](files=source)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    raise UserError(f"SOURCE: found {source}; a folder of images is wanted, or a pattern of .tar or .parquet files")
+
+
+def shards_of(images: int, size: int) -> list[tuple[str, range]]:
+    """Names of the shards and the images in each. The names say how many there are: a missing one is noticed."""
+    count = -(-images // size)
+    cut = [range(start, min(start + size, images)) for start in range(0, images, size)]
+    return [(f"{n:06}-of-{count:06}.tar", one) for n, one in enumerate(cut)]
+
+
+def begin(out: Path, data: Folder | Shards | Parquet, settings: Settings) -> dict[str, Row]:
+    """Makes the folder, or goes on with it: returns the shards that are there, by name.
+
+    Raises:
+        UserError: the folder holds something else, or another packing.
+    """
+    plan = asdict(settings) | {"images": len(data), "fingerprint": data.fingerprint}
+    told = out / "pack.json"
+    if not told.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"OUT: {out} is there, and holds no packing; choose a new folder")
+        out.mkdir(parents=True, exist_ok=True)
+        names = getattr(data, "class_names", {}).get("class")
+        if names:
+            (out / CLASSES).write_text(json.dumps(list(names), ensure_ascii=False, indent=1))
+        _whole(told, json.dumps(plan))
+    had = json.loads(told.read_text())
+    if had != plan:
+        rows = "".join(
+            f"    {key}: {had.get(key)} then, {plan[key]} now\n" for key in plan if had.get(key) != plan[key]
+        )
+        raise UserError(f"OUT: {out} holds another packing:\n{rows}choose a new folder")
+    rows = (out / "pack.jsonl").read_text().splitlines() if (out / "pack.jsonl").exists() else []
+    known = {row["shard"]: row for row in map(_row, rows) if row}
+    return {name: row for name, row in known.items() if _size(out / name) == row["bytes"]}
+
+
+def write(data: Folder | Shards | Parquet, settings: Settings, out: Path, shard: tuple[str, range]) -> Row:
+    """Writes one shard, whole; returns what is in it."""
+    name, numbers = shard
+    damaged, beside = [], out / f"{name}.writing"
+    with tarfile.open(beside, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for i in numbers:
+            try:
+                ending, content = packed(data.image(i), settings)
+            except (OSError, ValueError) as error:
+                told = error if isinstance(error, ImageError) else ImageError.of(error)
+                damaged.append({"image": i, "error": str(told)})
+                continue
+            _add(tar, f"{i:09}.{ending}", content)
+            if data.tasks:
+                _add(tar, f"{i:09}.cls", str(data.label(i)["class"]).encode())
+    beside.replace(out / name)
+    return {
+        "shard": name,
+        "images": len(numbers) - len(damaged),
+        "bytes": (out / name).stat().st_size,
+        "damaged": damaged,
+    }
+
+
+def packed(image: Image.Image, settings: Settings) -> tuple[str, bytes]:
+    """The ending and content of an image in a shard: resized to the shorter side; a small one is left as it is.
+
+    Raises:
+        OSError: its pixels cannot be decoded.
+    """
+    import simplejpeg
+
+    shorter = min(image.size)
+    if shorter <= settings.side:
+        image.load()
+        if isinstance(image, Photo):
+            return "jpg", image.content
+        held = io.BytesIO()
+        image.save(held, "png")
+        return "png", held.getvalue()
+    width, height = (side * settings.side // shorter for side in image.size)
+    if isinstance(image, Photo):
+        pixels = image.cut((0, 0, image.height, image.width), (height, width), "bicubic").permute(1, 2, 0).numpy()
+    else:
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    pixels = np.ascontiguousarray(pixels)
+    return "jpg", simplejpeg.encode_jpeg(pixels, quality=settings.quality, colorsubsampling="420")
+
+
+def pack(
+    data: Folder | Shards | Parquet, out: Path, settings: Settings, known: Mapping[str, Row], workers: int
+) -> Iterator[Row]:
+    """Writes the shards that are missing; yields the row of each shard as it is there, the old ones first."""
+    yield from known.values()
+    missing = [one for one in shards_of(len(data), settings.shard) if one[0] not in known]
+    with (out / "pack.jsonl").open("a") as log, multiprocessing.get_context("fork").Pool(workers, _alone) as pool:
+        log.write("\n" if log.tell() else "")  # behind a line that a kill cut short
+        for row in pool.imap_unordered(partial(write, data, settings, out), missing):
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            yield row
+
+
+def _alone() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _row(line: str) -> Row:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {}  # cut short: its shard is made again
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # no time, no owner: the same bytes whoever packs, whenever
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _whole(path: Path, text: str) -> None:
+    beside = path.with_name(f"{path.name}.writing")
+    beside.write_text(text)
+    beside.replace(path)

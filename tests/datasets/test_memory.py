@@ -1,0 +1,47 @@
+"""Is what data sets and loaders hold in memory bounded?"""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sslzoo_crops import Crop
+from sslzoo_datasets import packed
+
+from sslzoo.run.data import Micros, Order, Sources, Split, Views, ahead
+
+
+def micros(count, size, micro):
+    views = {"image": Views(Crop(size=size), count)}
+    return Micros(Sources(range(micro), views, {}), {"image": (1, 1)}, Order(micro, micro, 0), Split(micro, 1, 1), 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "micro", "workers", "wanted"),
+    [
+        (1, 32, 4, 8, (8, 4)),
+        (1, 224, 256, 8, (8, 3)),  # 38.5 MB a micro-batch
+        (2, 224, 256, 12, (12, 1)),
+        (2, 224, 2048, 12, (1, 1)),  # 617 MB: one is held all the same
+        (1, 224, 256, 0, (0, 4)),
+    ],
+)
+def test_workers_hold_no_more_than_a_gibibyte(count, size, micro, workers, wanted):
+    found = ahead(micros(count, size, micro), workers)
+    assert (found.workers, found.prefetch) == wanted
+    assert found.size == 3 * count * size * size * micro
+    assert found.workers * found.prefetch * found.size <= 2**30
+
+
+def test_row_groups_are_read_once_while_they_are_kept(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"image": [bytes(1000)] * 12}), tmp_path / "a.parquet", row_group_size=4)
+    data, opened, table = packed.Parquet(files=tmp_path / "a.parquet"), [], packed._table
+    monkeypatch.setattr(packed, "_table", lambda *given: opened.append(1) or table(*given))
+    monkeypatch.setattr(packed, "KEPT", 2 * 4100)
+    for group in (0, 0, 1, 0, 1):
+        data._column(group)
+    assert len(opened) == 2
+    data._column(2)  # the one used least recently goes
+    data._column(1)
+    assert len(opened) == 3
+    data._column(0)
+    assert len(opened) == 4
+    assert sum(column.nbytes for column in data._kept.values()) <= 2 * 4100
