@@ -155,4 +155,4 @@ def _batches(recipe: Recipe, installed: Catalogue, method: Method) -> tuple[Call
     order = data.Order(len(sources.data), count, recipe.run.seed)
     micros = data.Micros(sources, grids, order, data.split(count, 1, None), 0)
     device = next(method.parameters()).device
-    return lambda number: data.passed(micros[number]).to(device), order.epoch_steps
+    return lambda number: data.passed(micros[number]).to(device).normalized(), order.epoch_steps

@@ -1,5 +1,6 @@
 """Whole steps on a GPU that is not there: every shipped recipe at full size, and every toy method."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def assert_nobody_waits(seen):
     """Between log lines the host never waits for the device, and one small copy leaves it: the votes."""
     quiet = [crossing for crossing in seen.crossings if crossing.step == 0]
     assert not [crossing for crossing in quiet if crossing.blocks]
-    assert all(crossing.aside for crossing in quiet if crossing.way == "in"), "batches travel while others compute"
+    # Batches travel while others compute; what a loss draws for itself on the CPU (SIGReg's directions) is small.
+    assert not [one for one in quiet if one.way == "in" and not one.aside and math.prod(one.shape) > 1 << 16]
     assert [(c.step, c.shape) for c in quiet if c.way == "out"] == [(0, (2,))]
     assert [crossing for crossing in seen.crossings if crossing.step == 1 and crossing.blocks], "a log line is read"
 
