@@ -8,6 +8,7 @@ from torch import nn
 
 from sslzoo import Batch, Group, Mask, Pairing, Patches, Progress, Signal, Student, catalogue
 from sslzoo.run.data import pair
+from sslzoo.testing import examine
 
 AT = Progress(0, 1)
 
@@ -106,6 +107,10 @@ def test_dalles_codes_are_those_of_the_published_encoder_read_from_a_file(tmp_pa
     assert torch.equal(book.codes(pixels), wanted)
     assert torch.equal(book(batch_of(pixels, target), None, AT)["code"], wanted.gather(1, target[:, 0]).flatten())
     assert not any(p.requires_grad for p in book.parameters())
+    report = examine(
+        "targets", catalogue().parts["targets"]["dalle"].make, {"weights": tmp_path / "encoder.pt", **keys}
+    )
+    assert report.ok, report
     with pytest.raises(ValueError, match="cannot be read"):
         part("targets", "dalle", student, weights=tmp_path / "none.pt", **keys)
     with pytest.raises(ValueError, match="does not hold the tensors"):
