@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,22 @@ def pack(
     """Writes the shards that are missing; yields the row of each shard as it is there, the old ones first."""
     yield from known.values()
     missing = [one for one in shards_of(len(data), settings.shard) if one[0] not in known]
-    with (out / "pack.jsonl").open("a") as log, multiprocessing.get_context("fork").Pool(workers, _alone) as pool:
+    with (out / "pack.jsonl").open("a") as log:
         log.write("\n" if log.tell() else "")  # behind a line that a kill cut short
-        for row in pool.imap_unordered(partial(write, data, settings, out), missing):
+        for row in _written(partial(write, data, settings, out), missing, workers):
             log.write(json.dumps(row) + "\n")
             log.flush()
             yield row
+
+
+def _written(one: Callable[[Any], Row], missing: Sequence[Any], workers: int) -> Iterator[Row]:
+    """Shards as they are done. Processes begin afresh: a forked one would have its parent's handlers and locks."""
+    if workers < 2 or len(missing) < 2:
+        yield from map(one, missing)
+        return
+    with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn"), _alone) as pool:
+        for done in as_completed([pool.submit(one, shard) for shard in missing]):
+            yield done.result()
 
 
 def _alone() -> None:

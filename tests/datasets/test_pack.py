@@ -39,12 +39,21 @@ def root(tmp_path):
     return tmp_path / "root"
 
 
-def run(*words):
-    return CliRunner().invoke(command, ["pack", *map(str, words), "--side", "32", "--shard", "4", "--workers", "1"])
+def run(*words, workers=1):
+    settings = ["--side", "32", "--shard", "4", "--workers", str(workers)]
+    return CliRunner().invoke(command, ["pack", *map(str, words), *settings])
 
 
 def content(out):
     return {path.name: path.read_bytes() for path in out.glob("*.tar")}
+
+
+def test_two_processes_write_the_bytes_of_one(root, tmp_path):
+    for workers in (1, 2):
+        done = run(root, tmp_path / str(workers), workers=workers)
+        assert done.exit_code == 0, done.output
+    assert content(tmp_path / "1") == content(tmp_path / "2")
+    assert len(content(tmp_path / "1")) == 4
 
 
 def test_a_folder_is_packed_and_read_back(root, tmp_path):
