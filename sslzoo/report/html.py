@@ -51,10 +51,8 @@ def number(value: float, digits: int = 1) -> Cell:
 
 
 def write(place: Path, page: Page) -> Path:
-    """Writes index.html into a folder, and each chart's SVG and CSV; what a page before left there is removed."""
+    """Writes index.html into a folder, and each chart's SVG and CSV."""
     place.mkdir(parents=True, exist_ok=True)
-    for old in (*place.glob("*.svg"), *place.glob("*.csv"), *place.glob("page.png")):
-        old.unlink()
     for one in page.charts:
         (place / f"{one.name}.svg").write_text(one.svg)
         (place / f"{one.name}.csv").write_text(one.csv)

@@ -97,7 +97,9 @@ def alone(make: Make) -> None:
     whole = make()(train, test, 0).get("kind/correct")
     if not isinstance(whole, Tensor):
         raise Skip("it gives no correct")
-    some = replace(test, x=test.x[30:60], labels={"kind": test.labels["kind"][30:60]})
+    few = slice(30, 60)
+    pools = {name: rows[few] for name, rows in test.pools.items()}
+    some = replace(test, x=test.x[few], labels={"kind": test.labels["kind"][few]}, pools=pools)
     part = make()(train, some, 0)["kind/correct"]
     if not torch.equal(whole[30:60], torch.as_tensor(part)):
         raise Violation(

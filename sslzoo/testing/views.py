@@ -104,6 +104,7 @@ def cut(make: Make) -> None:
         found, said, widest = [], [], 0.1
         for seed in range(48):
             (one, box), (other, _) = _seen(view, image, seed), _seen(view, 255 - image, seed)
+            one, other = one.float(), other.float()  # bytes, or normalized
             found.append((one.mean() - other.mean()).item())  # colors changed alike in both fall out
             widest = max(widest, (one.max() - one.min()).item())
             said.append((box[axis] + box[axis + 2] / 2).item() - 0.5)

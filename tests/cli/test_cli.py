@@ -71,7 +71,7 @@ def test_show_tells_every_key_of_a_part_and_every_default_of_a_recipe(sslzoo, tm
     out = sslzoo("show", "masks", "multiblock")[1]
     assert "target_scale: 2 values, each a number, above 0, at most 1 [default [0.15, 0.2]]" in " ".join(out.split())
     keys = json.loads(sslzoo("show", "masks", "multiblock", "--json")[1])["keys"]
-    assert keys["targets"] == {"type": "a whole number, from 1 to 256", "needed": False, "default": 4}
+    assert keys["targets"] == {"type": "a whole number, from 1 to 1024", "needed": False, "default": 4}
     resolved = sslzoo("show", "tiny/ijepa", "--set", "run.steps=60")[1]
     assert yaml.safe_load(resolved)["run"]["steps"] == 60
     (tmp_path / "mine.yaml").write_text(resolved)

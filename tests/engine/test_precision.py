@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import losses, weights
+from driven import losses, weights
 from test_train import run
 
 from sslzoo import RunError

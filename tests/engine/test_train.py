@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import HERE, drive, losses, weights
+from driven import HERE, drive, losses, weights
 from toy_recipes import METHODS
 
 from sslzoo import RecipeError, RunError

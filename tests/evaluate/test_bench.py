@@ -141,7 +141,7 @@ def test_an_evaluation_tells_what_its_figures_depend_on_and_replaces_no_other(ru
 def test_a_run_is_evaluated_in_the_precision_that_it_chose(run, tmp_path, monkeypatch, began, able):
     """Not in what this machine would choose, nor in fp32 because nothing was settled."""
     out = tmp_path / "run"
-    shutil.copytree(run[0], out)
+    shutil.copytree(run[0], out, ignore=shutil.ignore_patterns("eval"))
     resolved = (out / "recipe.yaml").read_text()
     (out / "recipe.yaml").write_text(re.sub(r"precision: \w+", f"precision: {began}", resolved))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})

@@ -17,7 +17,7 @@ from sslzoo.launch import profile as profiles
 from sslzoo.launch import slurm, snapshot
 from sslzoo.launch.submit import Asked, Element, plan, script, with_folder
 from sslzoo.recipe.recipe import load
-from sslzoo.report import page
+from sslzoo.report import html
 
 HOSTILE = [
     "$(touch made)",
@@ -122,13 +122,15 @@ def test_a_name_that_is_no_folders_name_is_refused(name):
         load("tiny/ijepa", [f"name={json.dumps(name)}"])
 
 
-def test_a_page_shows_names_as_text():
-    html = page._HTML.substitute(
-        name=page.escape("<script>alert(1)</script>"), picture="", table=page._table({"<b>": {"knn/<i>": 1.0}})
-    )
-    assert "<script>" not in html
-    assert "<b>" not in html
-    assert "<i>" not in html
+def test_a_page_shows_names_as_text(tmp_path):
+    bad = "<script>alert(1)</script>"
+    rows = [[html.Cell("<b>", "<b>"), html.number(1.0)]]
+    page = html.Page(bad, bad, [bad], [html.Table(bad, bad, [bad, "knn/<i>"], rows)], [], [(bad, bad)])
+    text = html.write(tmp_path, page).read_text()
+    assert bad not in text
+    assert "<b>" not in text
+    assert "<i>" not in text
+    assert "&lt;script&gt;" in text
 
 
 def test_a_profile_tells_all_its_problems_at_once(tmp_path, tiny):

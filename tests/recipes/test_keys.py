@@ -34,6 +34,7 @@ SENSIBLE = {
     ("seed", "absurd"): "any whole number is a seed",
     ("length", "absurd"): "scenes are rendered when asked for: ten million burden nobody",
     ("steps", "absurd"): "a long run",
+    ("images", "absurd"): "of a large data set, as many as it has",
     ("weight", "negative"): "a term may be turned around",
 }
 

@@ -129,6 +129,7 @@ KEYS = {
     "convolutions": {"noise": 0.0},  # else it draws noise, from torch's generator, also in eval mode
     "vit-rope": {**SMALL, "patch": 8},
     "scenes": {"length": 50, "size": 32},
+    "few": {"shots": 5},
 }
 PARTS = catalogue().parts
 SHIPPED = [(family, name) for family in testing.FAMILIES for name in PARTS[family]]
