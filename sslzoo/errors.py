@@ -13,6 +13,9 @@ class UserError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 class PluginError(UserError):
     """A plugin could not be loaded, or two plugins offer one name."""
@@ -46,9 +49,9 @@ class RecipeError(UserError):
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         self.source = source
         self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
-        super().__init__(str(self))
+        super().__init__(self._told())
 
-    def __str__(self) -> str:
+    def _told(self) -> str:
         many = len(self.problems)
         lines = [f"{self.source}: {many} problem{'s' if many != 1 else ''}"]
         for problem in self.problems[:_MOST]:
@@ -63,7 +66,19 @@ class RecipeError(UserError):
 _MOST = 50  # problems told at once
 RENAMED = {"grey": "grayscale", "centre": "center", "solarise": "solarize", "held": "monitor"}  # words of old recipes
 RENAMED |= {"held_every": "monitor_every"}
-_SHORT = reprlib.Repr()
+
+
+class _Short(reprlib.Repr):
+    """Python's short texts of values, with YAML's words for the three that a recipe writes otherwise."""
+
+    def repr_NoneType(self, _value: None, _level: int) -> str:  # noqa: N802 - reprlib looks for the name of the type
+        return "null"
+
+    def repr_bool(self, value: bool, _level: int) -> str:
+        return str(value).lower()
+
+
+_SHORT = _Short()
 _SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple = 3, 6, 6, 6
 _SHORT.maxstring = _SHORT.maxother = 120
 
@@ -73,8 +88,13 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def printable(text: str) -> str:
+    """Control characters, which a name may hold and a terminal would obey, as escapes; lines and tabs are kept."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)
+
+
 def _clipped(line: str, most: int) -> str:
-    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line[: most + 1])
+    line = printable(line[: most + 1])
     return line if len(line) <= most else line[:most] + " ..."
 
 

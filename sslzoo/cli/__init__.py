@@ -46,10 +46,13 @@ class Lazy(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """As click; a file or folder that cannot be used is a person's to mend, not the engine's."""
-        from sslzoo.errors import UserError
+        from sslzoo.errors import UserError, printable
 
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = printable(error.message)  # pyright: ignore - final in its stubs, not in truth
+            raise
         except OSError as error:
             if error.filename is None or error.errno not in THEIRS:
                 raise

@@ -15,7 +15,9 @@ from sslzoo.cli.options import recipe_options
 @recipe_options
 @json_option
 def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_json: bool) -> None:
-    """Validate RECIPE and print what flows through one step: shapes, parameters, arithmetic. Opens no data set.
+    """Validate RECIPE and print what flows through one step: shapes, parameters, arithmetic.
+
+    Opens no data set, but says which of the folders and files that they name are not on this machine.
 
     \b
     Examples:
@@ -23,20 +25,24 @@ def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_js
       sslzoo check my.yaml --plugin my_masks.py --set encoder.size=small
     """
     from sslzoo.cli import echo_json
-    from sslzoo.evaluate.rehearse import rehearse
+    from sslzoo.evaluate.rehearse import absent, rehearse
     from sslzoo.recipe.build import DRY_IMAGES, check
     from sslzoo.recipe.recipe import load
 
     read, installed = load(recipe, sets, plugins)
     flow = check(read, installed)
     rehearse(read, installed, data=False)
+    missing = absent(read, installed)
     if as_json:
         rows = [dict(zip(("part", "shape", "remark"), row, strict=True)) for row in flow.rows]
         told = {"parameters": flow.parameters, "flops_per_image": flow.flops, "no_gradient": flow.unused}
+        told |= {"data_not_here": missing}
         echo_json({"name": read.name, "rows": rows} | told)
         return
     click.echo(str(flow))
     click.echo(
         f"shapes are those of {DRY_IMAGES} images; batch {read.run.batch}, {flow.flops / 1e9:.2f} GFLOP an image"
     )
+    for one in missing:
+        click.echo(f"data not here: {one}")
     click.echo("ok")

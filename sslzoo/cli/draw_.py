@@ -107,7 +107,10 @@ def _of_recipe(
         )
     if not Path(what[0]).exists() and what[0] not in names(installed):
         known = [*installed.parts["masks"], *names(installed)]
-        raise UserError(f"no mask sampler or recipe is called {what[0]!r}{did_you_mean(what[0], known)}")
+        raise UserError(
+            f"no mask sampler or recipe is called {what[0]!r}{did_you_mean(what[0], known)}\n"
+            f"mask samplers: {', '.join(sorted(installed.parts['masks']))}; `sslzoo list recipes` lists all recipes"
+        )
     recipe, loaded = load(what[0], sets, plugins)
     method, sources = build(recipe, loaded)
     if not sources.masks:

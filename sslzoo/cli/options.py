@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import click
@@ -33,6 +34,10 @@ class Written(click.Path):
             self.fail(f"'{path}' cannot be written: there is no folder '{home}'", param, ctx)
         if not os.access(home, os.W_OK | os.X_OK):
             self.fail(f"'{path}' cannot be written: the folder '{home}' may not be written to", param, ctx)
+        try:
+            TemporaryFile(dir=home).close()  # has no name where the file system can do that; /proc takes none at all
+        except OSError as error:
+            self.fail(f"'{path}' cannot be written: the folder '{home}' takes no files: {error.strerror}", param, ctx)
         return path
 
 

@@ -36,6 +36,9 @@ def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, 
     if len(words) == 1 and words[0] in api.HOME:
         echo_folded(api.describe(words[0]).removesuffix("\n"))
         return
+    if len(words) == 1 and words[0] in FAMILIES:
+        known = ", ".join(sorted(catalogue(plugins).parts[words[0]]))
+        raise UserError(f"{words[0]} is a family of parts; wanted: {words[0]} NAME\ninstalled: {known}")
     if len(words) == 1:
         _recipe(words[0], sets, plugins, as_json)
         return

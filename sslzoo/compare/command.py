@@ -83,6 +83,9 @@ def _tell_study(read: study.Study, path: Path, asked: Asked) -> bool:
 
 def compare_runs(folders: Sequence[Path], asked: Asked) -> bool:
     """The reading half, for any runs that exist."""
+    twice = [str(one) for i, one in enumerate(folders) if one.resolve() in {other.resolve() for other in folders[:i]}]
+    if twice:
+        raise UserError(f"found {twice[0]} twice; a run is compared with others: name each once")
     variants = records.by_recipe(list(folders))
     baseline = asked.baseline or next(iter(variants))
     if baseline not in variants:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from sslzoo.contracts import Features
-from sslzoo.errors import ImageError, Problem, RecipeError, RunError
+from sslzoo.errors import ImageError, Problem, RecipeError, RunError, shown
 from sslzoo.evaluate.bench import Bench, asked_pools, bench, refused
 from sslzoo.evaluate.features import pooled
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import build_method, make
 from sslzoo.recipe.recipe import Evaluate, Recipe
+from sslzoo.recipe.signature import expand, keys_of, takes
 from sslzoo.run.data import look, read
 from sslzoo.run.monitor import evaluated_encoder
 
@@ -48,6 +51,36 @@ def rehearse(recipe: Recipe, installed: Catalogue, *, data: bool = True) -> tupl
         known = {(problem.place, problem.message): problem for problem in problems}  # bench tells some of them too
         raise refused(recipe, list(known.values()))
     return () if opened is None else opened.remarks
+
+
+def absent(recipe: Recipe, installed: Catalogue) -> tuple[str, ...]:
+    """What data sets name and this machine does not have: folders and files, looked for and not opened.
+
+    A recipe may be checked where its data are not, so these are remarks; training refuses. What a data set may
+    download is left out; of a pattern such as shard-{000..146}.tar, the folder is looked for.
+    """
+    specs = {"data": recipe.data}
+    if recipe.evaluate is not None:
+        specs |= {"evaluate.train": recipe.evaluate.train, "evaluate.test": recipe.evaluate.test}
+    found = []
+    for place, spec in specs.items():
+        fields = keys_of(installed.find("datasets", str(spec["use"])).make).model_fields
+        for name in fields if not spec.get("download") else ():
+            if isinstance(spec.get(name), str) and takes(fields[name].annotation, Path):
+                found += [f"{place}.{name}: {told}" for told in _absent(Path(spec[name]))]
+    return tuple(found)
+
+
+def _absent(path: Path) -> list[str]:
+    try:
+        there = Path(expand(path))
+    except ValueError as error:
+        return [str(error)]
+    there = Path(*itertools.takewhile(lambda part: not set(part) & set("*?[{"), there.parts))
+    try:
+        return [] if there.exists() else [f"no file or folder is called {shown(str(there))} on this machine"]
+    except OSError as error:
+        return [f"{shown(str(there))} cannot be looked at: {error.strerror}"]
 
 
 Read = Callable[[str], Any]  # features by the name of a pool, of no numbers

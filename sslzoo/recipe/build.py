@@ -203,6 +203,7 @@ def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Proble
         if not any(fnmatchcase(name, pattern) for name in names):
             some = ", ".join(names[:: max(1, len(names) // 4)])
             yield Problem(f"optim.groups.{pattern}", f"matches no parameter that learns; they are called {some}, ...")
+    yield from _idle(recipe, method)
     ragged = [name for name in masked if sources.masks[name].ragged]
     if ragged and not method.student.encoder.ragged:
         yield Problem(f"masks.{ragged[0]}", "contexts differ in length, which this encoder does not accept")
@@ -252,6 +253,19 @@ def _moving(recipe: Recipe, installed: Catalogue, method: Method) -> Iterator[Pr
         for name, parameter in trainable(method):
             if not parameter.ndim:
                 yield Problem("run.shard", f"{name} is a single number (0-d), which cannot be split: give it shape [1]")
+
+
+def _idle(recipe: Recipe, method: Method) -> Iterator[Problem]:
+    """A run in which nothing learns: every loss weighs nothing, or no parameter moves."""
+    if method.terms and all(term.weight.is_zero for term in method.terms.values()):
+        place = f"losses.{next(iter(method.terms))}.weight"
+        yield Problem(place, "nothing learns: every loss has the weight 0 at every step; accepted is another for one")
+    keys = recipe.optim_keys
+    if keys.lr.is_zero:
+        yield Problem("optim.lr", "nothing learns: the learning rate is 0 at every step")
+    elif all(any(one.lr.is_zero for one in group["factors"]) for group in optim.groups(method, keys)):
+        still = next(pattern for pattern, one in keys.groups.items() if one.lr.is_zero)
+        yield Problem(f"optim.groups.{still}.lr", "nothing learns: every parameter's learning rate is multiplied by 0")
 
 
 def _relating(method: Method) -> str:

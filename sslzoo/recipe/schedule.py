@@ -95,6 +95,13 @@ class Schedule:
     pieces: tuple[tuple[Duration, Schedule], ...] = ()  # each from a moment on, in its own time
     spec: Any = field(default=None, compare=False, repr=False)  # as it stood in the recipe
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether it is 0 at every moment."""
+        if self.pieces:
+            return all(piece.is_zero for _, piece in self.pieces)
+        return self.start == self.peak == self.end == 0
+
     @classmethod
     def parse(cls, spec: Any) -> Schedule:
         """Reads a schedule as it stands in a recipe; a Schedule is returned as it is.

@@ -90,6 +90,30 @@ def test_check_prints_the_flow(sslzoo):
     assert json.loads(sslzoo("check", "tiny/ijepa", "--json")[1])["flops_per_image"] > 0
 
 
+def test_check_says_which_data_are_not_here(sslzoo, tmp_path, monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    (tmp_path / "here").mkdir()
+
+    def told(**specs):
+        sets = [word for place, spec in specs.items() for word in ("--set", f"{place.replace('_', '.')}={spec}")]
+        code, out, complaint = sslzoo("check", "tiny/ijepa", *sets)
+        assert (code, out.splitlines()[-1]) == (0, "ok"), complaint
+        return [line for line in out.splitlines() if line.startswith("data not here: ")]
+
+    assert told() == []
+    assert told(data="{use: folder, root: here}", evaluate_test="{use: shards, files: 'here/{000..146}.tar'}") == []
+    download = "{use: torchvision, name: CIFAR10, root: gone, download: true}"
+    assert told(evaluate_train=download) == []
+    (line,) = told(evaluate_train=download.replace("true", "false"))
+    assert line.startswith("data not here: evaluate.train.root: no file or folder is called 'gone'")
+    data, test = told(
+        data="{use: parquet, files: gone/a*.parquet}", evaluate_test='{use: folder, root: "${NOWHERE}/val"}'
+    )
+    assert "data.files: no file or folder is called 'gone'" in data
+    assert "evaluate.test.root" in test
+    assert "the environment variable NOWHERE is not set" in test
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -100,6 +124,18 @@ def test_check_prints_the_flow(sslzoo):
         (["check", "tiny/ijepa", "--plugin", "nowhere.py"], "no plugin file"),
         (["train", "tiny/ijepa", "--set", "run.batch=none"], "run.batch"),
         (["draw", "multiblok"], "did you mean multiblock?"),
+        (["draw", "foo"], "mask samplers: block"),
+        (["draw", "random", "--out", "/proc/x.png"], "takes no files"),
+        (["compare", ".", "--out", "/proc/x"], "takes no files"),
+        (["compare", "run", "other/../run"], "twice; a run is compared with others"),
+        (["show", "masks"], "installed: block"),
+        (["check", "tiny/ijepa", "--set", "encoder="], "found null; a mapping is wanted"),
+        (["check", "tiny/ijepa", "--set", "losses.guess.weight=0"], "losses.guess.weight\n    nothing learns"),
+        (["check", "tiny/ijepa", "--set", "optim.lr=0"], "nothing learns: the learning rate is 0"),
+        (["check", "tiny/ijepa", "--set", "optim.groups={'*': {lr: 0}}"], "optim.groups.*.lr\n    nothing learns"),
+        (["logs", "$'\x1b[31mred"], r"\x1b[31mred"),
+        (["check", "\x1b[31m.yaml"], r"\x1b[31m.yaml"),
+        (["list", "masks", "--\x1b[31m"], r"\x1b[31m"),
         (["draw", "random", "--grid", "14"], "rows x columns"),
         (["draw", "block", "--grid", "1x1"], "1 x 1"),
         (["eval", "."], "is not a run folder"),
@@ -110,6 +146,7 @@ def test_a_mistake_ends_with_a_message_code_2_and_no_traceback(sslzoo, words, sa
     assert code == 2
     assert says in complaint
     assert "Traceback" not in complaint
+    assert "\x1b" not in complaint
 
 
 def test_draw_makes_pictures_of_samplers_and_recipes(sslzoo, tmp_path):

@@ -177,12 +177,17 @@ class _Broken(io.TextIOWrapper):
     def __init__(self, code: int | None, after: int, encoding: str = "utf-8") -> None:
         super().__init__(io.BytesIO(), encoding=encoding, errors="strict")
         self.code, self.left = code, after
+        self.elsewhere = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the case
 
     def write(self, text: str) -> int:
         self.left -= len(text)
         if self.left < 0 and self.code is not None:
             raise OSError(self.code, os.strerror(self.code))
         return super().write(text)
+
+    def fileno(self) -> int:
+        """One that a library may turn elsewhere, as rich does with a broken pipe's."""
+        return self.elsewhere.fileno()
 
 
 def outputs(rng: random.Random, folder: Path) -> Case:
@@ -287,7 +292,7 @@ def names(rng: random.Random, folder: Path) -> Case:
     """Hostile words wherever a command takes a name, a path or a value."""
     name, other = rng.choice(NAMES), rng.choice(NAMES)
     kind = rng.choice([*_COMMANDS])
-    words = _COMMANDS[kind](name, other, rng, folder)
+    words = [word.replace("\0", "") for word in _COMMANDS[kind](name, other, rng, folder)]  # no shell passes a NUL
     before = _listing(folder.parent, folder)
 
     def judge(_kind: str, said: str) -> str:

@@ -243,7 +243,7 @@ def test_every_part_starts_from_a_seed_of_its_own(recipe):
     ("change", "place", "says"),
     [
         (("lr: 1e-3", "lr: -1e-3"), "optim.lr", "found -0.001; expected a number or a schedule, 0 or more"),
-        (("lr: 1e-3", "lr: true"), "optim.lr", "found True"),
+        (("lr: 1e-3", "lr: true"), "optim.lr", "found true"),
         (("lr: 1e-3", "lr: .nan"), "optim.lr", "found nan"),
         (("lr: 1e-3", "lr: 1e-3, betas: [0.9, 1.0]"), "optim.betas", "each a number, from 0 to below 1"),
         (("lr: 1e-3", "lr: 1e-3, clip: 0"), "optim.clip", "above 0"),
@@ -257,7 +257,7 @@ def test_every_part_starts_from_a_seed_of_its_own(recipe):
         (("lr: 1e-3", "lr: {cosine: [1, 0], countng: one}"), "optim.lr", "did you mean counting?"),
         (("lr: 1e-3", "lr: {warmup: {epoch: 3, from: 0, to: 1}}"), "optim.lr", "did you mean epochs?"),
         (("lr: 1e-3", "lr: {warmup: {steps: 11, from: 0, to: 1}}"), "optim.lr", "longer than the run of 10 steps"),
-        (("steps: 10", "steps: true"), "run.steps", "found True; expected a whole number or null, from 1 to"),
+        (("steps: 10", "steps: true"), "run.steps", "found true; expected a whole number or null, from 1 to"),
         (("workers: 0", "workers: 1000000"), "run.workers", "from 0 to 512"),
         (("workers: 0", "workers: 0, save_every: -1 epochs"), "run.save_every", "a duration is a number of steps"),
         (("workers: 0", "workers: 0, held: 3"), "run.held", "it is called monitor now"),
@@ -322,7 +322,7 @@ def test_a_resumed_run_may_lack_keys_that_came_later_and_change_free_ones(recipe
         "losses.other.use: 'mse' there, (absent) asked for",
     ]
     changed = load(recipe(), ["optim.clip=1.0"])
-    assert differences(yaml.safe_load(resolve(read, installed)), *changed) == ["optim.clip: None there, 1.0 asked for"]
+    assert differences(yaml.safe_load(resolve(read, installed)), *changed) == ["optim.clip: null there, 1.0 asked for"]
 
 
 def test_a_short_run_of_a_recipe_keeps_its_warmups_within(recipe):
