@@ -131,7 +131,7 @@ REFUSED = {
     "targets.teacher.momentum": (1.5, -0.1, True, {"linear": [0.9, 1.1]}),
     "targets.teacher.layers": (-1, 5, True),
     "losses.guess.target": ("predictor.patch", "teacher", "teacher.image", "nobody.patch", None),
-    "losses.guess.beta": (0, -1, True, float("inf")),
+    "losses.guess.beta": (-1, True, float("inf")),
     "masks.image.targets": (0, 10**6, True),
     "masks.image.min_keep": (0, 500),
     "masks.image.keep": (0, 1.5, True),
