@@ -39,7 +39,7 @@ SHORT = ["run.steps=400", "data.length=3000", "run.monitor_every=50 steps"]
 SHORT += ["optim.lr={warmup: {steps: 100, from: 1.0e-4, to: 1.0e-3, then: {cosine: 1.0e-5}}}"]
 SICK = {
     "own": (["targets={own: {use: own}}", "losses.guess.target=own.patch"], "full collapse"),
-    "momentum-0": (["targets.teacher.momentum=0.0"], "dimensional collapse"),
+    "momentum-0": (["targets.teacher.momentum=0.0", "run.steps=900"], "dimensional collapse"),  # not plain at 400 steps
     "rate": (["optim.lr=0.3"], "full collapse"),
     "momentum-1": (["targets.teacher.momentum=1.0"], "teacher frozen"),
     "well": (["targets.teacher.momentum=0.99"], "healthy"),
