@@ -28,7 +28,11 @@ def test_the_wheel_holds_everything_and_nothing_else(wheel):
     shipped = {path.name for path in (ROOT / "plugins").iterdir() if (path / "__init__.py").exists()}
     assert tops == {"sslzoo", *shipped}
     recipes = {str(path.relative_to(ROOT / "recipes")) for path in (ROOT / "recipes").rglob("*.yaml")}
-    assert {name.removeprefix("sslzoo_recipes/recipes/") for name in names if name.endswith(".yaml")} == recipes
+    home = "sslzoo_recipes/recipes/"
+    assert {name.removeprefix(home) for name in names if name.startswith(home)} == recipes
+    assert {name for name in names if name.endswith((".yaml", ".html")) and name.startswith("sslzoo/")} == {
+        str(path.relative_to(ROOT)) for kind in ("yaml", "html") for path in (ROOT / "sslzoo").rglob(f"*.{kind}")
+    }
 
 
 @pytest.mark.slow
