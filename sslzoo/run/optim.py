@@ -120,7 +120,7 @@ Kept = list[tuple[Tensor, Tensor]]
 def keep(tensors: Iterable[Tensor]) -> Kept:
     """Tensors with copies of what they hold now."""
     own = [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
-    return list(zip(own, torch._foreach_clone(own), strict=True)) if own else []  # type: ignore[attr-defined]
+    return [(x, x.clone()) for x in own]
 
 
 @torch.no_grad()
