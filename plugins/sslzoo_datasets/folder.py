@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 from PIL import Image
 
+from sslzoo import RunError
+from sslzoo.files import write_whole
 from sslzoo.keys import Free
 from sslzoo_datasets.images import DECODER, ENDINGS, digest, read
 
@@ -81,21 +84,18 @@ def index_of(root: Path) -> Index:
     """The index of a folder: the cached one if no folder has changed since, else a new one."""
     path = cache_path(root)
     try:
-        told = json.loads(path.read_text())
-        index = Index(told["files"], told["folders"])
-        if index.digest == told["digest"] and index.fresh(root):
+        kept = json.loads(path.read_text())
+        index = Index(kept["files"], kept["folders"])
+        if index.digest == kept["digest"] and index.fresh(root):
             return index
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass  # none, torn or of another version: made anew
     folders: dict[str, int] = {}
     index = Index(sorted(_walk(root, "", folders)), folders)
-    try:
+    with suppress(OSError, RunError):  # no cache to write to: the index is only made again next time
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps({"files": index.files, "folders": index.folders, "digest": index.digest}))
-        beside.replace(path)  # whole or not at all, also when several ranks write it
-    except OSError:
-        pass  # no cache to write to: the index is only made again next time
+        content = json.dumps({"files": index.files, "folders": index.folders, "digest": index.digest})
+        write_whole(path, content, lasting=False)  # also when several ranks write it
     return index
 
 

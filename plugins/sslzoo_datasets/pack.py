@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sslzoo import ImageError, Photo, UserError
+from sslzoo import ImageError, Photo, UserError, files
 from sslzoo_datasets.folder import Folder
 from sslzoo_datasets.packed import CLASSES, Parquet, Shards
 
 Row = dict[str, Any]  # of pack.jsonl: shard, images, bytes, and the damaged ones
+FORMAT = tarfile.USTAR_FORMAT
 
 
 @dataclass(frozen=True)
@@ -67,42 +68,43 @@ def begin(out: Path, data: Folder | Shards | Parquet, settings: Settings) -> dic
         UserError: the folder holds something else, or another packing.
     """
     plan = asdict(settings) | {"images": len(data), "fingerprint": data.fingerprint}
-    told = out / "pack.json"
-    if not told.exists():
+    path = out / "pack.json"
+    if not path.exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"OUT: {out} is there, and holds no packing; choose a new folder")
         out.mkdir(parents=True, exist_ok=True)
-        names = getattr(data, "class_names", {}).get("class")
-        if names:
-            (out / CLASSES).write_text(json.dumps(list(names), ensure_ascii=False, indent=1))
-        _whole(told, json.dumps(plan))
-    had = json.loads(told.read_text())
+        files.write_whole(path, json.dumps(plan))
+    had, fault = files.read_object(path)
+    if fault:
+        raise UserError(f"OUT: {fault}; choose a new folder")
     if had != plan:
         rows = "".join(
             f"    {key}: {had.get(key)} then, {plan[key]} now\n" for key in plan if had.get(key) != plan[key]
         )
         raise UserError(f"OUT: {out} holds another packing:\n{rows}choose a new folder")
-    rows = (out / "pack.jsonl").read_text().splitlines() if (out / "pack.jsonl").exists() else []
-    known = {row["shard"]: row for row in map(_row, rows) if row}
-    return {name: row for name, row in known.items() if _size(out / name) == row["bytes"]}
+    files.remove_torn(out)
+    if names := getattr(data, "class_names", {}).get("class"):
+        files.write_whole(out / CLASSES, json.dumps(list(names), ensure_ascii=False, indent=1))
+    rows, _ = files.read_rows(out / "pack.jsonl", lambda row: {"shard", "bytes"} <= row.keys())  # torn: made again
+    there = {shard.name: shard.stat().st_size for shard in out.glob("*.tar")}
+    return {row["shard"]: row for row in rows if there.get(row["shard"]) == row["bytes"]}
 
 
 def write(data: Folder | Shards | Parquet, settings: Settings, out: Path, shard: tuple[str, range]) -> Row:
     """Writes one shard, whole; returns what is in it."""
     name, numbers = shard
-    damaged, beside = [], out / f"{name}.writing"
-    with tarfile.open(beside, "w", format=tarfile.USTAR_FORMAT) as tar:
+    damaged: list[dict[str, Any]] = []
+    with files.whole(out / name, lasting=False) as beside, tarfile.open(beside, "w", format=FORMAT) as tar:
         for i in numbers:
             try:
                 ending, content = packed(data.image(i), settings)
             except (OSError, ValueError) as error:
-                told = error if isinstance(error, ImageError) else ImageError.of(error)
-                damaged.append({"image": i, "error": str(told)})
+                known = error if isinstance(error, ImageError) else ImageError.of(error)
+                damaged.append({"image": i, "error": str(known)})
                 continue
             _add(tar, f"{i:09}.{ending}", content)
             if data.tasks:
                 _add(tar, f"{i:09}.cls", str(data.label(i)["class"]).encode())
-    beside.replace(out / name)
     return {
         "shard": name,
         "images": len(numbers) - len(damaged),
@@ -142,12 +144,9 @@ def pack(
     """Writes the shards that are missing; yields the row of each shard as it is there, the old ones first."""
     yield from known.values()
     missing = [one for one in shards_of(len(data), settings.shard) if one[0] not in known]
-    with (out / "pack.jsonl").open("a") as log:
-        log.write("\n" if log.tell() else "")  # behind a line that a kill cut short
-        for row in _written(partial(write, data, settings, out), missing, workers):
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            yield row
+    for row in _written(partial(write, data, settings, out), missing, workers):
+        files.append(out / "pack.jsonl", [row])
+        yield row
 
 
 def _written(one: Callable[[Any], Row], missing: Sequence[Any], workers: int) -> Iterator[Row]:
@@ -166,24 +165,7 @@ def _alone() -> None:
     torch.set_num_threads(1)
 
 
-def _row(line: str) -> Row:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return {}  # cut short: its shard is made again
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1
-
-
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)  # no time, no owner: the same bytes whoever packs, whenever
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
-
-
-def _whole(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.writing")
-    beside.write_text(text)
-    beside.replace(path)

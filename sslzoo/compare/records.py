@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from sslzoo import files
 from sslzoo.errors import RunError
 from sslzoo.launch.state import State
 from sslzoo.progress import Progress
 from sslzoo.recipe.schedule import Schedule
-from sslzoo.run import files
 from sslzoo.run.folder import Folder
 
 
@@ -181,7 +181,7 @@ def read(folder: Path, variant: str = "") -> Record:
     faults = tuple(one for one in (*state.faults, torn, changed, *bad) if one)
     try:
         step, steps = now.get("step") or last, int(now.get("steps") or tree["run"].get("steps") or last)
-        found = {_kind(tree, one.network): one for one in evaluations_ if one.step == step}
+        found = {kind(one.network): one for one in evaluations_ if one.step == step}
         name, own = variant or str(tree["name"]), now.get("state", "not started")
         made = Record(
             folder, name, int(tree["run"]["seed"]), tree, own, step, steps, facts, tuple(lines), found, faults
@@ -296,9 +296,9 @@ def _trained(one: Evaluation) -> Mapping[str, float]:
     return one.columns[_column(one)]
 
 
-def _kind(tree: Mapping[str, Any], network: str) -> str:
+def kind(network: str) -> str:
     """Teacher or student, so that networks of one kind are compared whatever a recipe calls them."""
-    return "teacher" if network in (tree.get("targets") or {}) else network
+    return "student" if network == "student" else "teacher"
 
 
 def _plain(value: Any) -> str:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from sslzoo.evaluate.bench import Bench, Figures, Say, bench, network_of, untrained
+from sslzoo import files
+from sslzoo.evaluate.bench import Bench, Figures, Say, bench, untrained
 from sslzoo.evaluate.kept import Kept
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe
-from sslzoo.run import files
-from sslzoo.run.monitor import evaluated_encoder
+from sslzoo.run.monitor import evaluated_encoder, network_of
 from sslzoo.step import Method
 
 
@@ -68,7 +68,7 @@ def finish(
     say: Say,
 ) -> dict[str, Figures]:
     """At the end of a run: figures of the trained encoder beside the same encoder untrained."""
-    opened = bench(recipe, installed)
+    opened = bench(recipe, installed, device=device, folder=folder)
     encoders = {"trained": method, "untrained": untrained(recipe, installed)}
     return probe(opened, recipe, installed, encoders, step, opened.settings.network, folder, device, say)[0]
 

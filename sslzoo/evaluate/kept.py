@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from sslzoo import files
 from sslzoo.contracts import Features
+from sslzoo.errors import RunError
 
 MOST = 2**32  # bytes that the files of a folder may take together
 
@@ -37,10 +40,11 @@ class Kept:
         """Features of an encoder: those of the folder if it has them, else made now, and kept where there is room."""
         path = self.folder / f"{self.key(encoder, more)}.safetensors"
         try:
-            found = load_file(path)
-            tasks = json.loads(path.with_suffix(".json").read_text())
+            with safe_open(path, "pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                tasks = json.loads(file.metadata()["tasks"])
             path.touch()
-        except (OSError, SafetensorError, ValueError):
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError):
             features = make()
             self._keep(path, features)
             return features
@@ -57,26 +61,23 @@ class Kept:
 
     def _keep(self, path: Path, features: Features) -> None:
         """Writes features, whole or not at all; a folder that cannot be written is no fault of an evaluation."""
-        told = {"x": features.x}
-        told |= {f"labels/{task}": labels for task, labels in features.labels.items()}
-        told |= {f"pools/{name}": rows for name, rows in features.pools.items()}
-        if sum(one.nbytes for one in told.values()) > self.most:
+        tensors = {"x": features.x}
+        tensors |= {f"labels/{task}": labels for task, labels in features.labels.items()}
+        tensors |= {f"pools/{name}": rows for name, rows in features.pools.items()}
+        if sum(one.nbytes for one in tensors.values()) > self.most:
             return
-        try:
+        with suppress(OSError, SafetensorError, RunError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".writing")
-            save_file({name: one.contiguous() for name, one in told.items()}, beside)
-            path.with_suffix(".json").write_text(json.dumps(dict(features.tasks)))
-            beside.replace(path)
+            with files.whole(path, lasting=False) as beside:
+                about = {"tasks": json.dumps(dict(features.tasks))}
+                save_file({name: one.contiguous() for name, one in tensors.items()}, beside, about)
             self._prune()
-        except OSError:
-            return
 
     def _prune(self) -> None:
-        files = sorted(self.folder.glob("*.safetensors"), key=lambda one: one.stat().st_mtime, reverse=True)
+        """The oldest files go, those that a kill left half written among them."""
+        newest = sorted(self.folder.glob("*.safetensors*"), key=lambda one: one.stat().st_mtime, reverse=True)
         taken = 0
-        for one in files:
+        for one in newest:
             taken += one.stat().st_size
             if taken > self.most:
                 one.unlink(missing_ok=True)
-                one.with_suffix(".json").unlink(missing_ok=True)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sslzoo import files
 from sslzoo.errors import RunError
-from sslzoo.run import files
 
 PATIENCE = 90.0  # seconds to wait for a lock: the processes of a lost node take a while to die
 STALE = 600.0  # seconds after which a run that wrote nothing counts as gone, where there are no locks

@@ -13,13 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sslzoo import files
 from sslzoo.errors import RunError
-from sslzoo.run import files
 from sslzoo.run.metrics import Lines
 
 _PLUGIN = re.compile(r"^# plugin (\S+) (\S+)$", re.MULTILINE)
@@ -44,7 +45,7 @@ class Folder:
         """Where checkpoints lie."""
         return self.path / "checkpoints"
 
-    @property
+    @cached_property
     def metrics(self) -> Lines:
         """The run's lines of metrics."""
         return Lines(self.path / "metrics.jsonl")

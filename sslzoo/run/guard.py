@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslzoo import files
 from sslzoo.contracts import Batch
 from sslzoo.errors import RunError
 from sslzoo.progress import Progress
-from sslzoo.run import files
 from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import World, all_sum
 from sslzoo.run.stop import Stop

@@ -6,13 +6,16 @@ import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sslzoo import files
 from sslzoo.contracts import Batch, Grid
-from sslzoo.run import files
+from sslzoo.progress import Progress
 from sslzoo.run.parallel import all_mean
+from sslzoo.step import Method
 
 # Dense peak of the tensor cores in bfloat16, in FLOP/s, from the makers' data sheets.
 PEAK = {
@@ -67,14 +70,26 @@ def collect(metrics: Mapping[str, Tensor | float], device: torch.device) -> dict
     return {name: values.get(name, value) for name, value in metrics.items()}  # type: ignore[misc]
 
 
+def of_parts(method: Method, at: Progress) -> dict[str, Tensor | float]:
+    """What targets and predictors say of themselves: 0-d tensors, or numbers that are equal on every rank."""
+    found = {}
+    named: dict[str, Any] = {"predictor": method.student.predictor, **method.targets}
+    for name, part in named.items():
+        if hasattr(part, "metrics"):
+            found |= {f"{name}/{key}": value for key, value in part.metrics(at).items()}
+    return found
+
+
 class Lines:
     """A metrics.jsonl file: appended to while a run goes on, cut back to the checkpoint when it resumes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._digested = (0, 0, 0)  # bytes of the file so far, lines among them, and their checksum
 
     def rewind(self, step: int) -> None:
         """Drops lines after `step` steps, and lines that cannot be read; touches no file that needs none of it."""
+        self._digested = (0, 0, 0)
         kept = self._until(step)
         if kept:
             files.write_whole(self.path, "".join(kept))
@@ -92,11 +107,15 @@ class Lines:
 
     def digest(self, step: int) -> str:
         """What tells the lines up to `step` steps from others; a checkpoint remembers it."""
-        return _digest("".join(self._until(step)))
+        lines = self._until(step)
+        return _digest(len(lines), zlib.crc32("".join(lines).encode()))
 
     def digest_of_all(self) -> str:
-        """The same of all lines, without reading them as JSON."""
-        return _digest(files.read_text(self.path)[0] or "")
+        """The same of all lines; reads those that were added since it was last asked."""
+        done, lines, checksum = self._digested
+        fresh = files.read_bytes(self.path, done)
+        self._digested = (done + len(fresh), lines + fresh.count(b"\n"), zlib.crc32(fresh, checksum))
+        return _digest(*self._digested[1:])
 
     def _until(self, step: int) -> list[str]:
         return [files.written(line) + "\n" for line in self.read() if line["step"] <= step]
@@ -117,8 +136,8 @@ class Lines:
         return kept, fault
 
 
-def _digest(lines: str) -> str:
-    return f"{lines.count(chr(10))} lines, crc32 {zlib.crc32(lines.encode()):08x}"
+def _digest(lines: int, checksum: int) -> str:
+    return f"{lines} lines, crc32 {checksum:08x}"
 
 
 def _is_line(row: Mapping[str, object]) -> bool:

@@ -102,7 +102,7 @@ def test_a_packing_that_was_killed_ends_with_the_same_bytes(root, tmp_path, afte
         with (out / "pack.jsonl").open("a") as log:
             log.write(("\n" if known else "") + json.dumps(row) + "\n")
     pack.begin(out, data, SETTINGS)
-    (out / f"{pack.shards_of(len(data), 4)[after][0]}.writing").write_bytes(b"half a shard")
+    (out / f"{pack.shards_of(len(data), 4)[after][0]}.77.writing").write_bytes(b"half a shard")
     with (out / "pack.jsonl").open("a") as log:
         log.write('{"shard": "0000')  # half a line
     told = run(root, out)
@@ -138,6 +138,24 @@ def test_other_settings_or_another_folder_are_refused(root, tmp_path):
         pack.begin(root, pack.opened(root), SETTINGS)
     with pytest.raises(UserError, match=r"a folder of images is wanted, or a pattern of .tar or .parquet files"):
         pack.opened(tmp_path / "nothing.zip")
+
+
+def test_a_torn_plan_is_told(root, tmp_path):
+    run(root, tmp_path / "out")
+    (tmp_path / "out" / "pack.json").write_text('{"side": 3')
+    with pytest.raises(UserError, match=r"pack.json is damaged"):
+        pack.begin(tmp_path / "out", pack.opened(root), SETTINGS)
+
+
+def test_a_disk_that_takes_no_shard_is_told(root, tmp_path, monkeypatch):
+    """A packing told its traceback."""
+    data, out = pack.opened(root), tmp_path / "out"
+    pack.begin(out, data, SETTINGS)
+    shard = pack.shards_of(len(data), 4)[0]
+    (out / shard[0]).mkdir()  # as root, who may write anywhere
+    with pytest.raises(UserError, match=f"{shard[0]} could not be written"):
+        pack.write(data, SETTINGS, out, shard)
+    assert not list(out.glob("*.writing"))
 
 
 def test_a_missing_shard_is_told(root, tmp_path):

@@ -71,7 +71,7 @@ def test_a_folder_of_features_keeps_to_its_bytes(opened, tmp_path):
         kept.get(encoder, [place], CPU, lambda: features)
     left = list(tmp_path.glob("*.safetensors"))
     assert 0 < len(left) < 5
-    assert len(list(tmp_path.glob("*.json"))) == len(left)
+    assert len(list(tmp_path.iterdir())) == len(left)
     again = kept.get(encoder, [7], CPU, lambda: pytest.fail("the newest is there"))
     assert torch.equal(again.x, features.x)
     assert all(torch.equal(again.labels[task], features.labels[task]) for task in features.tasks)

@@ -21,6 +21,7 @@ ROWS = [
     "hooks",
     "contracts",
     "photo",
+    "files",
     "progress errors keys rng",
 ]
 LEVEL = {name: len(ROWS) - row for row, names in enumerate(ROWS) for name in names.split()}
@@ -66,7 +67,7 @@ def test_the_engine_imports_downwards_and_no_plugin(path):
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_plugins_import_public_rooms_and_not_one_another(path):
     own = path.relative_to(ROOT / "plugins").parts[0]
-    public = {"sslzoo", "contracts", "keys", "nn", "blocks", "testing", "errors", "rng"}
+    public = {"sslzoo", "contracts", "keys", "nn", "blocks", "testing", "errors", "files", "rng"}
     import sslzoo
 
     for name in imported(path):

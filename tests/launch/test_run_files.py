@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sslzoo import RunError
+from sslzoo import RunError, files
 from sslzoo.cli.status_ import table
 from sslzoo.launch.follow import Row, folders, rows
 from sslzoo.launch.state import State
-from sslzoo.run import files
 from sslzoo.run.folder import Folder
 from sslzoo.run.metrics import Lines
 
@@ -209,6 +208,10 @@ def test_metrics_are_known_by_a_digest_of_their_beginning(run):
     lines.rewind(3)
     assert lines.digest_of_all() == before
     lines.write({"step": 4, "loss": float("nan")})
+    assert lines.digest_of_all() == lines.digest(4) == Lines(lines.path).digest_of_all()
+    lines.write({"step": 5, "loss": 0.1})
+    assert lines.digest_of_all() == lines.digest(5)
+    lines.rewind(4)
     assert lines.digest_of_all() == lines.digest(4)
     assert lines.digest(3) == before
     lines.path.write_text(lines.path.read_text().replace("0.5", "0.25", 1))

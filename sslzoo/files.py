@@ -1,4 +1,4 @@
-"""How are the small files of a run folder written and read? Whole or not at all; and what is torn is told by name.
+"""How are files written and read? Whole or not at all; and what is torn is told by name.
 
 A reader gets what can be read and a sentence on what cannot, so that no damaged file keeps a run from going on.
 """
@@ -9,35 +9,32 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sslzoo.errors import RunError
 
 Fits = Callable[[dict[str, Any]], bool]
-_BESIDE = re.compile(r"[a-z]+\.(json|jsonl|yaml|txt)\.\d+\.writing")  # what `write_whole` writes first
+_BESIDE = re.compile(r"[\w.+-]+\.(json|jsonl|yaml|txt|tar|safetensors)\.\d+\.writing")  # what `whole` writes first
 
 
-def write_whole(path: Path, text: str, *, lasting: bool = True) -> None:
-    """Replaces a file at once; leaves it alone if it already says this. A kill or a full disk leaves what was there.
+@contextmanager
+def whole(path: Path, *, lasting: bool = True) -> Iterator[Path]:
+    """Where to write a file that takes the place of `path` when the block ends.
 
-    What is `lasting` is on disk when this returns.
+    A kill or an error leaves what was there. What is `lasting` is on disk when the block is left.
 
     Raises:
         RunError: it could not be written; says why.
     """
-    content = text.encode()
     beside = path.with_name(f"{path.name}.{os.getpid()}.writing")
     try:
-        if path.is_file() and path.read_bytes() == content:
-            return
         try:
-            with beside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                if lasting:
-                    os.fsync(file.fileno())
+            yield beside
+            if lasting:
+                _flush(beside)
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
@@ -45,8 +42,16 @@ def write_whole(path: Path, text: str, *, lasting: bool = True) -> None:
         raise unwritten(path, error) from error
 
 
+def write_whole(path: Path, text: str, *, lasting: bool = True) -> None:
+    """Replaces a text file at once, as `whole`; leaves it alone if it already says this."""
+    content = text.encode()
+    if not _holds(path, content):
+        with whole(path, lasting=lasting) as beside:
+            beside.write_bytes(content)
+
+
 def remove_torn(folder: Path) -> None:
-    """Removes what a kill left of `write_whole`; everything else stays."""
+    """Removes what a kill left of `whole`; everything else stays."""
     for path in folder.glob("*.writing"):
         if _BESIDE.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -114,6 +119,16 @@ def read_rows(path: Path, fits: Fits = lambda _row: True) -> tuple[list[dict[str
     return [row for _, row in found if row is not None], fault
 
 
+def read_bytes(path: Path, start: int = 0) -> bytes:
+    """The bytes of a file from one on; none where there is no such file, or it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
+    except OSError:
+        return b""
+
+
 def read_text(path: Path) -> tuple[str | None, str]:
     """The text of a file, or None where there is none; and what is wrong with it, or nothing."""
     try:
@@ -122,6 +137,21 @@ def read_text(path: Path) -> tuple[str | None, str]:
         return None, ""
     except OSError as error:
         return None, f"{path} cannot be read: {error.strerror or error}"
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.is_file() and path.read_bytes() == content
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _refuse(word: str) -> None:
