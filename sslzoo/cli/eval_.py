@@ -40,11 +40,11 @@ def command(
 
     from sslzoo.cli import echo_json
     from sslzoo.errors import UserError, did_you_mean
-    from sslzoo.evaluate.bench import bench, network_of, restored, untrained
+    from sslzoo.evaluate.bench import bench, restored, untrained
     from sslzoo.evaluate.figures import probe, table
-    from sslzoo.recipe.precision import settled
     from sslzoo.recipe.recipe import load
-    from sslzoo.run.parallel import World, join
+    from sslzoo.run.monitor import network_of
+    from sslzoo.run.parallel import join
 
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it holds no recipe.yaml")
@@ -58,8 +58,7 @@ def command(
             raise UserError(text)
     say = lambda text: click.echo(text, err=True)  # noqa: E731 - beside the figures, which a script may read
     device = join(None if recipe.run.device == "auto" else recipe.run.device).device
-    recipe = settled(recipe, World(device=device), run, say)  # the run's own numbers, not this machine's
-    opened = bench(recipe, installed, probes)
+    opened = bench(recipe, installed, probes, device=device, folder=run, say=say)
     method, steps = restored(recipe, installed, run, step, say)
     network = network_of(method, network or opened.settings.network)
     methods = {f"step {steps}": method}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import click
 import torch
@@ -15,6 +14,7 @@ from sslzoo.compare.study import Cell, Study
 from sslzoo.evaluate.bench import Bench, bench, restored, untrained
 from sslzoo.evaluate.figures import probe
 from sslzoo.recipe.precision import settled
+from sslzoo.run.monitor import encoders
 from sslzoo.run.parallel import World, join
 from sslzoo.step import Method
 
@@ -32,28 +32,24 @@ def evaluate(study: Study, console: Console) -> None:
         device = join(None if cell.recipe.run.device == "auto" else cell.recipe.run.device).device
         cell = replace(cell, recipe=settled(cell.recipe, World(device=device), cell.folder))
         settings = f"{cell.recipe.run.precision} {cell.recipe.evaluate}"
-        if settings not in opened:
-            opened[settings] = bench(cell.recipe, cell.installed)
+        if settings not in opened:  # data sets are opened once for all cells
+            opened[settings] = bench(cell.recipe, cell.installed, device=device, folder=cell.folder)
         _cell(cell, opened[settings], study, device, console)
 
 
 def _cell(cell: Cell, opened: Bench, study: Study, device: torch.device, console: Console) -> None:
-    wanted, shared = study.keys.networks, study.folder / "features"
-    told = opened.told(cell.recipe, cell.installed)
-    known = {one.network for one in records.evaluations(cell.folder) if one.holds(told)}
+    wanted, start = study.keys.networks, untrained(cell.recipe, cell.installed)
+    settings = opened.told(cell.recipe, cell.installed)
+    known = {one.network for one in records.evaluations(cell.folder) if one.holds(settings)}
+    missing = [name for name in encoders(start) if name not in known and wanted in ("all", records.kind(name))]
+    if not missing:
+        return
     method, step = restored(cell.recipe, cell.installed, cell.folder)
-    for network, kind in networks(method).items():
-        if network in known or (wanted != "all" and kind != wanted):
-            continue
-        console.print(f"probing {cell.variant}, seed {cell.seed}: {network}", markup=False, highlight=False)
-        methods: Mapping[str, Method] = {"trained": method, "untrained": untrained(cell.recipe, cell.installed)}
-        probe(opened, cell.recipe, cell.installed, methods, step, network, cell.folder, device, _to_log, shared)
-
-
-def networks(method: Method) -> dict[str, str]:
-    """Every network that can be evaluated, and its kind: teacher (of a target generator) or student."""
-    owners: dict[str, Any] = dict(method.targets.items())
-    return {name: "teacher" for name, one in owners.items() if hasattr(one, "encoder")} | {"student": "student"}
+    methods: Mapping[str, Method] = {"trained": method, "untrained": start}
+    for name in missing:
+        console.print(f"probing {cell.variant}, seed {cell.seed}: {name}", markup=False, highlight=False)
+        folder, shared = cell.folder, study.folder / "features"
+        probe(opened, cell.recipe, cell.installed, methods, step, name, folder, device, _to_log, shared)
 
 
 def _to_log(text: str) -> None:

@@ -11,17 +11,18 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from sslzoo.contracts import Dataset, View
+from sslzoo.contracts import CPU, Dataset, View
 from sslzoo.errors import Problem, RecipeError, RunError
 from sslzoo.evaluate.features import extract
 from sslzoo.evaluate.kept import Kept
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import build_method, make
+from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import Evaluate, Recipe, resolve
 from sslzoo.run import checkpoint
 from sslzoo.run.data import identity
 from sslzoo.run.folder import Folder
-from sslzoo.run.monitor import evaluated_encoder
+from sslzoo.run.parallel import World
 from sslzoo.step import Method
 
 Figures = dict[str, float]
@@ -94,8 +95,19 @@ def asked_pools(probes: Iterable[Any]) -> tuple[str, ...]:
     return tuple(sorted({name for probe in probes for name in getattr(probe, "pools", ())}))
 
 
-def bench(recipe: Recipe, installed: Catalogue, only: Sequence[str] = ()) -> Bench:
+def bench(
+    recipe: Recipe,
+    installed: Catalogue,
+    only: Sequence[str] = (),
+    *,
+    device: torch.device = CPU,
+    folder: Path | None = None,
+    say: Say = lambda _: None,
+) -> Bench:
     """Opens what the section `evaluate` names; `only` some of its probes.
+
+    Encoders are read in the recipe's precision. Where that is auto, it is what the run in `folder` trained in, not what
+    `device` would choose by itself; `say` is told.
 
     Raises:
         RunError: the recipe has no such section.
@@ -126,7 +138,7 @@ def bench(recipe: Recipe, installed: Catalogue, only: Sequence[str] = ()) -> Ben
         test = matched(train, test, problems, remarks)
     if problems or train is None or test is None:
         raise refused(recipe, problems)
-    run = recipe.run
+    run = settled(recipe, World(device=device), folder, say).run
     return Bench(settings, train, test, view, probes, run.precision == "bf16", run.workers, tuple(remarks))
 
 
@@ -231,16 +243,3 @@ def restored(
 def untrained(recipe: Recipe, installed: Catalogue) -> Method:
     """The same method as it started; the training data are not opened."""
     return build_method(recipe, installed)
-
-
-def network_of(method: Method, network: str) -> str:
-    """The name of the network that `auto` means, or of the one that was named.
-
-    Raises:
-        RunError: there is no such network.
-    """
-    chosen = evaluated_encoder(method, network)
-    if network != "auto":
-        return network
-    named = {name: target.encoder for name, target in method.targets.items() if hasattr(target, "encoder")}
-    return next((name for name, encoder in named.items() if encoder is chosen), "student")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from sslzoo.step import Method
 class During:
     """Figures of a method's encoder by the first probe of `evaluate`, on its first images, beside it untrained."""
 
-    def __init__(self, recipe: Recipe, installed: Catalogue, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, installed: Catalogue, device: torch.device, folder: Path | None = None) -> None:
         assert recipe.evaluate is not None
-        opened = bench(recipe, installed, [next(iter(recipe.evaluate.probes))])
+        first = next(iter(recipe.evaluate.probes))
+        opened = bench(recipe, installed, [first], device=device, folder=folder)
         train, test = (First(data, recipe.evaluate.images) for data in (opened.train, opened.test))
         self.bench = dataclasses.replace(opened, workers=0, train=train, test=test)
         self.device, self.network = device, recipe.evaluate.network

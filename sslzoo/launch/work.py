@@ -21,7 +21,6 @@ from sslzoo.launch.state import InUse, State
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import Flow, check
-from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import Recipe, resolve
 from sslzoo.report.display import Display
 from sslzoo.run import checkpoint, parallel
@@ -232,7 +231,7 @@ def during(
         return None
     from sslzoo.evaluate.during import During
 
-    return During(settled(recipe, World(device=world.device), out), installed, world.device)
+    return During(recipe, installed, world.device, out)
 
 
 def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, display: Display) -> None:
@@ -240,7 +239,6 @@ def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, displa
     from sslzoo.evaluate.figures import finish, table
     from sslzoo.report.page import write
 
-    recipe = settled(recipe, World(device=world.device), out)
     method, step = restored(recipe, installed, out, say=display.say)  # as saved: whole, wherever its shards were
     method.to(world.device)
     figures = finish(recipe, installed, method, step, out, world.device, display.say)

@@ -29,13 +29,24 @@ def monitor_pixels(data: Dataset, view: View, count: int, seed: int) -> Tensor:
     return pixels
 
 
-@torch.no_grad()
-def rank_of(method: Method, pixels: Tensor, device: torch.device, cast: AbstractContextManager[Any]) -> float:
+def rank_of(method: Method, pixels: Tensor, cast: AbstractContextManager[Any]) -> float:
     """RankMe of the summaries of monitored images, from the teacher where there is one."""
-    encoder = evaluated_encoder(method)
-    with evaluating(encoder), cast, eager():
-        found = [encoder(some.to(device)).summary.float() for some in pixels.split(64)]
-    return rankme(torch.cat(found)).item()
+    with cast:
+        found = summaries(evaluated_encoder(method), pixels)
+    return rankme(found).item()
+
+
+@torch.no_grad()
+def summaries(encoder: nn.Module, pixels: Tensor) -> Tensor:
+    """An encoder's word for each image of pixels [n 3 H W], in eval mode: [n d] in float32, on its device."""
+    device = device_of(encoder)
+    with evaluating(encoder), eager():
+        return torch.cat([encoder(some.to(device)).summary.float() for some in pixels.split(64)])
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters lie."""
+    return next(module.parameters()).device
 
 
 @contextmanager
@@ -51,13 +62,26 @@ def evaluating(encoder: nn.Module) -> Iterator[nn.Module]:
 
 
 def evaluated_encoder(method: Method, network: str = "auto") -> nn.Module:
-    """The encoder to evaluate: of a named target generator, of the student, or of the first teacher (auto)."""
-    owners: dict[str, Any] = {
-        name: target.encoder for name, target in method.targets.items() if hasattr(target, "encoder")
-    }
-    owners["student"] = method.student.encoder
+    """The encoder to evaluate: of a named target generator, of the student, or of the first teacher (auto).
+
+    Raises:
+        RunError: there is no such network.
+    """
+    return encoders(method)[network_of(method, network)]
+
+
+def network_of(method: Method, network: str) -> str:
+    """The name of the network that `auto` means, or the one that was named; raises RunError if it is not there."""
+    known = encoders(method)
     if network == "auto":
-        return next(iter(owners.values()))
-    if network not in owners:
-        raise RunError(f"no network is called {network!r}; there is: {', '.join(owners)}")
-    return owners[network]
+        return next(iter(known))
+    if network not in known:
+        raise RunError(f"no network is called {network!r}; there is: {', '.join(known)}")
+    return network
+
+
+def encoders(method: Method) -> dict[str, nn.Module]:
+    """Every encoder that can be evaluated: those of target generators by name (teachers), and `student`, the last."""
+    owners: dict[str, Any] = dict(method.targets.items())
+    found = {name: owner.encoder for name, owner in owners.items() if hasattr(owner, "encoder")}
+    return found | {"student": method.student.encoder}  # type: ignore[dict-item]

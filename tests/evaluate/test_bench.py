@@ -146,6 +146,7 @@ def test_a_run_is_evaluated_in_the_precision_that_it_chose(run, tmp_path, monkey
     (out / "recipe.yaml").write_text(re.sub(r"precision: \w+", f"precision: {began}", resolved))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
     recipe, installed = load(str(out), ("run.precision=auto",))
+    assert bench(recipe, installed, folder=out).bf16 == (began == "bf16")
     told = CliRunner().invoke(cli, ["eval", str(out), "--set", "run.precision=auto", "--probe", "knn"])
     assert told.exit_code == 0, told.output
     assert f"{began}, as this run began" in told.stderr
