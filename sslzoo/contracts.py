@@ -122,10 +122,7 @@ class Group:
 
     def normalized(self) -> Group:
         """The same views with pixels as encoders read them."""
-        if self.normal is None:
-            return self
-        factor, shift = self.normal
-        return Group(torch.addcmul(shift, self.pixels, factor), self.boxes, self.mask, self.role)
+        return Group(normalized(self.pixels, self.normal), self.boxes, self.mask, self.role)
 
 
 @dataclass(frozen=True)
@@ -422,6 +419,11 @@ class Probe(Protocol):
         its own, for comparisons that resample test images.
         """
         ...
+
+
+def normalized(pixels: Tensor, normal: Float[Tensor, "2 3 1 1"] | None) -> Tensor:
+    """Pixels [... 3 H W] as encoders read them: bytes times factor, plus shift; without these they are so already."""
+    return pixels if normal is None else torch.addcmul(normal[1], pixels, normal[0])
 
 
 def _to(device: torch.device | str) -> Move:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import cycle, islice, pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,7 +35,8 @@ from sslzoo.run.stop import Stop
 from sslzoo.step import Method
 from sslzoo.train import Learner, prepare
 
-READY = 4  # ready-made micro-batches, of unlike masks, that go round
+READY = 4  # ready-made micro-batches that go round, their masks drawn all along the run, as the arithmetic is counted
+ENDLESS = 10**6  # steps of a run that is never seen to its end: its real batches are those of its beginning
 STAGES = ("wait", "data", "targets", "forward", "loss", "backward", "optimizer", "EMA", "rest")
 
 
@@ -184,7 +185,7 @@ class Timeline:
         event.record()
         return event
 
-    def watch(self, method: Method) -> None:
+    def attach(self, method: Method) -> None:
         """Takes targets and losses apart from the rest of the forward pass, from now on."""
         for name, parts in (("targets", method.targets), ("loss", method.losses)):
             for part in parts.values():
@@ -215,18 +216,15 @@ class _Timed:
         self.waits: list[float] = []
         self.stages: Counter[str] = Counter()
         self.memory: int | None = None
-        self.timeline.watch(method)
+        self.timeline.attach(method)
 
     def _batches(self, sources: data.Sources, method: Method) -> Iterator[Batch]:
-        run, world = self.recipe.run, self.world
-        grids = {name: method.student.encoder.grid(views.view.size) for name, views in sources.views.items()}
-        whole = self.images * world.size
-        order = data.Order(len(sources.data), whole, run.seed)
-        micros = data.Micros(sources, grids, order, data.split(whole, world.size, None), world.rank)
-        pin, endless = world.device.type == "cuda", 10**6
+        run, pin = self.recipe.run, self.world.device.type == "cuda"
+        steps = ENDLESS if self.real else READY
+        micros = data.undivided(sources, method.student.encoder, self.images, run.seed, self.world, steps)
         if self.real:
-            return data.loader(micros, 0, endless, run.workers, pin=pin)
-        return cycle(list(islice(data.loader(micros, 0, READY, 0, pin=pin), READY)))
+            return data.loader(micros, 0, steps, run.workers, pin=pin)
+        return cycle(list(data.loader(micros, 0, steps, 0, pin=pin)))
 
     def warm_up(self, alone: bool) -> None:
         """Meets every shape, so that what is compiled is compiled here; sees how much memory a step takes."""
@@ -257,7 +255,7 @@ class _Timed:
         self.stages.update(self.timeline.read())
 
     def _step(self) -> None:
-        at, learner = Progress(self.taken, 10**6), self.learner
+        at, learner = Progress(self.taken, ENDLESS), self.learner
         optim.set_schedules(learner.optimizer, learner.moves, at)
         begin = time.perf_counter()
         with self.timeline.stage("wait"):

@@ -25,7 +25,7 @@ from sslzoo.run.clock import Clock
 from sslzoo.run.compiling import compile_blocks
 from sslzoo.run.folder import Folder
 from sslzoo.run.guard import Guard, Unreadable
-from sslzoo.run.metrics import collect, mask_shares
+from sslzoo.run.metrics import collect, mask_shares, of_parts
 from sslzoo.run.monitor import monitor_pixels, rank_of
 from sslzoo.run.parallel import World, agree, all_reduce_rate, barrier, data_parallel, no_sync
 from sslzoo.run.stop import Stop, Stopped
@@ -98,9 +98,9 @@ def train(
     if start >= steps:
         return method
 
-    grids = {name: method.student.encoder.grid(views.view.size) for name, views in sources.views.items()}
+    grids = sources.grids(method.student.encoder)
     micros = data.Micros(sources, grids, order, shares, world.rank, steps)
-    watch.say("; ".join(told_of_data(found, data.ahead(micros, run.workers))))
+    watch.say("; ".join(data.remarks(found, data.ahead(micros, run.workers))))
     batches = data.loader(micros, start, steps, run.workers, pin=world.device.type == "cuda")
     monitored = monitored_images(recipe, catalogue, sources, world)
     save_every, monitor_every = (max(1, x.steps(order.epoch_steps)) for x in (run.save_every, run.monitor_every))
@@ -115,29 +115,29 @@ def train(
 
     for step in range(start, steps):
         at = Progress(step, steps, order.epoch_steps)
-        log_due = at.last or (step + 1) % run.log_every == 0
+        log_due = due(at, run.log_every)
         numbers = optim.set_schedules(optimizer, moves, at)
         fresh = [clock.waiting(batches) for _ in range(shares.accumulate)]
         metrics = learner.step(fresh, at, log_due)
 
         unreadable.note(fresh, (step + 1 - start) * shares.micro * shares.accumulate)
         if log_due:
-            metrics |= own_metrics(method, at)
+            metrics |= of_parts(method, at)
             line = (
                 {"step": step + 1, "epoch": (step + 1) / order.epoch_steps} | collect(metrics, world.device) | numbers
             )
             line |= mask_shares(fresh[0], grids) | clock.read(step + 1 - start)
-            if monitored is not None and ((step + 1) % monitor_every < run.log_every or at.last):
-                line["rankme"] = rank_of(method, monitored, world.device, learner.cast())
-            if told := clock.sending_told(line["images_per_second"]):
-                watch.say(told)
-            if watch.probe is not None and probe_every and ((step + 1) % probe_every < run.log_every or at.last):
+            if monitored is not None and due(at, monitor_every, run.log_every):
+                line["rankme"] = rank_of(method, monitored, learner.cast())
+            if remark := clock.of_sending(line["images_per_second"]):
+                watch.say(remark)
+            if watch.probe is not None and probe_every and due(at, probe_every, run.log_every):
                 line |= watch.probe(method)
             if world.first:
                 folder.metrics.write(line)
                 catalogue.manager.hook.sslzoo_log(metrics=line, at=at, folder=folder.path)
                 watch.show(at, line)
-        if at.last or guard.stopping or (step + 1) % save_every == 0:
+        if guard.stopping or due(at, save_every):
             guard.settle()
             about = {"recipe": whole, "metrics": folder.metrics.digest_of_all()} if world.first else {}
             saver.save(step + 1, method, optimizer, about)
@@ -178,12 +178,12 @@ class Learner:
             torch.manual_seed(derive_seed(self.run.seed, "noise", at.step, self.world.rank, micro))
             with no_sync(self.model, micro + 1 == len(fresh)):
                 with stage("forward"), self.cast():
-                    value, told = self.model(batch, at, log)
+                    value, figures = self.model(batch, at, log)
                 with stage("backward"):
                     (value / len(fresh)).backward()
             loss += value.detach() / len(fresh)
             if log:
-                metrics = {name: x / len(fresh) + metrics.get(name, 0.0) for name, x in told.items()}
+                metrics = {name: x / len(fresh) + metrics.get(name, 0.0) for name, x in figures.items()}
         with stage("optimizer"):
             norm = optim.clip(self.method, self.moves.clip, self.moves.clip_each)
             # From here on, a step that is not finite leaves all as it was before it.
@@ -193,6 +193,11 @@ class Learner:
         with stage("EMA"):
             optim.follow(self.method, at, finite)
         return metrics | {"loss": loss, "grad_norm": norm}
+
+
+def due(at: Progress, every: int, within: int = 1) -> bool:
+    """Whether a step is the last, or is among the `within` that are counted from a multiple of `every` on."""
+    return at.last or (at.step + 1) % every < within
 
 
 def length(recipe: Recipe, catalogue: Catalogue, order: data.Order, say: Say) -> int:
@@ -274,8 +279,8 @@ def sending(method: Method, world: World, say: Say) -> float:
         return 0.0
     size = sum(parameter.numel() * 4 for _, parameter in optim.trainable(method))
     rate = all_reduce_rate(world, size)
-    told = f"an all-reduce among {world.size} processes reaches {rate / 1e9:.2f} GB/s"
-    say(f"{told}; the gradients are {size / 1e9:.3f} GB")
+    reached = f"an all-reduce among {world.size} processes reaches {rate / 1e9:.2f} GB/s"
+    say(f"{reached}; the gradients are {size / 1e9:.3f} GB")
     return size / rate
 
 
@@ -300,19 +305,3 @@ def probing(recipe: Recipe, order: data.Order) -> int:
     """Steps between probes during the run; 0: there are none."""
     every = None if recipe.evaluate is None else recipe.evaluate.every
     return 0 if every is None else max(1, every.steps(order.epoch_steps))
-
-
-def told_of_data(found: Mapping[str, Any], ahead: data.Ahead) -> list[str]:
-    """What decodes the files, and what the loader may hold."""
-    decoder = [f"JPEG files are decoded by {found['decoder']}"] if "decoder" in found else []
-    return [*decoder, str(ahead) if ahead.workers else "batches are made by the training process itself"]
-
-
-def own_metrics(method: Method, at: Progress) -> dict[str, Tensor | float]:
-    """What targets and predictors say of themselves: 0-d tensors, or numbers that are equal on every rank."""
-    found = {}
-    named: dict[str, Any] = {"predictor": method.student.predictor, **method.targets}
-    for name, part in named.items():
-        if hasattr(part, "metrics"):
-            found |= {f"{name}/{key}": value for key, value in part.metrics(at).items()}
-    return found

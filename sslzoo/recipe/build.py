@@ -323,10 +323,9 @@ def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[int, flo
     """
     encoder, predictor = _count(method.student.encoder), _count(method.student.predictor)  # type: ignore[arg-type]
     teachers = sum(hasattr(target, "encoder") for target in method.targets.values())
-    work = torch.ones(COUNTED_STEPS, dtype=torch.double)
+    work, grids = torch.ones(COUNTED_STEPS, dtype=torch.double), sources.grids(method.student.encoder)
     for name, sampler in sources.masks.items():
-        views = sources.views[name]
-        grid = method.student.encoder.grid(views.view.size)
+        views, grid = sources.views[name], grids[name]
         for step in range(COUNTED_STEPS):
             seed, rows = derive_seed(recipe.run.seed, name), range(_rows_drawn(recipe, sources))
             mask = draw_mask(sampler, grid, seed, Progress(step, COUNTED_STEPS), rows, views.count)

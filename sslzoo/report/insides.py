@@ -18,7 +18,7 @@ from sslzoo.report import masks
 from sslzoo.report.charts import SVG, Chart, Rows, chart
 from sslzoo.run.compiling import eager
 from sslzoo.run.data import draw_mask
-from sslzoo.run.monitor import evaluating
+from sslzoo.run.monitor import device_of, evaluating, summaries
 
 SHOWN = 6  # images in a row
 ASKED = 4  # images whose neighbors are shown
@@ -123,7 +123,7 @@ def of_features(looks: Sequence[Look]) -> Chart:
 def scores(encoder: nn.Module, pixels: Tensor) -> Tensor:
     """First three principal components of the patch features of some images, each of variance 1: [n h w 3]."""
     with evaluating(encoder):
-        tokens = encoder(pixels.to(_device(encoder)))
+        tokens = encoder(pixels.to(device_of(encoder)))
     x = tokens.patches.double().cpu().flatten(0, 1).nan_to_num()
     x = x - x.mean(0)
     _, _, axes = torch.linalg.svd(x, full_matrices=False)
@@ -185,7 +185,7 @@ def attention(encoder: nn.Module, pixels: Tensor) -> tuple[Tensor, str] | None:
     the encoder. None for encoders that make no such call.
     """
     with evaluating(encoder), eager(), _Listener() as heard:
-        tokens = encoder(pixels.to(_device(encoder)))
+        tokens = encoder(pixels.to(device_of(encoder)))
     ahead = 0 if tokens.prefix is None else tokens.prefix.shape[1]
     count = ahead + tokens.patches.shape[1]
     if heard.last is None or heard.last[0].shape[-2] != count:
@@ -230,7 +230,7 @@ def of_neighbors(looks: Sequence[Look]) -> Chart:
             axes = board.subplots(-(-ASKED // 2), across)
             for ax in axes.flatten():
                 ax.set_axis_off()
-            near, which = nearest(summaries(one.encoder, one.pixels), ASKED, NEAR)
+            near, which = nearest(summaries(one.encoder, one.pixels).cpu(), ASKED, NEAR)
             for asked in range(ASKED):
                 line = axes[asked // 2][(asked % 2) * (NEAR + 2) :]
                 for rank, number in enumerate([asked, *which[asked].tolist()]):
@@ -248,14 +248,6 @@ def of_neighbors(looks: Sequence[Look]) -> Chart:
     return chart("neighbors", "Nearest neighbors", caption, page, rows)
 
 
-@torch.no_grad()
-def summaries(encoder: nn.Module, pixels: Tensor) -> Tensor:
-    """The encoder's word for each image: [n d]."""
-    device = _device(encoder)
-    with evaluating(encoder):
-        return torch.cat([encoder(some.to(device)).summary.float().cpu() for some in pixels.split(64)])
-
-
 def nearest(x: Tensor, asked: int, count: int) -> tuple[Tensor, Tensor]:
     """Cosines and numbers of the nearest other rows, of the first `asked` rows of x [n d]: two [asked count]."""
     unit = F.normalize(x.nan_to_num(), dim=1)
@@ -266,10 +258,6 @@ def nearest(x: Tensor, asked: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
-
-
-def _device(encoder: nn.Module) -> torch.device:
-    return next(encoder.parameters()).device
 
 
 def boards(titles: Sequence[str], tall: float = 1.0) -> tuple[Figure, list[Any]]:

@@ -18,7 +18,8 @@ from sslzoo.recipe.recipe import Recipe
 from sslzoo.report.charts import SVG, Chart, Rows, chart
 from sslzoo.report.insides import SHOWN, THUMB, boards, pictures
 from sslzoo.run import data
-from sslzoo.run.monitor import evaluating
+from sslzoo.run.monitor import device_of, evaluating
+from sslzoo.run.parallel import World
 from sslzoo.step import Method, encode_and_predict, sequences
 
 IMAGES, BATCHES = 32, 24  # of a batch, and batches that the decoder learns from; one more is drawn
@@ -151,8 +152,6 @@ def _batches(recipe: Recipe, installed: Catalogue, method: Method) -> tuple[Call
     """Training batches of the first epoch by number, of different images; and how many there are."""
     sources = build(recipe, installed)[1]
     count = min(IMAGES, max(1, len(sources.data) // 2))
-    grids = {name: method.student.encoder.grid(views.view.size) for name, views in sources.views.items()}
-    order = data.Order(len(sources.data), count, recipe.run.seed)
-    micros = data.Micros(sources, grids, order, data.split(count, 1, None), 0)
-    device = next(method.parameters()).device
-    return lambda number: data.passed(micros[number]).to(device).normalized(), order.epoch_steps
+    world = World(device=device_of(method))
+    micros = data.undivided(sources, method.student.encoder, count, recipe.run.seed, world)
+    return lambda number: data.passed(micros[number]).to(world.device).normalized(), micros.order.epoch_steps

@@ -56,7 +56,7 @@ class Clock:
         self.since, self.waited, self.steps, self.readings = now, 0.0, steps, self.readings + 1
         return found
 
-    def sending_told(self, rate: float) -> str:
+    def of_sending(self, rate: float) -> str:
         """At the second reading, when all is warm: what sending gradients is beside a step at this rate."""
         if not self.sending or self.readings != 2:
             return ""

@@ -35,6 +35,7 @@ from sslzoo.contracts import (
     Patches,
     Role,
     View,
+    normalized,
 )
 from sslzoo.errors import ImageError, RunError, UserError
 from sslzoo.progress import Progress
@@ -67,6 +68,10 @@ class Sources:
     data: Dataset
     views: Mapping[str, Views]
     masks: Mapping[str, MaskSampler]
+
+    def grids(self, encoder: Encoder) -> dict[str, Grid]:
+        """Rows and columns of patches that an encoder makes of each group's views."""
+        return {name: encoder.grid(views.view.size) for name, views in self.views.items()}
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,13 @@ class Micros(TorchDataset[Batch | UserError]):
         raise RunError(f"{TRIES} images in a row could not be read; the last: image {failed[-1][0]}, {failed[-1][1]}")
 
 
+def undivided(sources: Sources, encoder: Encoder, images: int, seed: int, world: World, steps: int = 0) -> Micros:
+    """Batches of `images` on each process, each of them a step of its own: no part of the global batch waits."""
+    shares = split(images * world.size, world.size, None)
+    order = Order(len(sources.data), shares.batch, seed)
+    return Micros(sources, sources.grids(encoder), order, shares, world.rank, steps)
+
+
 @dataclass(frozen=True)
 class Look:
     """What is seen of one image: by group, pixels and box of each view; and the images it stands in for."""
@@ -229,10 +241,7 @@ def normal(view: View, pixels: Tensor) -> Tensor | None:
 def ready(view: View, pixels: Tensor) -> Tensor:
     """Stacked pixels of a view [n 3 H W] as an encoder reads them."""
     known = normal(view, pixels)
-    if known is None:
-        return pixels
-    factor, shift = known.to(pixels.device)
-    return torch.addcmul(shift, pixels, factor)
+    return normalized(pixels, None if known is None else known.to(pixels.device))
 
 
 def draw_mask(
@@ -378,6 +387,12 @@ def ahead(micros: Micros, workers: int, most: int = SHARED) -> Ahead:
     return Ahead(min(workers, max(1, most // size)), prefetch, size)
 
 
+def remarks(found: Mapping[str, Any], ahead: Ahead) -> list[str]:
+    """What decodes the files of a data set of this identity, and what the loader may hold."""
+    decoder = [f"JPEG files are decoded by {found['decoder']}"] if "decoder" in found else []
+    return [*decoder, str(ahead) if ahead.workers else "batches are made by the training process itself"]
+
+
 def loader(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Iterator[Batch]:
     """Micro-batches of steps start .. steps-1, in order, made by up to `workers` processes (0: by this one)."""
     each = micros.shares.accumulate
@@ -476,13 +491,12 @@ def fake_batch(
 
     Masks are those of the first images of a step whose micro-batch has `drawn` images: their sizes may depend on it.
     """
-    groups = {}
+    groups, rows, grids = {}, drawn or images, sources.grids(encoder)
     for name, views in sources.views.items():
         sampler = sources.masks.get(name)
         mask = None
         if sampler is not None:
-            rows, grid = drawn or images, encoder.grid(views.view.size)
-            whole = draw_mask(sampler, grid, derive_seed(seed, name), at, range(rows), views.count)
+            whole = draw_mask(sampler, grids[name], derive_seed(seed, name), at, range(rows), views.count)
             mask = _of_first_images(whole, images, rows)
         pixels = torch.zeros(1, 1, 1, 1, 1).expand(views.count, images, 3, *views.view.size)
         groups[name] = Group(pixels, torch.zeros(views.count, images, 4), mask, views.role)

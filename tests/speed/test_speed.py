@@ -10,6 +10,7 @@ from sslzoo import speed
 from sslzoo.cli import main
 from sslzoo.recipe.build import check
 from sslzoo.recipe.recipe import load
+from sslzoo.run.parallel import World
 
 SMALL = (
     "data.length=32",
@@ -74,6 +75,15 @@ def test_the_table_fits_80_columns_and_tells_the_ratio(measured):
     assert f"{median:.3f} times as fast as tiny/ijepa (2) (median); {best:.3f} (best)" in printed
     assert best == max(first.rounds) / max(second.rounds)
     assert "student's forward" in (home / "stages.svg").read_text() or "<svg" in (home / "stages.svg").read_text()
+
+
+def test_ready_made_batches_show_masks_all_along_the_run(tmp_path):
+    """They were all those of the last step, where a schedule may hide most."""
+    changing = ["masks.image={use: random, hide: {linear: [0.25, 0.75]}}"]
+    recipe, installed = load("tiny/ijepa", (*SMALL, *changing))
+    timed = speed._Timed(recipe, installed, World(), tmp_path, real=False)
+    seen = [next(timed.batches).groups["image"].mask.context.index.shape[1] for _ in range(speed.READY)]
+    assert seen == [48, 40, 32, 24]  # of 64 patches
 
 
 def test_an_earlier_result_stands_beside(measured):
