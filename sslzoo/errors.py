@@ -49,9 +49,9 @@ class RecipeError(UserError):
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         self.source = source
         self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
-        super().__init__(self._told())
+        super().__init__(self._text())
 
-    def _told(self) -> str:
+    def _text(self) -> str:
         many = len(self.problems)
         lines = [f"{self.source}: {many} problem{'s' if many != 1 else ''}"]
         for problem in self.problems[:_MOST]:

@@ -65,9 +65,9 @@ def compute_loss(method: Method, batch: Batch, at: Progress, log: bool = False) 
     student = encode_and_predict(method.student, batch, at)
     signals = {f"predictor.{name}": signal for name, signal in student.signals.items()}
     for name, target in method.targets.items():
-        told = target(batch, student, at)
-        _check_ids(name, target.outputs, told, log)
-        signals |= {f"{name}.{key}": signal for key, signal in told.items()}
+        found = target(batch, student, at)
+        _check_ids(name, target.outputs, found, log)
+        signals |= {f"{name}.{key}": signal for key, signal in found.items()}
     if any(term.predict == CONTEXT for term in method.terms.values()):
         signals[CONTEXT] = context_tokens(batch, student)
     total, metrics = torch.zeros((), device=student_device(student)), {}
@@ -101,13 +101,13 @@ def encode_and_predict(student: Student, batch: Batch, at: Progress) -> Reading:
     return Reading(tokens, {key: rows[0] if len(rows) == 1 else torch.cat(rows) for key, rows in found.items()})
 
 
-def _check_ids(name: str, outputs: Mapping[str, Signal], told: Mapping[str, Tensor], log: bool) -> None:
+def _check_ids(name: str, outputs: Mapping[str, Signal], signals: Mapping[str, Tensor], log: bool) -> None:
     """Class ids lie within the width of their signal; on a GPU, which would be waited for, asked with the log alone.
 
     Raises:
         RunError: they do not: the target generator's fault, though a loss would fail.
     """
-    for key, ids in told.items():
+    for key, ids in signals.items():
         if outputs[key].ids and ids.numel() and (ids.device.type == "cpu" or (log and ids.device.type != "meta")):
             low, high, width = int(ids.min()), int(ids.max()), outputs[key].width
             if not 0 <= low <= high < width:

@@ -206,10 +206,10 @@ def length(recipe: Recipe, catalogue: Catalogue, order: data.Order, say: Say) ->
     Raises:
         RecipeError: the epochs give no step.
     """
-    steps = recipe.run.steps or int((recipe.run.epochs or 0) * order.epoch_steps)
+    steps = recipe.run.length(order.epoch_steps)
     if not steps:
-        told = f"found {recipe.run.epochs:g}; epochs of {order.epoch_steps} steps are wanted, so that there is a step"
-        raise recipe.text.error([Problem("run.epochs", told)])
+        text = f"found {recipe.run.epochs:g}; epochs of {order.epoch_steps} steps are wanted, so that there is a step"
+        raise recipe.text.error([Problem("run.epochs", text)])
     for place, warm in warmups(recipe, catalogue):
         if warm.steps(order.epoch_steps) > steps:
             say(f"warning: {place}: a warm-up of {warm} is longer than the run of {steps} steps")

@@ -124,8 +124,8 @@ def _conv(given: int, width: int, side: int) -> nn.Conv2d:
 
 def _load(part: Dalle, path: Path) -> None:
     try:
-        told = torch.load(path, map_location="cpu", weights_only=True)
-        named = {_ours(name): tensor for name, tensor in told.items()}
+        published = torch.load(path, map_location="cpu", weights_only=True)
+        named = {_ours(name): tensor for name, tensor in published.items()}
         part.load_state_dict(named | {"mean": part.mean, "std": part.std})
     except OSError as error:
         raise ValueError(f"weights: {path} cannot be read: {error.strerror}") from error

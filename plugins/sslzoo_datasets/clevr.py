@@ -35,8 +35,8 @@ class Clevr:
             self.files = [str(scene["image_filename"]) for scene in scenes]
             self.labels = [labels(scene["objects"]) for scene in scenes]
         except OSError as error:
-            told = f"root: {path} cannot be read ({error.strerror}); root is the folder CLEVR_v1.0"
-            raise ValueError(told) from error
+            text = f"root: {path} cannot be read ({error.strerror}); root is the folder CLEVR_v1.0"
+            raise ValueError(text) from error
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"root: {path} does not hold scenes of CLEVR v1.0: {error}") from error
         self.images = root / "images" / split

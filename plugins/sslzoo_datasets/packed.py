@@ -80,16 +80,16 @@ class Shards:
 
     def _class(self, i: int) -> int:
         kind = "cls" if "cls" in self.samples[i] else "json"
-        told = self._bytes(i, kind).decode(errors="replace").strip()
+        text = self._bytes(i, kind).decode(errors="replace").strip()
         try:
-            found = int(told) if kind == "cls" else json.loads(told)[self.label_key]
+            found = int(text) if kind == "cls" else json.loads(text)[self.label_key]
             if isinstance(found, bool) or found != int(found) or not 0 <= found < MOST:
                 raise ValueError(found)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             where = f"{self.samples[i]['name']}.{kind} in {self.paths[self.samples[i]['shard']]}"
             wanted = "" if kind == "cls" else f" under the key {self.label_key!r}"
             raise ValueError(
-                f"files: {where} holds {told[:60]!r}; a class from 0 on is wanted{wanted}, below {MOST:,}"
+                f"files: {where} holds {text[:60]!r}; a class from 0 on is wanted{wanted}, below {MOST:,}"
             ) from error
         return int(found)
 
@@ -281,8 +281,8 @@ def _check_numbered(paths: Sequence[Path]) -> None:
     """Files called NAME-00003-of-00014.ENDING tell how many there should be."""
     there: dict[tuple[Path, str, int], set[int]] = {}
     for path in paths:
-        if told := re.match(r"(.*?)(\d+)-of-(\d+)(?=\D|$)", path.name):
-            there.setdefault((path.parent, told[1], int(told[3])), set()).add(int(told[2]))
+        if parts := re.match(r"(.*?)(\d+)-of-(\d+)(?=\D|$)", path.name):
+            there.setdefault((path.parent, parts[1], int(parts[3])), set()).add(int(parts[2]))
     for (folder, name, count), numbers in there.items():
         if len(numbers) < count:
             raise ValueError(

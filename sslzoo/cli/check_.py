@@ -35,9 +35,9 @@ def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_js
     missing = absent(read, installed)
     if as_json:
         rows = [dict(zip(("part", "shape", "remark"), row, strict=True)) for row in flow.rows]
-        told = {"parameters": flow.parameters, "flops_per_image": flow.flops, "no_gradient": flow.unused}
-        told |= {"data_not_here": missing}
-        echo_json({"name": read.name, "rows": rows} | told)
+        more = {"parameters": flow.parameters, "flops_per_image": flow.flops, "no_gradient": flow.unused}
+        more |= {"data_not_here": missing}
+        echo_json({"name": read.name, "rows": rows} | more)
         return
     click.echo(str(flow))
     click.echo(

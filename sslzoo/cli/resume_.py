@@ -46,9 +46,9 @@ def command(
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} is not a run folder: it holds no recipe.yaml")
     state = State(run)
-    told, fault = state.launch, state.launch_fault
+    launch, fault = state.launch, state.launch_fault
     known = {field.name for field in fields(Asked)}
-    if fault or not told.get("asked", {}).keys() <= known or (told and "cluster" not in told["asked"]):
+    if fault or not launch.get("asked", {}).keys() <= known or (launch and "cluster" not in launch["asked"]):
         raise UserError(
             f"{fault or f'{run}/launch.json is of another version'}, so nothing tells how this run was submitted\n"
             f"go on in this process with `sslzoo train {run}`, or on a cluster with `sslzoo submit {run} --out {run} "
@@ -60,7 +60,7 @@ def command(
     if not allow_upgrade:
         refuse_upgrade(recipe, installed, run)
     allow_changed_data(run, changed_data)
-    if not told:
+    if not launch:
         if changed:
             raise UserError(f"{run} was not submitted to a cluster; `sslzoo submit {run} --out {run}` does")
         stop = Stop()
@@ -68,11 +68,11 @@ def command(
         work(recipe, installed, run, stop, evaluate=True, upgrade=True)
         return
     refuse_if_active(run)
-    asked = Asked(**{**told["asked"], "then": tuple(told["asked"].get("then", ())), **changed})
+    asked = Asked(**{**launch["asked"], "then": tuple(launch["asked"].get("then", ())), **changed})
     element = Element(run, recipe, installed)
     made = plan([element], asked)
     # With an upgrade this run alone goes on with the code of now, else with that of its submission.
-    top = run.resolve() if allow_upgrade else Path(told["top"])
+    top = run.resolve() if allow_upgrade else Path(launch["top"])
     fresh = ready([element], top) if allow_upgrade else None
     (job,) = send(made, [element], asked, top, sys.argv[1:], fresh)
     click.echo(f"job {job}: {run}")

@@ -70,16 +70,16 @@ def command(
             click.echo(f"# {one.folder}")
         return
     jobs = submit(found, asked, sys.argv[1:])
-    told = [{"run": str(one.folder), "job": job} for one, job in zip(found, jobs, strict=True)]
+    submitted = [{"run": str(one.folder), "job": job} for one, job in zip(found, jobs, strict=True)]
     if as_json:
-        echo_json(told)
+        echo_json(submitted)
         return
-    for one in told:
+    for one in submitted:
         click.echo(f"job {one['job']}: {one['run']}")
     click.echo(f"{split}; follow with: sslzoo status {found[0].folder if len(found) == 1 else found[0].folder.parent}")
 
 
-def refuse_wrong(words: tuple[str, ...], told: str) -> None:
+def refuse_wrong(words: tuple[str, ...], given: str) -> None:
     """Raises UserError if words are no command that could be run."""
     from sslzoo.cli import cli
     from sslzoo.errors import UserError
@@ -88,7 +88,7 @@ def refuse_wrong(words: tuple[str, ...], told: str) -> None:
         with click.Context(cli) as parent:
             name, command, rest = cli.resolve_command(parent, list(words))
             if command is None or "--help" in rest or "-h" in rest:
-                raise UserError(f"--then: found {told!r}; a command is wanted, such as 'eval --untrained'")
+                raise UserError(f"--then: found {given!r}; a command is wanted, such as 'eval --untrained'")
             command.make_context(name, rest, parent=parent)
     except click.ClickException as error:
-        raise UserError(f"--then: found {told!r}; {error.format_message()}") from error
+        raise UserError(f"--then: found {given!r}; {error.format_message()}") from error

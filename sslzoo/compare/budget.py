@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import Flow, build
-from sslzoo.recipe.recipe import Recipe, keys
-from sslzoo.recipe.schedule import Duration, Schedule
+from sslzoo.recipe.recipe import Recipe, schedules
+from sslzoo.recipe.schedule import Duration
 
 TIMED = 12  # steps whose time is measured for a budget of device time
 WARM = 4  # steps before them
@@ -54,7 +54,7 @@ class Cost:
 def cost_of(recipe: Recipe, installed: Catalogue, budget: Budget, flow: Flow) -> Cost:
     """What a step of a recipe costs, and how many it asks for; opens the data set for its length."""
     images, run = len(build(recipe, installed)[1].data), recipe.run
-    own = run.steps or int((run.epochs or 0) * (images // run.batch))
+    own = run.length(images // run.batch)
     seconds = _measure(recipe, installed, flow) if budget.equal == "seconds" else 0.0
     return Cost(run.batch, flow.flops, images, own, seconds)
 
@@ -80,19 +80,12 @@ def changes(recipe: Recipe, installed: Catalogue, cost: Cost, steps: int) -> Ite
     yield f"run.steps={steps}"
     if factor == 1:
         return
-    for place, value in _schedules(recipe, installed):
+    for place, value in schedules(recipe, installed):
         scaled = _scaled(value, factor, cost.epoch_steps)
         if place.startswith("targets.") and place.endswith(".momentum"):
             scaled = _follows(scaled, factor)
         if scaled != value:
             yield f"{place}={yaml.safe_dump(scaled, default_flow_style=True, width=100_000).split(chr(10))[0]}"
-
-
-def _schedules(recipe: Recipe, installed: Catalogue) -> Iterator[tuple[str, Any]]:
-    """Every key of the recipe that takes a schedule, defaults included, as it would stand in YAML."""
-    for key in keys(recipe, installed):
-        if key.declared is not None and key.declared.annotation is Schedule:
-            yield ".".join(key.place), key.value
 
 
 def _scaled(spec: Any, factor: float, epoch_steps: int) -> Any:

@@ -148,14 +148,14 @@ def _dimensional(record: Record) -> Iterator[str]:
     ranks, width = _series(record, "rankme"), record.facts.get("width")
     if len(ranks) < 2 or ranks[-1] >= (limits().few * width if width else 4.0):
         return
-    told = f", of a width of {width}" if width else ""
+    wide = f", of a width of {width}" if width else ""
     if ranks[-1] < limits().fell * max(ranks):
-        yield f"effective rank fell from {max(ranks):.1f} to {ranks[-1]:.1f}{told}"
+        yield f"effective rank fell from {max(ranks):.1f} to {ranks[-1]:.1f}{wide}"
     for key in sorted({key for line in record.lines for key in line if key.endswith("/prediction_std")}):
         spread = _series(record, key)
         if spread and spread[-1] < limits().guesses * max(spread):
             fell = f"{key} fell from {max(spread):.3g} to {spread[-1]:.3g}"
-            yield f"{fell}, at an effective rank of {ranks[-1]:.1f}{told}"
+            yield f"{fell}, at an effective rank of {ranks[-1]:.1f}{wide}"
 
 
 def _not_learning(record: Record) -> Iterator[str]:
@@ -179,8 +179,8 @@ def _not_learning_yet(record: Record) -> Iterator[str]:
     gains = {key: last[key] - last[f"{key}/untrained"] for key in last if f"{key}/untrained" in last}
     if gains and all(gain <= GAIN for gain in gains.values()):
         best = max(gains, key=lambda key: gains[key])
-        told = f"no probe at step {last['step']:.0f} is {GAIN} points above the untrained encoder"
-        yield f"{told}; best: {best.removeprefix('probe/')} {gains[best]:+.1f}"
+        what = f"no probe at step {last['step']:.0f} is {GAIN} points above the untrained encoder"
+        yield f"{what}; best: {best.removeprefix('probe/')} {gains[best]:+.1f}"
 
 
 _SIGNS = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from sslzoo.compare import charts
 from sslzoo.compare.fairness import Box, count
 from sslzoo.compare.records import Record
-from sslzoo.compare.statistics import told
+from sslzoo.compare.statistics import wording
 from sslzoo.compare.table import Comparison, verdict
 from sslzoo.errors import UserError
 from sslzoo.report import html, insides
@@ -72,7 +72,7 @@ def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison):
         yield Table("Figures", note, ["variant", *found.figures], rows)
     if found.differences:
         rows = [
-            [Cell(name, name), *(Cell(told(one[what]), one[what].mean) for what in found.figures)]
+            [Cell(name, name), *(Cell(wording(one[what]), one[what].mean) for what in found.figures)]
             for name, one in found.differences.items()
         ]
         note = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from sslzoo import files
 from sslzoo.errors import RunError
 from sslzoo.launch.state import State
 from sslzoo.progress import Progress
+from sslzoo.recipe.compare import leaves
 from sslzoo.recipe.schedule import Schedule
 from sslzoo.run.folder import Folder
 
@@ -42,7 +43,7 @@ class Record:
     @cached_property
     def leaves(self) -> dict[str, Any]:
         """Every value of the resolved recipe by its place."""
-        return dict(_leaves(self.tree))
+        return {".".join(place): value for place, value in leaves(self.tree)}
 
     @property
     def batch(self) -> int:
@@ -229,22 +230,22 @@ class Evaluation:
     path: Path
     network: str
     step: int
-    told: Mapping[str, Any]
+    content: Mapping[str, Any]
 
-    def holds(self, told: Mapping[str, Any]) -> bool:
+    def holds(self, conditions: Mapping[str, Any]) -> bool:
         """Whether its figures were made with these data, view, probes and pooling."""
-        return all(_plain(self.told.get(key)) == _plain(value) for key, value in told.items())
+        return all(_plain(self.content.get(key)) == _plain(value) for key, value in conditions.items())
 
     @property
     def columns(self) -> Mapping[str, Mapping[str, float]]:
         """Figures of the trained and the untrained encoder, and chance."""
-        return self.told["figures"]
+        return self.content["figures"]
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything its figures depend on beside the encoder."""
         own = ("figures", "run", "step", "network", "run_seed", "versions", "time")
-        return {key: value for key, value in self.told.items() if key not in own}
+        return {key: value for key, value in self.content.items() if key not in own}
 
 
 def evaluations(folder: Path) -> list[Evaluation]:
@@ -256,9 +257,9 @@ def _evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
     """As `evaluations`; and a sentence for each damaged file."""
     found, faults = [], []
     for path in sorted((folder / "eval").glob("*.json"), key=lambda path: path.lstat().st_mtime):
-        told, fault = files.read_object(path, _is_evaluation)
-        if told:
-            found.append(Evaluation(path, told["network"], told["step"], told))
+        content, fault = files.read_object(path, _is_evaluation)
+        if content:
+            found.append(Evaluation(path, content["network"], content["step"], content))
         else:
             faults.append(fault or f"{path} leads nowhere")
     last = max((one.step for one in found), default=0)
@@ -303,11 +304,3 @@ def kind(network: str) -> str:
 
 def _plain(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
-
-
-def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{place}.{key}" if place else str(key))
-    else:
-        yield place, tree

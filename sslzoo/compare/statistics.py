@@ -116,7 +116,7 @@ def holm(differences: Sequence[Difference]) -> list[Difference]:
     return found
 
 
-def told(one: Difference) -> str:
+def wording(one: Difference) -> str:
     """In a person's words: `+2.1 [+0.4, +3.9], p 0.03`."""
     if one.low is None or one.high is None or one.p is None:
         return f"{one.mean:+.1f}, no test: {one.why}"

@@ -67,14 +67,14 @@ class Bench:
 
     def chance(self) -> Figures:
         """What always telling the commonest class of the test set scores: "task"."""
-        told = [self.test.label(i) for i in range(len(self.test))]
+        labelled = [self.test.label(i) for i in range(len(self.test))]
         found = {}
         for task, classes in self.test.tasks.items():
-            labels = torch.tensor([one[task] for one in told])
+            labels = torch.tensor([one[task] for one in labelled])
             found[task] = labels.bincount(minlength=classes).max().item() / len(labels) * 100
         return found
 
-    def told(self, recipe: Recipe, installed: Catalogue) -> dict[str, Any]:
+    def conditions(self, recipe: Recipe, installed: Catalogue) -> dict[str, Any]:
         """Everything that the figures depend on beside the encoder: with every default, and what the data are."""
         full = yaml.safe_load(resolve(recipe, installed))["evaluate"]
         data = {name: full[name] | identity(one) for name, one in (("train", self.train), ("test", self.test))}
@@ -154,8 +154,8 @@ def matched(train: Dataset, test: Dataset, problems: list[Problem], remarks: lis
             problems.append(Problem(f"evaluate.{name}", f"this data set has no {lacks}"))
             return test
     if set(train.tasks) != set(test.tasks):
-        told = f"its tasks are {_listed(test.tasks)}; those of evaluate.train are {_listed(train.tasks)}"
-        problems.append(Problem("evaluate.test", told))
+        differ = f"its tasks are {_listed(test.tasks)}; those of evaluate.train are {_listed(train.tasks)}"
+        problems.append(Problem("evaluate.test", differ))
         return test
     tables = {}
     for task, classes in train.tasks.items():

@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from sslzoo import files
 from sslzoo.evaluate.bench import Bench, Figures, Say, bench, untrained
 from sslzoo.evaluate.kept import Kept
 from sslzoo.plugins import Catalogue
-from sslzoo.recipe.recipe import Recipe
+from sslzoo.recipe.recipe import Recipe, versions
 from sslzoo.run.monitor import evaluated_encoder, network_of
 from sslzoo.step import Method
 
@@ -42,18 +41,18 @@ def probe(
     for remark in opened.remarks:
         say(f"note: {remark}")
     figures, answers, name = {}, {}, ""
-    depends = opened.told(recipe, installed) | {"versions": versions(recipe, installed), "encoder": recipe.encoder}
-    depends = {key: value for key, value in depends.items() if key not in ("probes", "seed", "remarks")}
+    conditions = opened.conditions(recipe, installed) | {"versions": versions(recipe, installed)}
+    of_probes = ("probes", "seed", "remarks")
+    depends = {key: value for key, value in conditions.items() if key not in of_probes} | {"encoder": recipe.encoder}
     kept = Kept(features or folder / "eval" / "features", depends)
     for column, method in encoders.items():
         name = network_of(method, network)
         say(f"probing the {column} encoder ({name})")
-        figures[column], told = opened.probe(evaluated_encoder(method, name).to(device), device, kept)
-        answers |= {f"{column}/{key}": value for key, value in told.items()}
+        figures[column], right = opened.probe(evaluated_encoder(method, name).to(device), device, kept)
+        answers |= {f"{column}/{key}": value for key, value in right.items()}
     figures["chance"] = opened.chance()
-    told = {"run": recipe.name, "step": step, "network": name, "run_seed": recipe.run.seed}
-    told |= opened.told(recipe, installed) | {"versions": versions(recipe, installed)}
-    path = write(folder, figures, told)
+    about = {"run": recipe.name, "step": step, "network": name, "run_seed": recipe.run.seed}
+    path = write(folder, figures, about | conditions)
     save_file(answers, path.with_suffix(".safetensors"))
     return figures, path
 
@@ -73,23 +72,16 @@ def finish(
     return probe(opened, recipe, installed, encoders, step, opened.settings.network, folder, device, say)[0]
 
 
-def versions(recipe: Recipe, installed: Catalogue) -> dict[str, str]:
-    """Of sslzoo, torch and every plugin whose parts the recipe uses."""
-    found = {name: version(name) for name in ("sslzoo", "torch")}
-    used = sorted({installed.parts[family][spec["use"]].plugin for _, family, spec in recipe.specs()})
-    return found | {f"plugin {name}": str(installed.plugins[name].version) for name in used}
-
-
-def write(folder: Path, figures: Mapping[str, Figures], told: Mapping[str, Any]) -> Path:
+def write(folder: Path, figures: Mapping[str, Figures], about: Mapping[str, Any]) -> Path:
     """Writes figures with what they depend on to eval/STEP-NETWORK-HASH.json of a run folder.
 
-    The hash is of all that was told and of the columns: an evaluation with other settings gets another file, the same
-    one again the same file.
+    The hash is of all that they depend on and of the columns: an evaluation with other settings gets another file, one
+    with the same again the same file.
     """
-    content = json.dumps([told, list(figures)], sort_keys=True, default=str)
+    content = json.dumps([about, list(figures)], sort_keys=True, default=str)
     short = hashlib.sha256(content.encode()).hexdigest()[:8]
-    network = re.sub(r"[^\w.-]", "_", str(told["network"]))
-    path = folder / "eval" / f"{told['step']}-{network}-{short}.json"
+    network = re.sub(r"[^\w.-]", "_", str(about["network"]))
+    path = folder / "eval" / f"{about['step']}-{network}-{short}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,7 +90,7 @@ def write(folder: Path, figures: Mapping[str, Figures], told: Mapping[str, Any])
         column: {name: value if math.isfinite(value) else None for name, value in found.items()}
         for column, found in figures.items()
     }
-    files.write_whole(path, json.dumps({"figures": clean, **told}, indent=2, default=str))
+    files.write_whole(path, json.dumps({"figures": clean, **about}, indent=2, default=str))
     return path
 
 

@@ -52,7 +52,7 @@ class Kept:
         return Features(found["x"], take("labels/"), tasks, device, take("pools/"))
 
     def key(self, encoder: nn.Module, more: Sequence[Any]) -> str:
-        """A hash of every weight and of everything that was told."""
+        """A hash of every weight and of everything that the features depend on."""
         hashed = hashlib.sha256(json.dumps([dict(self.depends), list(more)], sort_keys=True, default=str).encode())
         for name, value in sorted(encoder.state_dict().items()):
             hashed.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

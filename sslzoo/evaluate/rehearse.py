@@ -67,7 +67,7 @@ def absent(recipe: Recipe, installed: Catalogue) -> tuple[str, ...]:
         fields = keys_of(installed.find("datasets", str(spec["use"])).make).model_fields
         for name in fields if not spec.get("download") else ():
             if isinstance(spec.get(name), str) and takes(fields[name].annotation, Path):
-                found += [f"{place}.{name}: {told}" for told in _absent(Path(spec[name]))]
+                found += [f"{place}.{name}: {what}" for what in _absent(Path(spec[name]))]
     return tuple(found)
 
 

@@ -55,12 +55,12 @@ def _used(plugin: str, frames: Sequence[Frame], recipe: Recipe, installed: Catal
             break
     else:
         called = [place for place, part in parts.items() if part.plugin == plugin]
-    told = []
+    named = []
     for place in called:
         line = recipe.text.line(place)
         where = f"line {line} of {recipe.text.source}, {place}" if line else place
-        told.append(f"{singular(parts[place].family)} {parts[place].name!r} ({where})")
-    return f"; the recipe uses its {' and its '.join(told)}" if told else ""
+        named.append(f"{singular(parts[place].family)} {parts[place].name!r} ({where})")
+    return f"; the recipe uses its {' and its '.join(named)}" if named else ""
 
 
 def _holds(make: Any, frame: Frame) -> bool:
@@ -76,7 +76,7 @@ def _holds(make: Any, frame: Frame) -> bool:
     return False
 
 
-def explain(error: BaseException, told: str) -> str:
+def explain(error: BaseException, whose: str) -> str:
     """Whose error it is, if anybody's, and its traceback; the error itself comes last."""
     text = "".join(traceback.format_exception(error))
-    return f"{told}\n{text}" if told else text
+    return f"{whose}\n{text}" if whose else text

@@ -43,18 +43,18 @@ class Verdict:
         return self.weights == 0 and not self.metrics
 
     def __str__(self) -> str:
-        told = f"stopped after step {self.stopped_at} of {self.steps}, resumed, {self.repeated} steps done twice\n"
+        course = f"stopped after step {self.stopped_at} of {self.steps}, resumed, {self.repeated} steps done twice\n"
         if self.exact:
-            return told + "weights and metrics equal the unbroken run's bit for bit: this run survives here"
+            return course + "weights and metrics equal the unbroken run's bit for bit: this run survives here"
         if self.weights < 1e-3:
             names = f"; these metrics differ in their last digits: {', '.join(self.metrics)}" if self.metrics else ""
             return (
-                f"{told}{self.where} differs most from the unbroken run's, by {self.weights:.1e} of its largest "
+                f"{course}{self.where} differs most from the unbroken run's, by {self.weights:.1e} of its largest "
                 f"number{names}\n"
                 "the run resumes; GPUs do not sum in a fixed order, so the last digits may differ"
             )
         return (
-            f"{told}{self.where} differs from the unbroken run's by {self.weights:.1e} of its largest number: "
+            f"{course}{self.where} differs from the unbroken run's by {self.weights:.1e} of its largest number: "
             "do NOT trust resuming"
         )
 

@@ -74,16 +74,16 @@ def _row(run: Path, answers: dict[str, slurm.Answer]) -> Row:
     state, (lines, torn) = State(run), Folder(run).metrics.found()
     now, launch, attempts = state.now, state.launch, state.attempts
     job = launch.get("job", "")
-    told, reason, nodes = _state(state, now, answers.get(job))
+    word, reason, nodes = _state(state, now, answers.get(job))
     probing = answers.get(launch.get("probing", ""))
-    if told == "done" and probing is not None and probing.state != "COMPLETED":
+    if word == "done" and probing is not None and probing.state != "COMPLETED":
         reason = f"probing, job {launch['probing']}: {probing.state.lower()}"
     faults = [fault for fault in (Folder(run).fault, torn, *state.faults) if fault]
     last = lines[-1] if lines else {}
-    moving = told == "running"
+    moving = word == "running"
     return Row(
         run=str(run),
-        state=told,
+        state=word,
         reason="; ".join([reason] * bool(reason) + faults),
         job=job,
         nodes=nodes,

@@ -75,11 +75,11 @@ def _work(folder: Path, stop: Stop) -> None:
     from sslzoo.launch.work import Asked, work
     from sslzoo.recipe.recipe import load
 
-    told = State(folder).launch
+    launch = State(folder).launch
     recipe, installed = load(str(folder))
-    asked = Asked(told["processes"], told["gpus"], told["lead"]) if told else None
+    asked = Asked(launch["processes"], launch["gpus"], launch["lead"]) if launch else None
     # The code is the snapshot of the submission, whatever the installed packages say of their versions.
-    work(recipe, installed, folder, stop, evaluate=told.get("evaluate", True), asked=asked, upgrade=True)
+    work(recipe, installed, folder, stop, evaluate=launch.get("evaluate", True), asked=asked, upgrade=True)
 
 
 def _say(error: UserError) -> None:

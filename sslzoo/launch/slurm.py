@@ -198,13 +198,13 @@ def _scontrol(jobs: Sequence[str]) -> dict[str, Answer]:
     answers = {}
     for job in jobs:
         for line in _lines("scontrol", "show", "job", "-o", job):
-            told = dict(pair.split("=", 1) for pair in line.split() if "=" in pair)
-            reason = told.get("Reason", "None")
+            fields = dict(pair.split("=", 1) for pair in line.split() if "=" in pair)
+            reason = fields.get("Reason", "None")
             answers[job] = Answer(
-                told.get("JobState", "UNKNOWN"),
+                fields.get("JobState", "UNKNOWN"),
                 "" if reason == "None" else reason,
-                told.get("NodeList", ""),
-                int(told.get("Restarts", 0)),
+                fields.get("NodeList", ""),
+                int(fields.get("Restarts", 0)),
             )
     return answers
 

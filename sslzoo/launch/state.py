@@ -101,9 +101,9 @@ class State:
         left = now.get("step") or 0 if now.get("state") in ("stopped", "probing", "done") else 0
         return max([now.get("saved") or 0, left, *(one["from"] for one in self.attempts)])
 
-    def write_launch(self, told: dict[str, Any]) -> None:
+    def write_launch(self, launch: dict[str, Any]) -> None:
         """Remembers how it was submitted."""
-        files.write_whole(self.folder / "launch.json", files.written(told, indent=1))
+        files.write_whole(self.folder / "launch.json", files.written(launch, indent=1))
 
     def refuse_vanished(self, step: int) -> None:
         """Sees that a run which would begin at the first step has no past; changes nothing.
@@ -139,9 +139,9 @@ class State:
         self.refuse_vanished(step)
         before = self.attempts
         reached = self.now.get("step") or step
-        told = {"from": step, "repeats": max(0, reached - step), "time": time.time(), "host": socket.gethostname()}
-        told |= {"job": os.environ.get("SLURM_JOB_ID"), "restart": restarts()}
-        files.append(self.folder / "attempts.jsonl", [told | ({"facts": facts} if facts else {})])
+        attempt = {"from": step, "repeats": max(0, reached - step), "time": time.time(), "host": socket.gethostname()}
+        attempt |= {"job": os.environ.get("SLURM_JOB_ID"), "restart": restarts()}
+        files.append(self.folder / "attempts.jsonl", [attempt | ({"facts": facts} if facts else {})])
         if len(before) >= 2 and all(one["from"] == step for one in before[-2:]) and reached <= step < steps:
             raise RunError(
                 f"the last two attempts began at step {step} and did no step, so this one does not try; see "
@@ -152,8 +152,8 @@ class State:
     def tell(self, state: str, **more: Any) -> None:
         """Where the run stands now; keeps what is not told anew. Raises RunError if it cannot be written."""
         own = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-        told = self.now | own | {"state": state, "time": time.time()} | more
-        files.write_whole(self.folder / "state.json", files.written(told, indent=1), lasting=False)
+        now = self.now | own | {"state": state, "time": time.time()} | more
+        files.write_whole(self.folder / "state.json", files.written(now, indent=1), lasting=False)
 
     def fail(self, text: str) -> bool:
         """Notes an error; only the first of all processes counts. Returns whether this was it."""
@@ -200,8 +200,8 @@ class State:
             yield
 
     def _holder(self) -> InUse:
-        told, _ = files.read_object(self.folder / "lock")
-        who = ", ".join(f"{key} {value}" for key, value in told.items()) or "by an unknown process"
+        holder, _ = files.read_object(self.folder / "lock")
+        who = ", ".join(f"{key} {value}" for key, value in holder.items()) or "by an unknown process"
         return InUse(f"the run folder {self.folder} is in use ({who}); `sslzoo status {self.folder}` tells more")
 
     def _refuse_if_moving(self) -> None:

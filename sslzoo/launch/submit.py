@@ -176,9 +176,13 @@ def send(
     With `plugins`, the code of `top` is exchanged for what was made `ready`, else the run goes on with that of before.
     """
     made = replace(made, pythonpath=str(top / "code"))
-    told: dict[str, Any] = {"asked": asked.__dict__ | {"then": list(asked.then)}, "top": str(top), "words": list(words)}
-    told |= {"processes": made.processes, "gpus": made.gpus, "lead": made.profile.signal_lead}
-    told |= {"evaluate": asked.evaluate, "time": time.time(), "logs": str(top / "slurm")}
+    launch: dict[str, Any] = {
+        "asked": asked.__dict__ | {"then": list(asked.then)},
+        "top": str(top),
+        "words": list(words),
+    }
+    launch |= {"processes": made.processes, "gpus": made.gpus, "lead": made.profile.signal_lead}
+    launch |= {"evaluate": asked.evaluate, "time": time.time(), "logs": str(top / "slurm")}
     files = [folder / name for folder in made.folders for name in ("recipe.yaml", "launch.json", requeue.BARREN)]
     with snapshot.exchanged(top / "code", files):
         for one in found:
@@ -186,7 +190,7 @@ def send(
             if plugins is not None:
                 claim(Folder(folder), replace(one.recipe, plugins=plugins), one.installed, print)
             (folder / requeue.BARREN).unlink(missing_ok=True)
-            State(folder).write_launch(told)  # before the job can start
+            State(folder).write_launch(launch)  # before the job can start
         jobs = slurm.submit(made, top / "slurm", [Job(str(folder)) for folder in made.folders])
     for one, folder, job in zip(found, made.folders, jobs, strict=True):
         more: dict[str, Any] = {"job": job}
@@ -195,7 +199,7 @@ def send(
             (more["probing"],) = _afterwards(made, "probing", job, limit, [Probing(str(folder))], top)
         commands = [Command(with_folder(words, folder)) for words in asked.then]
         more["then"] = _afterwards(made, "then", more.get("probing", job), made.time, commands, top)
-        State(folder).write_launch(told | more)
+        State(folder).write_launch(launch | more)
     return jobs
 
 

@@ -210,9 +210,9 @@ class Teller:
 
     def warn(self, saving: float) -> None:
         """Tells once where a save takes longer than the cluster leaves for it."""
-        told = self.grace.warning(saving + self.pace) if self.grace is not None else ""
-        if told and not self.warned:
-            self.display.say(f"warning: {told}")
+        remark = self.grace.warning(saving + self.pace) if self.grace is not None else ""
+        if remark and not self.warned:
+            self.display.say(f"warning: {remark}")
             self.warned = True
 
 
@@ -258,11 +258,11 @@ def _judged(error: BaseException, world: World | None, state: State) -> BaseExce
 
 def _note(error: BaseException, recipe: Recipe, installed: Catalogue, state: State) -> None:
     """Writes an error into the run folder, and whose it is."""
-    told = blame(error, recipe, installed)
+    whose = blame(error, recipe, installed)
     if state.folder.is_dir():
-        state.fail(str(error) if isinstance(error, UserError) else explain(error, told))
-    if told:
-        error.add_note(told)
+        state.fail(str(error) if isinstance(error, UserError) else explain(error, whose))
+    if whose:
+        error.add_note(whose)
 
 
 def _leave_at_once(error: BaseException) -> NoReturn:

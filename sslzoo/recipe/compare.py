@@ -36,13 +36,13 @@ def claim(folder: Folder, recipe: Recipe, installed: Catalogue, warn: Callable[[
     folder.prepare(resolve(recipe, installed), warn)
 
 
-def refuse_foreign(path: Path, told: str, recipe: Recipe, installed: Catalogue) -> None:
+def refuse_foreign(path: Path, resolved: str, recipe: Recipe, installed: Catalogue) -> None:
     """Sees that a checkpoint, which remembers the resolved recipe of its run, is one of this recipe.
 
     Raises:
         RunError: it is not; says where they differ.
     """
-    rows = differences(yaml.safe_load(told), recipe, installed)
+    rows = differences(yaml.safe_load(resolved), recipe, installed)
     if rows:
         lines = "".join(f"    {row}\n" for row in rows)
         raise RunError(f"{path} is of a run of another recipe:\n{lines}remove it, or choose another folder with --out")
@@ -58,10 +58,10 @@ def differences(had: Mapping[str, Any], recipe: Recipe, installed: Catalogue) ->
         known.add(key.place)
         if not key.free and (key.place, key.value) not in _OPEN:
             there = _get(had, key.place)
-            rows += _told(key.place, key.default if there is _ABSENT else there, key.value)
-    for place, there in _leaves(had, ()):
+            rows += _rows(key.place, key.default if there is _ABSENT else there, key.value)
+    for place, there in leaves(had):
         if not in_free_section(place) and not any(place[: len(one)] == one for one in known):
-            rows += _told(place, there, _ABSENT)
+            rows += _rows(place, there, _ABSENT)
     return rows
 
 
@@ -73,22 +73,23 @@ def _get(tree: Any, place: tuple[str, ...]) -> Any:
     return tree
 
 
-def _told(place: tuple[str, ...], there: Any, asked: Any) -> list[str]:
+def _rows(place: tuple[str, ...], there: Any, asked: Any) -> list[str]:
     if there == asked:
         return []
-    leaves = dict(_leaves(there, place)), dict(_leaves(asked, place))
+    sides = dict(leaves(there, place)), dict(leaves(asked, place))
     rows = []
-    for one in dict.fromkeys([*leaves[0], *leaves[1]]):
-        had, wanted = (side.get(one, _ABSENT) for side in leaves)
+    for one in dict.fromkeys([*sides[0], *sides[1]]):
+        had, wanted = (side.get(one, _ABSENT) for side in sides)
         if had != wanted:
             said = ("(absent)" if value is _ABSENT else shown(value) for value in (had, wanted))
             rows.append("{}: {} there, {} asked for".format(".".join(one), *said))
     return rows
 
 
-def _leaves(tree: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaves(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value of a resolved recipe that is no mapping, by its place."""
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
-            yield from _leaves(value, (*place, str(key)))
+            yield from leaves(value, (*place, str(key)))
     elif tree is not _ABSENT:
         yield place, tree

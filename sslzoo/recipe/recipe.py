@@ -105,6 +105,10 @@ class Run(Keys):
     monitor: Annotated[int, Free()] = Field(256, ge=0, le=10**6)
     monitor_every: Annotated[Duration, Free()] = Duration(1, "epochs")
 
+    def length(self, epoch_steps: int) -> int:
+        """Steps of the run, where an epoch has so many."""
+        return self.steps or int((self.epochs or 0) * epoch_steps)
+
     @model_validator(mode="after")
     def _one_length(self) -> Run:
         if (self.steps is None) == (self.epochs is None):
@@ -267,11 +271,16 @@ def resolve(recipe: Recipe, installed: Catalogue) -> str:
                 here = here.setdefault(name, {})
             here[last] = key.value
     order = {section: tree[section] for section in SECTIONS if section in tree}
-    used = sorted({installed.parts[family][spec["use"]].plugin for _, family, spec in recipe.specs()})
-    versions = [f"sslzoo {version('sslzoo')}", f"torch {version('torch')}"]
-    versions += [f"plugin {name} {installed.plugins[name].version}" for name in used]
-    header = "".join(f"# {line}\n" for line in (f"Resolved from {recipe.text.source} with", *versions))
+    lines = (f"{name} {number}" for name, number in versions(recipe, installed).items())
+    header = "".join(f"# {line}\n" for line in (f"Resolved from {recipe.text.source} with", *lines))
     return header + yaml.safe_dump(order, sort_keys=False, width=110, default_flow_style=None)
+
+
+def versions(recipe: Recipe, installed: Catalogue) -> dict[str, str]:
+    """Of sslzoo, torch and every plugin whose parts the recipe uses."""
+    found = {name: version(name) for name in ("sslzoo", "torch")}
+    used = sorted({installed.parts[family][spec["use"]].plugin for _, family, spec in recipe.specs()})
+    return found | {f"plugin {name}": str(installed.plugins[name].version) for name in used}
 
 
 def keys(recipe: Recipe, installed: Catalogue) -> Iterator[Key]:
@@ -419,10 +428,16 @@ def _warmups(recipe: Recipe, installed: Catalogue) -> Iterator[Problem]:
 
 def warmups(recipe: Recipe, installed: Catalogue) -> Iterator[tuple[str, Duration]]:
     """The warm-up of every schedule that has one."""
+    for place, value in schedules(recipe, installed):
+        if isinstance(value, Mapping) and "warmup" in value:
+            yield place, Schedule.parse(value).warm
+
+
+def schedules(recipe: Recipe, installed: Catalogue) -> Iterator[tuple[str, Any]]:
+    """Every key that takes a schedule, defaults included, as it would stand in YAML."""
     for key in keys(recipe, installed):
-        schedule = key.declared is not None and signature.takes(key.declared.annotation, Schedule)
-        if schedule and isinstance(key.value, Mapping) and "warmup" in key.value:
-            yield ".".join(key.place), Schedule.parse(key.value).warm
+        if key.declared is not None and signature.takes(key.declared.annotation, Schedule):
+            yield ".".join(key.place), key.value
 
 
 def _engine_model(place: str) -> type[Keys] | None:

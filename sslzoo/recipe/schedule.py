@@ -192,14 +192,14 @@ class Schedule:
 
 def _piecewise(make: type[Schedule], spec: Mapping[str, Any]) -> Schedule:
     wanted = "{0: a schedule, 30 epochs: another, ...}: from when on, beginning with 0"
-    told = spec["piecewise"]
-    if len(spec) > 1 or not isinstance(told, Mapping) or not told:
+    given = spec["piecewise"]
+    if len(spec) > 1 or not isinstance(given, Mapping) or not given:
         raise ValueError(f"piecewise: found {shown(spec)}; wanted {wanted}, alone")
-    pieces = tuple((Duration.parse(start), Schedule.parse(piece)) for start, piece in told.items())
+    pieces = tuple((Duration.parse(start), Schedule.parse(piece)) for start, piece in given.items())
     units = {start.unit for start, _ in pieces[1:]}
     amounts = [start.amount for start, _ in pieces]
     if amounts[0] != 0 or len(units) > 1 or amounts != sorted(set(amounts)):
-        raise ValueError(f"piecewise: found {shown(told)}; wanted {wanted}, rising, in steps or in epochs")
+        raise ValueError(f"piecewise: found {shown(given)}; wanted {wanted}, rising, in steps or in epochs")
     values = [x for _, piece in pieces for x in (piece.start, piece.peak, piece.end)]
     return make(min(values), max(values), pieces[-1][1].end, pieces=pieces, spec=spec)
 

@@ -191,12 +191,12 @@ def _problems(
     who: str,
     others: Collection[str],
 ) -> Iterator[Problem]:
-    told = set()
+    done = set()
     for one in error.errors(include_url=False):
         way, level, key, hint = _level(model, one["loc"])
-        if way in told:
+        if way in done:
             continue  # one problem a key: pydantic reports every branch of a union
-        told.add(way)
+        done.add(way)
         names = [*level.model_fields, *(others if level is model else ())]
         takes = f"it takes: {', '.join(names) or 'no keys'}"
         if one["type"] == "extra_forbidden":

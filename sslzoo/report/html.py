@@ -57,7 +57,7 @@ def write(place: Path, page: Page) -> Path:
         (place / f"{one.name}.svg").write_text(one.svg)
         (place / f"{one.name}.csv").write_text(one.csv)
     environment = Environment(loader=PackageLoader("sslzoo.report", "."), autoescape=select_autoescape(["html"]))
-    told: Mapping[str, Any] = {name: getattr(page, name) for name in Page.__dataclass_fields__}
+    content: Mapping[str, Any] = {name: getattr(page, name) for name in Page.__dataclass_fields__}
     path = place / "index.html"
-    path.write_text(environment.get_template("page.html").render(told))
+    path.write_text(environment.get_template("page.html").render(content))
     return path

@@ -211,8 +211,8 @@ class _Listener(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            told = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
-            self.last = (told["query"], told["key"], told.get("attn_mask"), told.get("scale"))
+            named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+            self.last = (named["query"], named["key"], named.get("attn_mask"), named.get("scale"))
         return func(*args, **kwargs)
 
 

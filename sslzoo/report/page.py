@@ -117,13 +117,13 @@ def _learned(figures: Mapping[str, Figures]) -> Iterator[str]:
         return
     trained = next(column for name, column in figures.items() if name not in ("untrained", "chance"))
     gains = {name: trained[name] - figures["untrained"][name] for name in trained if name.endswith("/top1")}
-    told = lambda names: ", ".join(f"{name.removesuffix('/top1')} ({gains[name]:+.1f})" for name in names)  # noqa: E731
+    listed = lambda names: ", ".join(f"{name.removesuffix('/top1')} ({gains[name]:+.1f})" for name in names)  # noqa: E731
     better = [name for name in gains if gains[name] > GAIN]
     rest = [name for name in gains if name not in better]
     if better:
-        yield f"Above the same encoder untrained, in points of percent: {told(better)}."
+        yield f"Above the same encoder untrained, in points of percent: {listed(better)}."
     if rest:
-        yield f"Not above it by more than {GAIN}: {told(rest)}."
+        yield f"Not above it by more than {GAIN}: {listed(rest)}."
     yield "One run: another seed may give other figures; sslzoo compare says how sure they are."
 
 
@@ -183,19 +183,19 @@ def smooth(y: Sequence[float], share: float = 0.05) -> list[float]:
 
 
 def _bars(figures: Mapping[str, Figures]) -> Chart:
-    told, columns = main_figures(figures), list(figures)
+    scores, columns = main_figures(figures), list(figures)
     wide = 0.8 / len(columns)
     rows: Rows = []
     with rc_context(SVG):
         page = Figure(figsize=(10, 3.2), layout="constrained")
         ax = page.subplots()
         for number, column in enumerate(columns):
-            x = [row + (number - (len(columns) - 1) / 2) * wide for row in range(len(told))]
-            values = [values[number] for _, values in told]
+            x = [row + (number - (len(columns) - 1) / 2) * wide for row in range(len(scores))]
+            values = [values[number] for _, values in scores]
             shade = ("#D55E00", "#56B4E9", "#999999")[number % 3]
             ax.bar_label(ax.bar(x, values, wide, color=shade, label=column), fmt="%.0f", fontsize=6.5, color="#777777")
-            rows += [{"probe/task": name, "encoder": column, "top-1": values[number]} for name, values in told]
-        ax.set_xticks(range(len(told)), [name.replace("/", "\n") for name, _ in told], fontsize=8)
+            rows += [{"probe/task": name, "encoder": column, "top-1": values[number]} for name, values in scores]
+        ax.set_xticks(range(len(scores)), [name.replace("/", "\n") for name, _ in rows_], fontsize=8)
         ax.set_ylabel("top-1 in percent")
         legend(page, ax)
     caption = (

@@ -63,7 +63,7 @@ def guesses(method: Method, batch: Batch, name: str, predict: str, owner: str, k
     at = Progress(0, 1, 1)
     with evaluating(method):
         student = encode_and_predict(method.student, batch, at)
-        told = method.targets[owner](batch, student, at)
+        signals = method.targets[owner](batch, student, at)
     group = batch.groups[name]
     mask: Mask = group.mask  # type: ignore[assignment]
     pixels = sequences(group)
@@ -72,7 +72,7 @@ def guesses(method: Method, batch: Batch, name: str, predict: str, owner: str, k
     place = mask.target.flat(mask.target.index[..., None])[:, 0]
     image = batch.pairing.sequence
     seen = torch.zeros(whole.shape[:2], dtype=torch.bool, device=whole.device).scatter(1, mask.context.index, True)
-    prediction, target = student.signals[predict].float(), told[key].float()
+    prediction, target = student.signals[predict].float(), signals[key].float()
     return Guesses(prediction, target, whole[image, place], image, place, whole, seen, grid)
 
 

@@ -442,14 +442,18 @@ def identity(data: Dataset) -> dict[str, Any]:
         RunError: a label is outside the classes that its task declares.
     """
     count, tasks = len(data), {task: int(classes) for task, classes in data.tasks.items()}
-    told = [str(getattr(data, "fingerprint", ""))]
+    hashed = [str(getattr(data, "fingerprint", ""))]
     for i in sorted({int(i) for i in np.linspace(0, count - 1, min(count, 64))} if tasks else ()):
         label = data.label(i)
         for task, classes in tasks.items():
             if not 0 <= int(label[task]) < classes:
                 raise RunError(f"image {i} has the label {label[task]} in the task {task}: classes 0 to {classes - 1}")
-            told.append(f"{i} {task} {int(label[task])}")
-    found = {"images": count, "tasks": tasks, "fingerprint": hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]}
+            hashed.append(f"{i} {task} {int(label[task])}")
+    found = {
+        "images": count,
+        "tasks": tasks,
+        "fingerprint": hashlib.sha256("\n".join(hashed).encode()).hexdigest()[:16],
+    }
     decoder = getattr(data, "decoder", None)
     return found if decoder is None else found | {"decoder": str(decoder)}
 

@@ -61,8 +61,8 @@ class Folder:
         had = self.tree()[0]
         rows = differences(had) if had is not None else []
         if rows and not _is_torn(files.read_text(self.recipe)[0] or "", resolved):
-            told = "".join(f"    {row}\n" for row in rows)
-            raise RunError(f"{self.path} holds a run of another recipe:\n{told}choose another folder with --out")
+            lines = "".join(f"    {row}\n" for row in rows)
+            raise RunError(f"{self.path} holds a run of another recipe:\n{lines}choose another folder with --out")
 
     def prepare(self, resolved: str, warn: Callable[[str], None]) -> None:
         """Makes the folder and writes its recipe; `warn` hears of damaged files.
@@ -119,8 +119,8 @@ class Folder:
         """Writes down what the training data are, if the last line says otherwise; `warn` hears where none tells."""
         rows, fault = files.read_rows(self.path / "data.jsonl")
         if fault or (start and not rows):
-            told = fault or f"{self.path / 'data.jsonl'} is gone"
-            warn(f"warning: {told}; whether the training data are those of before is not known")
+            damage = fault or f"{self.path / 'data.jsonl'} is gone"
+            warn(f"warning: {damage}; whether the training data are those of before is not known")
         if self._data() != found:
             files.append(self.path / "data.jsonl", [found])
 

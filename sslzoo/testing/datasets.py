@@ -95,14 +95,14 @@ def labels(make: Make) -> str:
     if not data.tasks:
         raise Skip("no tasks")
     for i in _some(data, 1000):
-        told = data.label(i)
-        if dict(told) != dict(data.label(i)):
+        label = data.label(i)
+        if dict(label) != dict(data.label(i)):
             raise Violation("the same labels", "others", f"image {i}, asked again")
-        if set(told) != set(data.tasks):
-            raise Violation(f"labels of {sorted(data.tasks)}", str(sorted(told)), f"image {i}")
+        if set(label) != set(data.tasks):
+            raise Violation(f"labels of {sorted(data.tasks)}", str(sorted(label)), f"image {i}")
         for task, classes in data.tasks.items():
-            if not 0 <= int(told[task]) < classes:
-                raise Violation(f"{task} from 0 to {classes - 1}", str(told[task]), f"image {i}")
+            if not 0 <= int(label[task]) < classes:
+                raise Violation(f"{task} from 0 to {classes - 1}", str(label[task]), f"image {i}")
     for task, names in getattr(data, "class_names", {}).items():
         if len(names) != data.tasks.get(task):
             raise Violation(f"{data.tasks.get(task)} names of classes", str(len(names)), f"class_names of {task}")

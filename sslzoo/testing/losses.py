@@ -57,8 +57,10 @@ def _any(make: Make) -> Any:
             return _made(make, kind)
         except ValueError as error:  # refuses this kind
             errors[kind] = str(error)
-    told = "; ".join(f"{kind}: {error}" for kind, error in errors.items())
-    raise Violation("a loss of patch, image or context signals", f"it refuses each: {told}", f"Signal(kind, {WIDTH})")
+    refusals = "; ".join(f"{kind}: {error}" for kind, error in errors.items())
+    raise Violation(
+        "a loss of patch, image or context signals", f"it refuses each: {refusals}", f"Signal(kind, {WIDTH})"
+    )
 
 
 def _inputs(part: Any, kind: Kind, seed: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Pairing]:
@@ -91,8 +93,8 @@ def returns(make: Make) -> str:
     """It returns a 0-d value and 0-d figures, for at least one kind of signal."""
     kinds = _kinds(make)
     if all(kinds.values()):
-        told = "".join(f"\n                   {kind}: {error}" for kind, error in kinds.items())
-        raise Violation("a loss of patch, image or context signals", f"none works:{told}", f"Signal(kind, {WIDTH})")
+        failures = "".join(f"\n                   {kind}: {error}" for kind, error in kinds.items())
+        raise Violation("a loss of patch, image or context signals", f"none works:{failures}", f"Signal(kind, {WIDTH})")
     for part, kind in _accepted(make):
         out = part(*_given(part, *_inputs(part, kind)), AT)
         if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], Tensor):

@@ -54,12 +54,12 @@ def figures(make: Make) -> str:
 @check(figures)
 def repeats(make: Make) -> None:
     """The same features and seed give the same figures, whatever the global generators hold."""
-    told = []
+    answers = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         found = make()(_plain(200, 0, clear=False), _plain(100, 1, clear=False), 0)
-        told.append(_plainly(found))
-    if told[0] != told[1]:
+        answers.append(_plainly(found))
+    if answers[0] != answers[1]:
         raise Violation("the same figures", "others under another global seed", "200 and 100 images")
 
 

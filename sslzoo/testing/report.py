@@ -192,9 +192,9 @@ def _one(one: Check, make: Make, seconds: float) -> Result:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a part that ends the process would look like one that passes
-        told = raised(error, make)
-        if told:
-            return Result(one.name, one.says, "failed", "", "no error", told)
+        came = raised(error, make)
+        if came:
+            return Result(one.name, one.says, "failed", "", "no error", came)
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename}, line {last.lineno}"
         return Result(one.name, one.says, "fault", came=f"{type(error).__name__}: {error} ({where})")
@@ -267,8 +267,8 @@ def offers(protocol: type, build: Callable[[Make], Any], *, module: bool = False
         except (Violation, Skip, UserError):
             raise
         except Exception as error:  # a constructor with other arguments raises where it is called
-            told = raised(error, make) or f"{type(error).__name__}: {error}"
-            raise Violation("no error when it is made (--set key=value gives other keys)", told) from error
+            came = raised(error, make) or f"{type(error).__name__}: {error}"
+            raise Violation("no error when it is made (--set key=value gives other keys)", came) from error
         kind, methods = type(part).__name__, vars(protocol)
         if module and not isinstance(part, nn.Module):
             raise Violation("a torch.nn.Module", f"a {kind}", f"class {kind}")

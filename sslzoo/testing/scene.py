@@ -263,8 +263,8 @@ def as_two_ranks(work: Callable[[int], Any], make: Make) -> list[Any]:
                 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
                 pipes[rank][1].send(work(rank))
             except Exception as error:  # told to the parent; its traceback does not travel
-                told = raised(error, make)
-                found = Violation("no error on two ranks", told, f"rank {rank}") if told else RuntimeError(repr(error))
+                came = raised(error, make)
+                found = Violation("no error on two ranks", came, f"rank {rank}") if came else RuntimeError(repr(error))
                 pipes[rank][1].send(found)
             os._exit(0)
 
