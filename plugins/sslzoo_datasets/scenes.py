@@ -153,7 +153,7 @@ def _stand(random: np.random.Generator, shape: NDArray[np.int64]) -> tuple[Array
     for attempt in range(16):
         large = random.random(n) < 0.5 * 0.85**attempt
         radius = np.where(large, *reversed(RADII)).astype(np.float32)
-        plane = _places(random.uniform(-REACH, REACH, (n, 48, 2)), radius * reach)
+        plane = _spots(random.uniform(-REACH, REACH, (n, 48, 2)), radius * reach)
         if plane is not None:
             break
     else:  # never seen; small objects on a lattice always fit
@@ -163,7 +163,7 @@ def _stand(random: np.random.Generator, shape: NDArray[np.int64]) -> tuple[Array
     return radius, np.concatenate([plane, radius[:, None]], 1).astype(np.float32)
 
 
-def _places(tries: NDArray[np.float64], around: Array) -> NDArray[np.float64] | None:
+def _spots(tries: NDArray[np.float64], around: Array) -> NDArray[np.float64] | None:
     """The first of each object's tries that keeps clear of those before it; None if one has none."""
     taken = np.empty((len(tries), 2))
     for k in range(len(tries)):

@@ -97,7 +97,7 @@ class Projector(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Projections, or scores of prototypes."""
         shape = x.shape[:-1]
-        x = x.flatten(0, -2)  # batch norms look for channels in the second place
+        x = x.flatten(0, -2)  # batch norms look for channels in the second dimension
         x = self.mlp(x if self.embed is None else self.embed(x))
         x = x if self.last_layer is None else self.last_layer(F.normalize(x, dim=-1))
         return x.unflatten(0, shape)

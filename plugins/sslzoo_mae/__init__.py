@@ -1,4 +1,4 @@
-"""Who guesses, in MAE? A decoder over all places, hidden ones filled with a token (He et al. 2021, section 3)."""
+"""Who guesses, in MAE? A decoder over all positions, hidden ones filled with a token (He et al. 2021, section 3)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Decoder(nn.Module):
             return {}
         table = self.positions(tokens.grid, tokens.patches.device)
         seen = self.decoder_embed(tokens.patches)
-        # Class token and registers have no place: their row of the position table is zero.
+        # Class token and registers have no position: their row of the position table is zero.
         x = self._everywhere(seen, tokens) + table
         ahead = 0
         if tokens.prefix is not None:
@@ -61,7 +61,7 @@ class Decoder(nn.Module):
         """What was seen where it was, the mask token elsewhere: [s k w] -> [s N w]."""
         s, k, width = seen.shape
         count, index = tokens.grid[0] * tokens.grid[1], tokens.index
-        if tokens.length is not None:  # padding goes to a place of its own, behind the last
+        if tokens.length is not None:  # padding goes to a position of its own, behind the last
             index = index.where(torch.arange(k, device=index.device) < tokens.length[:, None], count)
         whole = self.mask_token.to(seen.dtype).expand(s, count + 1, -1)
         return whole.scatter(1, index[..., None].expand(-1, -1, width), seen)[:, :count]

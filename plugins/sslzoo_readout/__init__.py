@@ -87,11 +87,11 @@ class Convolutions(nn.Module):
         return {"patch": self.out(target.flat(target.take(x.flatten(2).transpose(1, 2))))}
 
     def _everywhere(self, tokens: Tokens, at: Progress) -> Tensor:
-        """Tokens at their places, noise elsewhere: [s k d] -> [s N d]."""
+        """Tokens at their positions, noise elsewhere: [s k d] -> [s N d]."""
         seen, index = tokens.patches, tokens.index
         s, k, width = seen.shape
         count = tokens.grid[0] * tokens.grid[1]
-        if tokens.length is not None:  # padding goes to a place of its own, behind the last
+        if tokens.length is not None:  # padding goes to a position of its own, behind the last
             index = index.where(torch.arange(k, device=index.device) < tokens.length[:, None], count)
         whole = self._noise(count + 1, at, seen).expand(s, -1, -1)
         return whole.scatter(1, index[..., None].expand(-1, -1, width), seen)[:, :count]

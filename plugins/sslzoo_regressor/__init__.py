@@ -93,7 +93,7 @@ class Decoder(nn.Module):
 
 
 class Read(nn.Module):
-    """Queries read keys that know their places and values that do not; then an MLP on what the second norm says.
+    """Queries read keys that know their positions and values that do not; then an MLP on what the second norm says.
 
     The residual stream goes on behind the second norm, as in CAE's released code.
     """
@@ -110,7 +110,7 @@ class Read(nn.Module):
         self.gamma_2 = nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, x: Tensor, context: Tensor, asked: Tensor, where: Tensor, mask: Tensor | None) -> Tensor:
-        """[s q d] queries at places `asked`, [s k d] context at places `where` -> [s q d]."""
+        """[s q d] queries at positions `asked`, [s k d] context at positions `where` -> [s q d]."""
         q = self.q(self.norm1_q(x + asked))
         k, v = self.k(self.norm1_k(context + where)), self.v(self.norm1_v(context))
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))

@@ -39,12 +39,12 @@ class ViT(nn.Module):
         class_token: put a learned class token first; it is then the summary of the image (else the mean of patches).
         registers: learned tokens beside the patches (Darcet et al. 2023).
         positions: sincos (fixed, for any grid); sincos-rows (the same, rows before columns: CAE); learned (interpolated
-            to other grids); or relative (no place is added; one table for all blocks biases attention: BEiT, data2vec).
+            to other grids); or relative (none is added; one table for all blocks biases attention: BEiT, data2vec).
         image: side of the images that learned and relative positions are made for, or [height, width]; where positions
             are learned, so is that of the class token.
         resample: how learned positions reach another grid, bicubic all: antialias, plain (MSN), or offset (DINO and
             iBOT: sampled as if the grid were a tenth of a patch larger).
-        hidden: drop hidden patches before the first block, or fill their places with a learned token.
+        hidden: drop hidden patches before the first block, or fill their positions with a learned token.
         drop_path: largest rate of dropped residual branches; grows linearly over the blocks.
         attention_drop: rate of dropped attention weights.
         layer_scale: start of a learned factor for each channel of each residual branch; left out: no such factor.
@@ -86,7 +86,7 @@ class ViT(nn.Module):
         self.reg_token = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if hidden == "fill" else None
         self.native = None if image is None else self.grid((image, image) if isinstance(image, int) else image)
-        rows = _places(self.native) + class_token  # the class token's first, as in published codes
+        rows = _patches(self.native) + class_token  # the class token's first, as in published codes
         self.pos_embed = nn.Parameter(torch.zeros(1, rows, width)) if positions == "learned" else None
         self.relative = RelativeBias(heads, self.native) if positions == "relative" and self.native else None
         self.positions = Positions(width, positions == "sincos-rows") if positions.startswith("sincos") else None
@@ -167,7 +167,7 @@ class ViT(nn.Module):
             return self.positions(grid, device)
         if self.pos_embed is None or self.native is None:
             return torch.zeros(grid[0] * grid[1], 1, device=device)
-        return resized(self.pos_embed[0, -_places(self.native) :], self.native, grid, self.resample)
+        return resized(self.pos_embed[0, -_patches(self.native) :], self.native, grid, self.resample)
 
     def _start(self, init: float | str, rescale: bool) -> None:
         self.apply(start_xavier if isinstance(init, str) else partial(start_normal, std=init))
@@ -212,7 +212,7 @@ def _check(positions: str, image: object) -> None:
         raise ValueError(f"image: {positions} positions need the size of image they are made for, such as 224")
 
 
-def _places(grid: Grid | None) -> int:
+def _patches(grid: Grid | None) -> int:
     return 0 if grid is None else grid[0] * grid[1]
 
 

@@ -10,7 +10,7 @@ from sslzoo import Grid
 
 
 def resized(table: Tensor, native: Grid, grid: Grid, way: str = "antialias") -> Tensor:
-    """A table of one row a place, made for one grid, on another, bicubic: [native e] -> [N e].
+    """A table of one row a position, made for one grid, on another, bicubic: [native e] -> [N e].
 
     The way is antialias, plain, or offset: as if the grid were a tenth of a patch larger (DINO's code).
     """
@@ -29,7 +29,7 @@ class RelativeBias(nn.Module):
     """One table for all blocks: what a query adds to its attention of a key so many rows and columns away.
 
     Bao et al. 2021 (BEiT), section 2; Baevski et al. 2022 (data2vec). The last three rows are for tokens without
-    a place (class, registers): from them to patches, from patches to them, among them.
+    a position (class, registers): from them to patches, from patches to them, among them.
 
     Args:
         heads: attention heads.
@@ -42,7 +42,7 @@ class RelativeBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(self.native[0] * self.native[1] + 3, heads))
 
     def forward(self, grid: Grid, index: Tensor, ahead: int) -> Tensor:
-        """The bias among the patches at `index` [s k], behind `ahead` tokens without a place: [s heads a+k a+k]."""
+        """The bias among the patches at `index` [s k], behind `ahead` tokens without a position: [s heads a+k a+k]."""
         rows, columns = index // grid[1], index % grid[1]
         down = rows[:, :, None] - rows[:, None] + grid[0] - 1
         across = columns[:, :, None] - columns[:, None] + grid[1] - 1

@@ -61,8 +61,8 @@ def as_csv(rows: Rows) -> str:
 
 def color(names: Sequence[str], name: str) -> tuple[str, str]:
     """A variant's color and mark, the same in every chart."""
-    place = list(names).index(name)
-    return COLORS[place % len(COLORS)], MARKS[place % len(MARKS)]
+    number = list(names).index(name)
+    return COLORS[number % len(COLORS)], MARKS[number % len(MARKS)]
 
 
 def legend(page: Figure, ax: Axes) -> None:

@@ -50,14 +50,14 @@ def number(value: float, digits: int = 1) -> Cell:
     return Cell("", -1e308) if math.isnan(value) else Cell(f"{value:.{digits}f}", value)
 
 
-def write(place: Path, page: Page) -> Path:
+def write(folder: Path, page: Page) -> Path:
     """Writes index.html into a folder, and each chart's SVG and CSV."""
-    place.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for one in page.charts:
-        (place / f"{one.name}.svg").write_text(one.svg)
-        (place / f"{one.name}.csv").write_text(one.csv)
+        (folder / f"{one.name}.svg").write_text(one.svg)
+        (folder / f"{one.name}.csv").write_text(one.csv)
     environment = Environment(loader=PackageLoader("sslzoo.report", "."), autoescape=select_autoescape(["html"]))
     content: Mapping[str, Any] = {name: getattr(page, name) for name in Page.__dataclass_fields__}
-    path = place / "index.html"
+    path = folder / "index.html"
     path.write_text(environment.get_template("page.html").render(content))
     return path

@@ -84,8 +84,8 @@ def of_masks(looks: Sequence[Look]) -> Chart:
             masks.coverage(axes[-3], found.context, "how often seen", top[0])
             masks.coverage(axes[-2], found.target, "how often asked for", top[1])
             masks.context_shares(axes[-1], found.shares)
-            for place, (seen, asked) in enumerate(zip(found.context.flatten(), found.target.flatten(), strict=True)):
-                r, c = divmod(place, one.grid[1])
+            for index, (seen, asked) in enumerate(zip(found.context.flatten(), found.target.flatten(), strict=True)):
+                r, c = divmod(index, one.grid[1])
                 rows.append({"run": one.title, "row": r, "column": c, "seen": float(seen), "asked": float(asked)})
     caption = (
         "What the encoder sees (clear) and which blocks it must predict (outlined), on the same images, drawn for as "
@@ -108,13 +108,13 @@ def of_features(looks: Sequence[Look]) -> Chart:
         for board, some in zip(parts, images, strict=True):
             pictures(board, some)
         for one, some in zip(looks, colors, strict=True):
-            for n, r, c in _places(some):
+            for n, r, c in _patches(some):
                 red, green, blue = (round(float(x), 4) for x in some[n, r, c])
                 rows.append({"run": one.title, "image": n, "row": r, "column": c, "r": red, "g": green, "b": blue})
     caption = (
         "Output of the frozen encoder for each patch: the first three principal components over all images shown, as "
         "red, green and blue. Components of a network are its own up to a rotation; each was rotated (Procrustes) to "
-        "match the first row's best, so like colors mean like places, and all rows have one scale."
+        "match the first row's best, so like colors mean like things, and all rows have one scale."
     )
     return chart("features", "Features of patches", caption, page, rows)
 
@@ -165,7 +165,7 @@ def of_attention(looks: Sequence[Look], found: Mapping[str, tuple[Tensor, str] |
                     ax.plot(maps.shape[2] // 2, maps.shape[1] // 2, "+", color="white", markersize=7)
             bar = board.colorbar(axes[0].images[0], ax=axes, fraction=0.015, pad=0.01)
             bar.ax.tick_params(labelsize=6)
-            for n, r, c in _places(maps):
+            for n, r, c in _patches(maps):
                 rows.append(
                     {"run": title, "from": query, "image": n, "row": r, "column": c, "attention": float(maps[n, r, c])}
                 )
@@ -225,7 +225,7 @@ def of_neighbors(looks: Sequence[Look]) -> Chart:
     with rc_context(SVG):
         page, parts = boards([one.title for one in looks], 1.75)
         pictures = _shown(looks[0].pixels)
-        across = 2 * (NEAR + 2) - 1  # two images and their neighbors in a row, an empty place between
+        across = 2 * (NEAR + 2) - 1  # two images and their neighbors in a row, an empty one between
         for one, board in zip(looks, parts, strict=True):
             axes = board.subplots(-(-ASKED // 2), across)
             for ax in axes.flatten():
@@ -271,7 +271,7 @@ def boards(titles: Sequence[str], tall: float = 1.0) -> tuple[Figure, list[Any]]
 
 
 def pictures(board: Any, images: Iterable[Tensor], **how: Any) -> list[Any]:
-    """Images in a row; places that are left are empty."""
+    """Images in a row; the rest of the row is empty."""
     axes = list(board.subplots(1, SHOWN, squeeze=False)[0])
     for ax in axes:
         ax.set_axis_off()
@@ -280,7 +280,7 @@ def pictures(board: Any, images: Iterable[Tensor], **how: Any) -> list[Any]:
     return axes
 
 
-def _places(maps: Tensor) -> Iterator[tuple[int, int, int]]:
+def _patches(maps: Tensor) -> Iterator[tuple[int, int, int]]:
     yield from torch.ones(maps.shape[:3]).nonzero().tolist()
 
 

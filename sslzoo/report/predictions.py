@@ -33,7 +33,7 @@ class Guesses:
     target: Tensor  # [t e]
     pixels: Tensor  # [t p]
     image: Tensor  # of each row: which sequence [t]
-    place: Tensor  # and which patch of it [t]
+    index: Tensor  # and which patch of it [t]
     whole: Tensor  # all patches of each sequence [s N p]
     seen: Tensor  # which of them the encoder saw, bool [s N]
     grid: Grid
@@ -69,11 +69,11 @@ def guesses(method: Method, batch: Batch, name: str, predict: str, owner: str, k
     pixels = sequences(group)
     grid = method.student.encoder.grid((pixels.shape[-2], pixels.shape[-1]))
     whole = patchify(pixels, (pixels.shape[-2] // grid[0], pixels.shape[-1] // grid[1]))
-    place = mask.target.flat(mask.target.index[..., None])[:, 0]
+    index = mask.target.flat(mask.target.index[..., None])[:, 0]
     image = batch.pairing.sequence
     seen = torch.zeros(whole.shape[:2], dtype=torch.bool, device=whole.device).scatter(1, mask.context.index, True)
     prediction, target = student.signals[predict].float(), signals[key].float()
-    return Guesses(prediction, target, whole[image, place], image, place, whole, seen, grid)
+    return Guesses(prediction, target, whole[image, index], image, index, whole, seen, grid)
 
 
 def explained(found: Tensor, true: Tensor, mean: Tensor) -> float:
@@ -92,7 +92,7 @@ def _drawn(one: Guesses, decode: Callable[[Tensor], Tensor], mean: Tensor, title
     rows: Rows = []
     for name, found in sides.items():
         shown.append(
-            (f"drawn from {name}: {shares[name]:.0%} of the pixels' variance", show(_placed(one, found, veiled)))
+            (f"drawn from {name}: {shares[name]:.0%} of the pixels' variance", show(_laid(one, found, veiled)))
         )
         rows.append({"run": title, "drawn from": name, "share of variance": round(shares[name], 4)})
     with rc_context(SVG):
@@ -102,15 +102,15 @@ def _drawn(one: Guesses, decode: Callable[[Tensor], Tensor], mean: Tensor, title
     caption = (
         f"{title}: what is predicted. A small decoder learned to draw patches from the representations that are right "
         "(the frozen targets), and never saw a prediction; here it draws both, on images it did not learn from, in the "
-        "places that were to be guessed (mean where blocks overlap). What is missing in the third row is not in the "
+        "patches that were to be guessed (mean where blocks overlap). What is missing in the third row is not in the "
         "target, or not in the decoder; what is missing in the fourth alone was not predicted."
     )
     return chart("predictions", "What is predicted", caption, page, rows)
 
 
-def _placed(one: Guesses, rows: Tensor, under: Tensor) -> Tensor:
-    """Rows [t p] at their places over other patches [s N p]; the mean where several fall on one."""
-    flat = one.image * under.shape[1] + one.place
+def _laid(one: Guesses, rows: Tensor, under: Tensor) -> Tensor:
+    """Rows [t p] at their patches, over other patches [s N p]; the mean where several fall on one."""
+    flat = one.image * under.shape[1] + one.index
     total = torch.zeros_like(under).flatten(0, 1).index_add(0, flat, rows.to(under.dtype))
     count = torch.zeros(len(total), device=total.device).index_add(0, flat, torch.ones_like(flat, dtype=torch.float))
     mean = (total / count.clamp(min=1)[:, None]).unflatten(0, under.shape[:2])

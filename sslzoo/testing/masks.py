@@ -378,7 +378,7 @@ def _true(patches: Patches) -> Tensor:
 
 
 def _covers(patches: Patches, grid: Grid) -> Tensor:
-    """Which places the patches of each sequence cover, all its blocks together: bool [s N]."""
+    """Which patches the blocks of each sequence cover, all its blocks together: bool [s N]."""
     whole = grid[0] * grid[1]
     index = torch.where(_true(patches), patches.index, whole)
     index = index.flatten(1) if index.ndim == 3 else index
