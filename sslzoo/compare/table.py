@@ -12,8 +12,6 @@ from sslzoo.compare.fairness import Box
 from sslzoo.compare.records import Record
 from sslzoo.compare.statistics import Difference, Summary, difference, holm, summary
 
-UNTRAINED = "untrained"
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -33,28 +31,20 @@ def compare(variants: Mapping[str, Sequence[Record]], baseline: str) -> Comparis
 
     Only finished runs with figures count, and only the seeds that both sides have are paired.
     """
-    ready = {
-        name: [one for one in records if one.state == "done" and one.figures] for name, records in variants.items()
-    }
     left_out = [
         f"{name}, seed {one.seed}: {_why_not(one)}"
         for name, records in variants.items()
         for one in records
-        if one not in ready[name]
+        if not _is_ready(one)
     ]
-    ready = {name: records for name, records in ready.items() if records}
+    finished = {name: [one for one in records if _is_ready(one)] for name, records in variants.items()}
+    ready = {name: records for name, records in finished.items() if records}
     figures = _common(ready)
     summaries = {
         name: {what: summary([_value(one, what) for one in records]) for what in figures}
         for name, records in ready.items()
     }
-    gains = {
-        name: {
-            what: float(np.mean([_value(one, what) - _value(one, what, UNTRAINED) for one in records]))
-            for what in figures
-        }
-        for name, records in ready.items()
-    }
+    gains = {name: {what: _gain(records, what) for what in figures} for name, records in ready.items()}
     flat: list[tuple[str, str, Difference]] = []
     if baseline in ready:
         for name in ready:
@@ -73,7 +63,7 @@ def _is_ready(one: Record) -> bool:
 
 
 def _gain(records: Sequence[Record], what: str) -> float:
-    return float(np.mean([_value(one, what) - _value(one, what, UNTRAINED) for one in records]))
+    return float(np.mean([_value(one, what) - _value(one, what, untrained=True) for one in records]))
 
 
 def _why_not(one: Record) -> str:
@@ -94,9 +84,9 @@ def _common(ready: Mapping[str, Sequence[Record]]) -> list[str]:
     return sorted(set.intersection(*sets)) if sets else []
 
 
-def _value(one: Record, what: str, column: str = "trained") -> float:
+def _value(one: Record, what: str, *, untrained: bool = False) -> float:
     network, _, key = what.partition(" ")
-    figures = one.figures[network] if column == "trained" else one.untrained.get(network, {})
+    figures = one.untrained.get(network, {}) if untrained else one.figures[network]
     return figures.get(f"{key}/top1", float("nan"))
 
 

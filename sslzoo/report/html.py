@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from sslzoo import files
 from sslzoo.report.charts import Chart
 
 
@@ -54,10 +55,10 @@ def write(folder: Path, page: Page) -> Path:
     """Writes index.html into a folder, and each chart's SVG and CSV."""
     folder.mkdir(parents=True, exist_ok=True)
     for one in page.charts:
-        (folder / f"{one.name}.svg").write_text(one.svg)
-        (folder / f"{one.name}.csv").write_text(one.csv)
+        files.write_whole(folder / f"{one.name}.svg", one.svg, lasting=False)
+        files.write_whole(folder / f"{one.name}.csv", one.csv, lasting=False)
     environment = Environment(loader=PackageLoader("sslzoo.report", "."), autoescape=select_autoescape(["html"]))
     content: Mapping[str, Any] = {name: getattr(page, name) for name in Page.__dataclass_fields__}
     path = folder / "index.html"
-    path.write_text(environment.get_template("page.html").render(content))
+    files.write_whole(path, environment.get_template("page.html").render(content), lasting=False)
     return path

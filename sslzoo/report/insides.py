@@ -29,9 +29,8 @@ THUMB = 72  # side of a small picture in pixels
 
 @dataclass(frozen=True)
 class Look:
-    """A network to look into: its name in legends, its title (variant, seed, steps), and what it is shown."""
+    """A network to look into: its title (variant, seed, steps), and what it is shown."""
 
-    name: str
     title: str
     encoder: nn.Module
     pixels: Tensor  # test images, as it sees them: [n 3 H W]

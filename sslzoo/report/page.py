@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -52,11 +53,10 @@ def write(
 ) -> Path:
     """Writes the page of a run, report/index.html: of its method as trained for `step` steps, with its figures."""
     lines = Folder(folder).metrics.read()
-    looks = [
-        look(recipe, installed, method, f"{recipe.name}, seed {recipe.run.seed}, {step} steps"),
-        look(recipe, installed, untrained(recipe, installed), "the same encoder untrained", masked=False),
-    ]
-    guessed = of_predictions(recipe, installed, method, looks[0].title)
+    trained = look(recipe, installed, method, f"{recipe.name}, seed {recipe.run.seed}, {step} steps")
+    start = evaluated_encoder(untrained(recipe, installed), _network(recipe))
+    looks = [trained, Look("the same encoder untrained", start, trained.pixels)]
+    guessed = of_predictions(recipe, installed, method, trained.title)
     page = Page(
         title=recipe.name,
         subtitle=f"seed {recipe.run.seed}, {step} steps of {recipe.run.batch} images",
@@ -79,23 +79,23 @@ def opened(folder: Path, name: str) -> Look:
     """
     recipe, installed = load(str(folder))
     method, step = restored(recipe, installed, folder)
-    return look(recipe, installed, method, f"{name}, seed {recipe.run.seed}, {step} steps", name)
+    return look(recipe, installed, method, f"{name}, seed {recipe.run.seed}, {step} steps")
 
 
-def look(
-    recipe: Recipe, installed: Catalogue, method: Method, title: str, name: str = "", *, masked: bool = True
-) -> Look:
-    """A method's evaluated encoder with the images it is shown; with its masks if it has any and they are wanted."""
-    network = "auto" if recipe.evaluate is None else recipe.evaluate.network
-    found = Look(name or title, title, evaluated_encoder(method, network), _pixels(recipe, installed))
-    if not recipe.masks or not masked:
+def look(recipe: Recipe, installed: Catalogue, method: Method, title: str) -> Look:
+    """A method's evaluated encoder with the images it is shown; with its masks if it has any."""
+    found = Look(title, evaluated_encoder(method, _network(recipe)), _pixels(recipe, installed))
+    if not recipe.masks:
         return found
     group = next(iter(recipe.masks))
     sampler = make(installed, "masks", recipe.masks[group], place=f"masks.{group}")
     view = make(installed, "views", recipe.views[group], place=f"views.{group}")
     grid = method.student.encoder.grid(view.size)
-    batch = recipe.run.micro or recipe.run.batch
-    return Look(found.name, title, found.encoder, found.pixels, sampler, grid, batch, recipe.run.seed)
+    return replace(found, sampler=sampler, grid=grid, batch=recipe.run.micro or recipe.run.batch, seed=recipe.run.seed)
+
+
+def _network(recipe: Recipe) -> str:
+    return "auto" if recipe.evaluate is None else recipe.evaluate.network
 
 
 def _pixels(recipe: Recipe, installed: Catalogue) -> Tensor:
@@ -195,7 +195,7 @@ def _bars(figures: Mapping[str, Figures]) -> Chart:
             shade = ("#D55E00", "#56B4E9", "#999999")[number % 3]
             ax.bar_label(ax.bar(x, values, wide, color=shade, label=column), fmt="%.0f", fontsize=6.5, color="#777777")
             rows += [{"probe/task": name, "encoder": column, "top-1": values[number]} for name, values in scores]
-        ax.set_xticks(range(len(scores)), [name.replace("/", "\n") for name, _ in rows_], fontsize=8)
+        ax.set_xticks(range(len(scores)), [name.replace("/", "\n") for name, _ in scores], fontsize=8)
         ax.set_ylabel("top-1 in percent")
         legend(page, ax)
     caption = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from sslzoo.progress import Progress
 from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import World, all_sum
 from sslzoo.run.stop import Stop
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def two():
     looks = []
     for name, more in (("multiblock", ()), ("random", ("masks.image={use: random, hide: 0.6}",))):
         recipe, installed = load("tiny/ijepa", (*SETS, *more))
-        looks.append(page.look(recipe, installed, untrained(recipe, installed), f"{name}, seed 0, 0 steps", name))
+        looks.append(page.look(recipe, installed, untrained(recipe, installed), f"{name}, seed 0, 0 steps"))
     return looks
 
 
@@ -127,7 +127,7 @@ def test_an_encoder_without_attention_is_told_and_not_drawn(two):
             return Tokens(x, torch.arange(64).expand(len(x), -1), x.mean(1), (8, 8))
 
     assert insides.attention(Mean(), two[0].pixels[:2]) is None
-    bare = insides.Look("bare", "bare, seed 0", Mean(), two[0].pixels)
+    bare = insides.Look("bare, seed 0", Mean(), two[0].pixels)
     drawn = {one.name: one for one in insides.charts([bare, two[0]])}
     assert "No attention to draw: bare, seed 0" in drawn["attention"].caption
 
@@ -165,8 +165,8 @@ def test_guesses_lie_where_they_were_asked_for():
     one = predictions.guesses(method, batch, "image", "patch", "pixels", "patch")
     mask = batch.groups["image"].mask
     assert torch.equal(one.target, one.pixels)  # raw pixels, at the places of the target blocks
-    assert torch.equal(predictions._placed(one, one.pixels, one.whole * 0 + 7)[0, int(one.place[0])], one.pixels[0])
-    untouched = predictions._placed(one, one.pixels, one.whole * 0 + 7)[0]
+    assert torch.equal(predictions._laid(one, one.pixels, one.whole * 0 + 7)[0, int(one.index[0])], one.pixels[0])
+    untouched = predictions._laid(one, one.pixels, one.whole * 0 + 7)[0]
     asked = set(mask.target.index[0].flatten().tolist())
     assert all((untouched[n] == 7).all() == (n not in asked) for n in range(64))
     assert predictions.explained(one.pixels, one.pixels, one.pixels.mean(0)) == 1
