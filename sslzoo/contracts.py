@@ -245,6 +245,7 @@ class Features:
     tasks: Mapping[str, int] = field(default_factory=dict)  # classes of each task
     device: torch.device = CPU  # where a probe may compute; x and labels lie on the CPU
     pools: Mapping[str, Float[Tensor, "n e"]] = field(default_factory=dict)  # those that a probe asked for, by name
+    images: Images | None = None  # what they are features of
 
 
 class Student(nn.Module):
@@ -403,13 +404,53 @@ class Optimizer(Protocol):
         ...
 
 
+class Images(Protocol):
+    """The images that features came from, and the encoder: for a probe that reads more than one feature of each."""
+
+    @property
+    def encoder(self) -> Any:
+        """The Encoder, on the device: whoever trains it trains a copy."""
+        ...
+
+    @property
+    def augmented(self) -> bool:
+        """Whether there is a view with randomness, `evaluate.augment`."""
+        ...
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the run computes in it."""
+        ...
+
+    def pages(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[Float[Tensor, "b 3 H W"]]:
+        """Images by number, batch after batch, on the device, as the encoder reads them.
+
+        With a seed through `evaluate.augment`, if there is one; an image's chances follow from seed and number. Torch,
+        random and numpy may have other seeds after each batch. Raises RunError where an image cannot be read.
+        """
+        ...
+
+    def pools(self, names: Sequence[str], seed: int) -> Mapping[str, Float[Tensor, "n e"]]:
+        """Pools as in `Features.pools`, of all images through `evaluate.augment`."""
+        ...
+
+    def load(self, name: str) -> Mapping[str, Tensor]:
+        """What was saved under this name for this encoder, data and view; nothing if there is none."""
+        ...
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps what a long probe has done, in the place of what it saved before; no tensors: keeps nothing."""
+        ...
+
+
 @runtime_checkable
 class Probe(Protocol):
-    """An evaluation of frozen features. Made with `(*, ...)`.
+    """An evaluation of frozen features, or of what becomes of a copy of the encoder. Made with `(*, ...)`.
 
     One that reads more than the recipe's own pooling `x` names it in `pools`, and finds it in `Features.pools`: mean
     (over patches of the last block, after the final norm), mean4 (of the last four, each after the final norm, side by
-    side), class and class4 (the class token).
+    side), class and class4 (the class token). The images are behind `Features.images`; it may have
+    `check(encoder)`, which raises RunError where it cannot use an encoder, and is asked before a run.
     """
 
     def __call__(self, train: Features, test: Features, seed: int) -> Mapping[str, float | Tensor]:

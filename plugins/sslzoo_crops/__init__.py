@@ -6,10 +6,14 @@ Views are bytes: whoever reads them normalizes.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
+from PIL import Image
 from pydantic import Field
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812
@@ -91,6 +95,59 @@ class Crop:
         return view, torch.tensor([top / height, left / width, tall / height, wide / width])
 
 
+class RandAugmented:
+    """The training view of supervised fine-tuning (DeiT, MAE): crop, flip, timm's RandAugment and random erasing.
+
+    Args:
+        size: side of the view in pixels, or [height, width].
+        scale: share of the image's area that is cut out, [low, high].
+        ratio: width over height of the cut, [low, high], drawn on a logarithmic scale.
+        interpolation: nearest, bilinear, bicubic or lanczos.
+        flip: how often the view is mirrored.
+        operations: changes by RandAugment to each view; 0 for none.
+        magnitude: how strong they are, of 10.
+        spread: standard deviation of the magnitude.
+        erase: how often a part of the view is replaced by noise.
+        mean: what is subtracted from each channel, in [0, 1].
+        std: what each channel is divided by then.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: Side | tuple[Side, Side] = 224,
+        scale: ShareRange = (0.08, 1.0),
+        ratio: Range = (3 / 4, 4 / 3),
+        interpolation: Interpolation = "bicubic",
+        flip: Rate = 0.5,
+        operations: Annotated[int, Field(ge=0, le=16)] = 2,
+        magnitude: Annotated[int, Field(ge=0, le=10)] = 9,
+        spread: Annotated[float, Field(ge=0, le=10)] = 0.5,
+        erase: Rate = 0.25,
+        mean: Mean = MEAN,
+        std: Std = STD,
+    ) -> None:
+        self.cut = Crop(size=size, scale=scale, ratio=ratio, interpolation=interpolation, flip=flip, mean=mean, std=std)
+        self.size = self.cut.size
+        words = f"rand-m{magnitude}-n{operations}-mstd{spread:.4f}-inc1"  # inc1: more magnitude, more change
+        about: dict[str, Any] = {"translate_const": int(min(self.size) * 0.45)}
+        about |= {"img_mean": tuple(round(255 * one) for one in mean)}
+        about |= {"interpolation": Image.Resampling[interpolation.upper()]}
+        self.change = rand_augment_transform(words, about) if operations else None
+        for change in self.change.ops if self.change is not None else ():
+            if change.name == "PosterizeIncreasing":  # at its strongest timm keeps 0 bits, which Pillow refuses
+                change.level_fn = partial(_one_bit_at_least, change.level_fn)
+        self.erase = RandomErasing(erase, mode="pixel", device="cpu") if erase else None
+
+    def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
+        """A view [3 H W], and its box: top, left, height, width as fractions of the image."""
+        view, box = self.cut(image)
+        if self.change is not None:
+            view = F.pil_to_tensor(self.change(F.to_pil_image(view)))
+        view = F.normalize(F.to_dtype(view, torch.float32, scale=True), self.cut.mean, self.cut.std)
+        return view if self.erase is None else self.erase(view), box
+
+
 class Center:
     """For evaluation: resize the shorter side, cut out the center.
 
@@ -149,6 +206,10 @@ class Blur(v2.GaussianBlur):
 _MODES = {mode.value: mode for mode in InterpolationMode}
 
 
+def _one_bit_at_least(bits: Any, *magnitude: Any) -> tuple[int]:
+    return (max(1, *bits(*magnitude)),)
+
+
 def _side(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
@@ -163,5 +224,5 @@ def _cut(image: Any, box: tuple[int, int, int, int], size: tuple[int, int], inte
 
 @hookimpl
 def sslzoo_views() -> dict[str, type]:
-    """The views `crop` and `center`."""
-    return {"crop": Crop, "center": Center}
+    """The views `crop`, `rand-augment` and `center`."""
+    return {"crop": Crop, "rand-augment": RandAugmented, "center": Center}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sslzoo import Features
+from sslzoo import Features, RunError
 from sslzoo.keys import BelowOne, Fraction, NotNegative, Positive
-from sslzoo.rng import generator
+from sslzoo.rng import derive_seed, generator
 from sslzoo_probes.frozen import percent
 
 Pool = Literal["mean", "mean4", "class", "class4"]
@@ -36,8 +37,8 @@ class Heads:
     The protocol of VISSL that the I-JEPA paper follows (Assran et al. 2023, appendix A): features of the last block or
     the last four, with the final norm on each; means over patches, or the class token; a linear layer, or batch norm
     and a linear layer; SGD with Nesterov momentum, rates per 256 images, divided by 10 at 0.3, 0.6 and 0.9 of the
-    epochs, or a cosine. No decay on biases and batch norms. It differs in that features are extracted once, without
-    augmentation, and in SGD in the place of LARS.
+    epochs, or a cosine. No decay on biases and batch norms. By default it differs in that features are extracted once,
+    without augmentation, and in SGD in the place of LARS; `augment` and `optimizer` have the published ways.
 
     Figures, for each task in percent: top1 of the head that was best on held-out images, with `held-out`, its score
     there, and its lr, penalty, norm (1 or 0) and features (place in the list); and best-of-K, the best of all K heads
@@ -51,7 +52,10 @@ class Heads:
         epochs: passes over the training images.
         batch: images of a step.
         schedule: how rates fall.
-        momentum: Nesterov's.
+        optimizer: sgd (with Nesterov momentum), or lars (timm's; rates of weights follow their norms).
+        momentum: of either.
+        augment: extract the training features anew in each epoch, through `evaluate.augment`: as many passes of the
+            encoder as epochs. Heads are chosen on features without it.
         held_out: share of the training images that choose between heads, and train none.
     """
 
@@ -65,13 +69,15 @@ class Heads:
         epochs: Annotated[int, Field(ge=1, le=10**5)] = 50,
         batch: Annotated[int, Field(ge=2, le=2**20)] = 256,
         schedule: Literal["steps", "cosine"] = "steps",
+        optimizer: Literal["sgd", "lars"] = "sgd",
         momentum: BelowOne = 0.9,
+        augment: bool = False,
         held_out: Fraction = 0.1,
     ) -> None:
         self.pools = tuple(dict.fromkeys(features))
         self.kinds = [Kind(*one) for one in product(self.pools, dict.fromkeys(norms), lrs, penalties)]
         self.epochs, self.batch, self.schedule, self.momentum = epochs, batch, schedule, momentum
-        self.held_out = held_out
+        self.optimizer, self.augment, self.held_out = optimizer, augment, held_out
 
     def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float | Tensor]:
         """{"task/top1": percent, "task/held-out": ..., "task/best-of-K": ..., "task/correct": bool [n], ...}."""
@@ -101,29 +107,43 @@ class Heads:
         for head in heads:
             head.to(train.device).train()
         groups = [group for kind, head in zip(self.kinds, heads, strict=True) for group in self._groups(kind, head)]
-        solver = torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.momentum > 0)
+        solver = self._solver(groups)
         rates = [group["lr"] for group in solver.param_groups]
-        for done, rows in self._batches(used, seed):
-            for group, rate in zip(solver.param_groups, rates, strict=True):
-                group["lr"] = rate * self._factor(done)
-            x = {name: train.pools[name][rows].to(train.device).float() for name in self.pools}
-            y = train.labels[task][rows].to(train.device)
-            solver.zero_grad()
-            losses = [F.cross_entropy(head(x[kind.features]), y) for kind, head in zip(self.kinds, heads, strict=True)]
-            torch.stack(losses).sum().backward()
-            solver.step()
+        for epoch in range(self.epochs):
+            pools = self._seen(train, derive_seed(seed, "heads", "augment", epoch))
+            for done, rows in self._batches(used, epoch, seed):
+                for group, rate in zip(solver.param_groups, rates, strict=True):
+                    group["lr"] = rate * self._factor(done)
+                x = {name: pools[name][rows].to(train.device).float() for name in self.pools}
+                y = train.labels[task][rows].to(train.device)
+                solver.zero_grad()
+                told = [head(x[kind.features]) for kind, head in zip(self.kinds, heads, strict=True)]
+                torch.stack([F.cross_entropy(one, y) for one in told]).sum().backward()
+                solver.step()
         return heads
+
+    def _seen(self, train: Features, seed: int) -> Mapping[str, Tensor]:
+        """Training features of an epoch."""
+        if not self.augment:
+            return train.pools
+        if train.images is None or not train.images.augmented:
+            raise RunError("augment: the section evaluate needs a key augment, a view with randomness")
+        return train.images.pools(self.pools, seed)
+
+    def _solver(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if self.optimizer == "lars":
+            return Lars([one | {"always_adapt": one["adapt"]} for one in groups], momentum=self.momentum)  # pyright: ignore
+        return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.momentum > 0)
 
     def _numbered(self) -> Iterator[tuple[int, Kind]]:
         return iter(enumerate(self.kinds))
 
-    def _batches(self, used: Tensor, seed: int) -> Iterator[tuple[float, Tensor]]:
+    def _batches(self, used: Tensor, epoch: int, seed: int) -> Iterator[tuple[float, Tensor]]:
         """The share of training that is done, and the rows of a step; a last row alone is left out (batch norm)."""
-        for epoch in range(self.epochs):
-            shuffled = used[torch.randperm(len(used), generator=generator(seed, "heads", epoch))]
-            parts = [part for part in shuffled.split(self.batch) if len(part) > 1]
-            for place, part in enumerate(parts):
-                yield (epoch + place / len(parts)) / self.epochs, part
+        shuffled = used[torch.randperm(len(used), generator=generator(seed, "heads", epoch))]
+        parts = [part for part in shuffled.split(self.batch) if len(part) > 1]
+        for place, part in enumerate(parts):
+            yield (epoch + place / len(parts)) / self.epochs, part
 
     def _factor(self, done: float) -> float:
         if self.schedule == "cosine":
@@ -132,8 +152,9 @@ class Heads:
 
     def _groups(self, kind: Kind, head: nn.Module) -> Iterator[dict[str, Any]]:
         lr = kind.lr * self.batch / 256
-        yield {"params": [p for p in head.parameters() if p.ndim > 1], "lr": lr, "weight_decay": kind.penalty}
-        yield {"params": [p for p in head.parameters() if p.ndim == 1], "lr": lr, "weight_decay": 0.0}
+        matrices, vectors = ([p for p in head.parameters() if (p.ndim > 1) is many] for many in (True, False))
+        yield {"params": matrices, "lr": lr, "weight_decay": kind.penalty, "adapt": True}
+        yield {"params": vectors, "lr": lr, "weight_decay": 0.0, "adapt": False}
 
 
 def _head(kind: Kind, width: int, classes: int, seed: int) -> nn.Module:

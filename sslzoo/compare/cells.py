@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def here(study: Study, jobs: int, console: Console) -> None:
         with Live(console=console, refresh_per_second=2, transient=True, auto_refresh=False) as live:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running.append(_start(waiting.pop(0)))
+                    running.append(_start(waiting.pop(0), jobs))
                 time.sleep(LOOK)
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
@@ -105,11 +106,13 @@ def here(study: Study, jobs: int, console: Console) -> None:
         )
 
 
-def _start(cell: Cell) -> Running:
+def _start(cell: Cell, jobs: int) -> Running:
+    """A cell in a process of its own; of several at a time, each has its share of the cores."""
+    share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))} if jobs > 1 else {}
     log = (cell.folder / "output.txt").open("ab")
     command = [sys.executable, "-m", "sslzoo", "train", str(cell.folder), "--no-evaluate"]
     with log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=share | os.environ)
     return Running(cell, process)
 
 

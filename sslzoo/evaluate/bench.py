@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sslzoo.contracts import CPU, Dataset, View
 from sslzoo.errors import Problem, RecipeError, RunError
 from sslzoo.evaluate.features import extract
+from sslzoo.evaluate.images import Images
 from sslzoo.evaluate.kept import Kept
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import build_method, make
@@ -38,6 +39,7 @@ class Bench:
     train: Dataset
     test: Dataset  # its classes numbered as those of train
     view: View
+    augment: View | None  # with randomness, for probes that train on images
     probes: Mapping[str, Any]
     bf16: bool
     workers: int
@@ -57,6 +59,11 @@ class Bench:
             depends = [asked["layers"], asked["pools"], device.type]
             train = kept.get(encoder, ["train", *depends], device, make(self.train))
             test = kept.get(encoder, ["test", *depends], device, make(self.test))
+        behind = [self.settings.batch, self.workers, self.bf16, kept]
+        train, test = (
+            replace(one, images=Images(encoder, data, self.view, self.augment, device, *behind))
+            for one, data in ((train, self.train), (test, self.test))
+        )
         found = {
             f"{name}/{figure}": value
             for name, probe in self.probes.items()
@@ -85,6 +92,7 @@ class Bench:
             "precision": "bf16" if self.bf16 else "fp32",
             "data": data,
             "view": full["view"],
+            **({"augment": full["augment"]} if full.get("augment") else {}),
             "probes": {name: full["probes"][name] for name in self.probes},
             "remarks": list(self.remarks),
         }
@@ -128,6 +136,7 @@ def bench(
     train: Any = one("datasets", settings.train, "evaluate.train")
     test: Any = one("datasets", settings.test, "evaluate.test")
     view = one("views", settings.view, "evaluate.view")
+    augment = None if settings.augment is None else one("views", settings.augment, "evaluate.augment")
     probes = {
         name: one("probes", spec, f"evaluate.probes.{name}")
         for name, spec in settings.probes.items()
@@ -139,7 +148,7 @@ def bench(
     if problems or train is None or test is None:
         raise refused(recipe, problems)
     run = settled(recipe, World(device=device), folder, say).run
-    return Bench(settings, train, test, view, probes, run.precision == "bf16", run.workers, tuple(remarks))
+    return Bench(settings, train, test, view, augment, probes, run.precision == "bf16", run.workers, tuple(remarks))
 
 
 def matched(train: Dataset, test: Dataset, problems: list[Problem], remarks: list[str]) -> Dataset:

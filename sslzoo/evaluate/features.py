@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,16 +23,17 @@ POOLS = ("mean", "mean4", "class", "class4")
 
 
 class _Pages(TorchDataset[tuple[Tensor, Labels] | RunError]):
-    """Views of images with their labels, some at a time, in order; an unreadable image is an error here."""
+    """Views of images with their labels, some at a time; an unreadable image is an error here."""
 
-    def __init__(self, data: Dataset, view: View) -> None:
+    def __init__(self, data: Dataset, view: View, seed: int | None = None) -> None:
         self.data, self.view = data, view
+        self.words: tuple[int | str, ...] = ("evaluate",) if seed is None else (seed, "augment")
 
-    def __getitem__(self, numbers: range) -> tuple[Tensor, Labels] | RunError:
+    def __getitem__(self, numbers: Sequence[int]) -> tuple[Tensor, Labels] | RunError:
         pixels: list[Tensor] = []
         for i in numbers:
             try:
-                pixels.append(look(self.view, read(self.data, i), derive_seed("evaluate", i))[0])
+                pixels.append(look(self.view, read(self.data, i), derive_seed(*self.words, i))[0])
             except ImageError as error:  # returned, not raised: from a worker it would come with the worker's traceback
                 return RunError(f"image {i} to evaluate on cannot be read: {error}")
         numbered = [self.data.label(i) for i in numbers]
@@ -47,6 +48,25 @@ class _Pages(TorchDataset[tuple[Tensor, Labels] | RunError]):
         return torch.stack(pixels), labels
 
 
+def pages(
+    data: Dataset, view: View, batches: Sequence[Sequence[int]], workers: int, seed: int | None = None
+) -> Iterator[tuple[Tensor, Labels]]:
+    """Views of images and their labels, batch after batch; a view with randomness draws by seed and image.
+
+    Raises:
+        RunError: an image cannot be read, or has a label outside its classes.
+    """
+    loader = DataLoader(
+        _Pages(data, view, seed),
+        batch_size=None,
+        sampler=batches,  # pyright: ignore[reportArgumentType] - what torch itself does with one
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )
+    for page in loader:
+        yield passed(page)
+
+
 @torch.no_grad()
 def extract(
     encoder: nn.Module,
@@ -59,11 +79,13 @@ def extract(
     workers: int = 0,
     bf16: bool = False,
     pools: Sequence[str] = (),
+    seed: int | None = None,
 ) -> Features:
     """Features of every image of a data set, in order, from an encoder in eval mode: x [n d], fp32 on the CPU.
 
     With `layers` 0 the encoder's own summary; else the means over patches of its last blocks, side by side
-    [n layers*d]. `pools` are asked for beside it (`contracts.Probe`). Memory: 4 n d bytes for each, and a batch.
+    [n layers*d]. `pools` are asked for beside it (`contracts.Probe`). A view with randomness draws by `seed` and image.
+    Memory: 4 n d bytes for each, and a batch.
 
     Raises:
         RunError: an image cannot be read, or the data set has no labels, or one outside its classes; or the encoder has
@@ -72,19 +94,12 @@ def extract(
     if not data.tasks:
         raise RunError("the data set has no labels to probe: it names no tasks")
     count = len(data)
-    loader = DataLoader(
-        _Pages(data, view),
-        batch_size=None,
-        sampler=[range(start, min(start + batch, count)) for start in range(0, count, batch)],
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-    )
+    batches = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
     kept: dict[str, Tensor] = {}
     done, deep = 0, max([layers, *(4 for name in pools if name.endswith("4"))])
     labels = {task: torch.zeros(count, dtype=torch.long) for task in data.tasks}
     with evaluating(encoder), eager():
-        for page in loader:
-            pixels, classes = passed(page)
+        for pixels, classes in pages(data, view, batches, workers, seed):
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 tokens = encoder(ready(view, pixels.to(device)), None, deep)
                 found = {name: pooled(encoder, tokens, name) for name in pools}

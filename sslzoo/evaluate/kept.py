@@ -59,6 +59,10 @@ class Kept:
             hashed.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return hashed.hexdigest()[:32]
 
+    def half(self, encoder: nn.Module, name: str) -> Path:
+        """The file of what a long probe has done so far; none of those that go when the folder grows."""
+        return self.folder / f"{self.key(encoder, ['half', name])}.half"
+
     def _keep(self, path: Path, features: Features) -> None:
         """Writes features, whole or not at all; a folder that cannot be written is no fault of an evaluation."""
         tensors = {"x": features.x}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sslzoo.contracts import Features
 from sslzoo.errors import ImageError, Problem, RecipeError, RunError, shown
 from sslzoo.evaluate.bench import Bench, asked_pools, bench, refused
+from sslzoo.evaluate.drawn import drawn
 from sslzoo.evaluate.features import pooled
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import build_method, make
@@ -43,10 +45,11 @@ def rehearse(recipe: Recipe, installed: Catalogue, *, data: bool = True) -> tupl
             problems += error.problems
         else:
             problems += _first_images(opened)
-    tokens, found = _network(recipe, installed, settings)
+    network, found = _network(recipe, installed, settings)
     problems += found
     for name, spec in settings.probes.items():
-        problems += _probe(installed, f"evaluate.probes.{name}", spec, tokens)
+        augmented = settings.augment is not None
+        problems += _probe(installed, f"evaluate.probes.{name}", spec, network, augmented=augmented)
     if problems:
         known = {(problem.place, problem.message): problem for problem in problems}  # bench tells some of them too
         raise refused(recipe, list(known.values()))
@@ -83,13 +86,24 @@ def _absent(path: Path) -> list[str]:
         return [f"{shown(str(there))} cannot be looked at: {error.strerror}"]
 
 
-Read = Callable[[str], Any]  # features by the name of a pool, of no numbers
+@dataclass(frozen=True)
+class Network:
+    """An encoder on the meta device, that gave tokens: shapes, and no numbers."""
+
+    encoder: Any
+    pixels: Tensor
+
+    def read(self, name: str) -> Tensor:
+        """Features by the name of a pool."""
+        return pooled(self.encoder, self.encoder(self.pixels, None, 4 if name.endswith("4") else 0), name)
 
 
-def _network(recipe: Recipe, installed: Catalogue, settings: Evaluate) -> tuple[Read | None, list[Problem]]:
-    """On the meta device: shapes, and no numbers. Gives what reads pools from its tokens, if it gave any."""
+def _network(recipe: Recipe, installed: Catalogue, settings: Evaluate) -> tuple[Network | None, list[Problem]]:
+    """The network that will be evaluated, if it gives tokens of the view."""
     try:
         view = make(installed, "views", settings.view, place="evaluate.view")
+        spec = settings.augment
+        more = view if spec is None else make(installed, "views", spec, place="evaluate.augment")
     except RecipeError as error:
         return None, list(error.problems)
     with torch.device("meta"):
@@ -102,6 +116,8 @@ def _network(recipe: Recipe, installed: Catalogue, settings: Evaluate) -> tuple[
         encoder.grid(view.size)
     except ValueError as error:
         return None, [Problem("evaluate.view", str(error))]
+    if tuple(more.size) != tuple(view.size):
+        return None, [Problem("evaluate.augment", f"its size is {more.size}, that of evaluate.view {view.size}")]
     depth = len(encoder.blocks)
     if settings.layers > depth:
         return None, [Problem("evaluate.layers", f"found {settings.layers}; the encoder has {depth} blocks")]
@@ -114,10 +130,12 @@ def _network(recipe: Recipe, installed: Catalogue, settings: Evaluate) -> tuple[
     if len(tokens.layers) != settings.layers:
         text = f"found {settings.layers}; the encoder gives the outputs of {len(tokens.layers)} blocks"
         return None, [Problem("evaluate.layers", text)]
-    return lambda name: pooled(encoder, encoder(pixels, None, 4 if name.endswith("4") else 0), name), []
+    return Network(encoder, pixels), []
 
 
-def _probe(installed: Catalogue, place: str, spec: Mapping[str, Any], read: Read | None) -> list[Problem]:
+def _probe(
+    installed: Catalogue, place: str, spec: Mapping[str, Any], network: Network | None, *, augmented: bool
+) -> list[Problem]:
     """A probe on drawn features, of as many rows as `verify` takes."""
     try:
         probe = make(installed, "probes", spec, place=place)
@@ -125,17 +143,21 @@ def _probe(installed: Catalogue, place: str, spec: Mapping[str, Any], read: Read
         return list(error.problems)
     pools = asked_pools([probe])
     try:
-        with torch.no_grad():
-            _ = [read(name) for name in pools] if read is not None else []
+        if network is not None:
+            getattr(probe, "check", lambda _: None)(network.encoder)
+            with torch.no_grad():
+                _ = [network.read(name) for name in pools]
     except (RunError, ValueError) as error:
         return [Problem(place, str(error))]
     rng = torch.Generator().manual_seed(0)
-    drawn = []
-    for rows in (200, 100):
-        x, y = torch.randn(rows, 16, generator=rng), torch.randint(4, (rows,), generator=rng)
-        drawn.append(Features(x, {"kind": y}, {"kind": 4}, pools=dict.fromkeys(pools, x)))
+    train, test = (
+        drawn(torch.randn(rows, 16, generator=rng), torch.randint(4, (rows,), generator=rng), 4, augmented=augmented)
+        for rows in (200, 100)
+    )
     try:
-        probe(drawn[0], drawn[1], 0)
+        probe(train, test, 0)
+    except RunError as error:
+        return [Problem(place, str(error))]
     except Exception as error:  # a plugin's own mistake, or a setting that its constructor did not refuse
         return [Problem(place, f"failed on drawn features: {type(error).__name__}: {error}")]
     return []

@@ -128,6 +128,7 @@ class Evaluate(Keys):
     train: dict[str, Any]
     test: dict[str, Any]
     view: dict[str, Any]
+    augment: dict[str, Any] | None = None
     probes: dict[str, dict[str, Any]] = Field(min_length=1)
     network: str = "auto"
     layers: int = Field(0, ge=0, le=1000)
@@ -293,7 +294,7 @@ def keys(recipe: Recipe, installed: Catalogue) -> Iterator[Key]:
     sections = {"run": recipe.run, "evaluate": recipe.evaluate}
     for name, section in sections.items():
         for key, declared in type(section).model_fields.items() if section is not None else ():
-            if (name, key) not in (("evaluate", one) for one in ("train", "test", "view", "probes")):
+            if name != "evaluate" or key not in ("train", "test", "view", "augment", "probes"):
                 yield Key((name, key), signature.plain(getattr(section, key)), declared)
 
 
@@ -382,6 +383,8 @@ def _specs(tree: Mapping[str, Any], evaluate: Evaluate | None) -> Iterator[tuple
         yield "evaluate.train", "datasets", evaluate.train
         yield "evaluate.test", "datasets", evaluate.test
         yield "evaluate.view", "views", evaluate.view
+        if evaluate.augment is not None:
+            yield "evaluate.augment", "views", evaluate.augment
         for name, spec in evaluate.probes.items():
             yield f"evaluate.probes.{name}", "probes", spec
 

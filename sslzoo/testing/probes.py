@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.contracts import Features, Probe
+from sslzoo.evaluate.drawn import drawn
 from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
 
 
@@ -20,7 +21,7 @@ def _plain(rows: int, seed: int, *, clear: bool) -> Features:
     x = torch.randn(rows, 16, generator=rng)
     x = x * 0.1 + torch.eye(4, 16)[y] * 3 if clear else x
     x[:, -1] = 1.0  # a channel may be dead
-    return Features(x, {"kind": y}, {"kind": 4}, pools=dict.fromkeys(("mean", "mean4", "class", "class4"), x))
+    return drawn(x, y, 4)
 
 
 def _plainly(found: Mapping[str, float | Tensor]) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def reads(make: Make) -> str:
 
 @check(figures)
 def unchanged(make: Make) -> None:
-    """Features and labels stay as they were: other probes read them too."""
+    """Features, labels and the encoder stay as they were: other probes read them too."""
     given = _plain(200, 0, clear=False), _plain(100, 1, clear=False)
     make()(*given, 0)
     for which, after, before in zip(
@@ -88,6 +89,9 @@ def unchanged(make: Make) -> None:
     ):
         if not torch.equal(after.x, before.x) or not torch.equal(after.labels["kind"], before.labels["kind"]):
             raise Violation(f"{which} features and labels as they were", "changed in place", "200 and 100 images")
+        theirs = [one.images.encoder.state_dict() for one in (after, before) if one.images is not None]
+        if wrong := [name for name in theirs[0] if not torch.equal(theirs[0][name], theirs[1][name])]:
+            raise Violation("the encoder as it was", f"{wrong[0]} changed: train a copy", "200 and 100 images")
 
 
 @check(figures)
@@ -98,9 +102,7 @@ def alone(make: Make) -> None:
     if not isinstance(whole, Tensor):
         raise Skip("it gives no correct")
     few = slice(30, 60)
-    pools = {name: rows[few] for name, rows in test.pools.items()}
-    some = replace(test, x=test.x[few], labels={"kind": test.labels["kind"][few]}, pools=pools)
-    part = make()(train, some, 0)["kind/correct"]
+    part = make()(train, drawn(test.x[few], test.labels["kind"][few], 4), 0)["kind/correct"]
     if not torch.equal(whole[30:60], torch.as_tensor(part)):
         raise Violation(
             "the same answers",

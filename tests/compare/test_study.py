@@ -1,12 +1,16 @@
 """Studies: what is held equal, what scales with a length, and what is refused."""
 
 import math
+import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
 from made_up import TREE
+from rich.console import Console
 
-from sslzoo.compare import records, study
+from sslzoo.compare import cells, records, study
 from sslzoo.compare.budget import Budget, Cost, _follows, steps_for
 from sslzoo.errors import UserError
 
@@ -105,3 +109,44 @@ def test_single_runs_of_one_recipe_name_are_called_by_their_folders(tmp_path):
         "precision=fp32": [0, 1],
         "precision=bf16": [0],
     }
+
+
+def test_cells_run_as_many_at_a_time_as_asked_and_what_runs_is_saved_when_one_is_stopped(tmp_path, monkeypatch):
+    read = study.read(write(tmp_path), tmp_path / "out")
+    at_once, started, live = [], [], []
+
+    def start(cell, jobs):
+        started.append((cell, jobs))
+        words = "import time; time.sleep(0.3)" if len(started) < 4 else "raise SystemExit(3)"
+        live.append(subprocess.Popen([sys.executable, "-c", words]))
+        at_once.append(sum(one.poll() is None for one in live))
+        return cells.Running(cell, live[-1])
+
+    monkeypatch.setattr(cells, "_start", start)
+    monkeypatch.setattr(cells, "LOOK", 0.02)
+    with pytest.raises(UserError, match="1 of 4 cells failed: random, seed 1"):
+        cells.here(read, 3, Console(quiet=True))
+    assert [cell for cell, _ in started] == list(read.cells)
+    assert max(at_once) == 3
+    assert {jobs for _, jobs in started} == {3}
+
+    started.clear()
+    live.clear()
+    monkeypatch.setattr(cells.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(UserError, match="the same command goes on"):
+        cells.here(read, 2, Console(quiet=True))
+    assert [one.returncode for one in live] == [-signal.SIGTERM] * 2  # told to save, and waited for
+
+
+def test_a_cell_of_several_has_its_share_of_the_cores(tmp_path, monkeypatch):
+    (cell, *_) = study.read(write(tmp_path), tmp_path / "out").cells
+    cell.folder.mkdir(parents=True)
+    given = []
+    monkeypatch.setattr(cells.subprocess, "Popen", lambda *_, env, **__: given.append(env.get("OMP_NUM_THREADS")))
+    monkeypatch.setattr(cells.os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for jobs in (1, 3, 99):
+        cells._start(cell, jobs)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    cells._start(cell, 3)
+    assert given == [None, "5", "1", "2"]

@@ -130,6 +130,7 @@ KEYS = {
     "vit-rope": {**SMALL, "patch": 8},
     "scenes": {"length": 50, "size": 32},
     "few": {"shots": 5},
+    "finetune": {"epochs": 25, "warmup": 2},
 }
 PARTS = catalogue().parts
 SHIPPED = [(family, name) for family in testing.FAMILIES for name in PARTS[family]]
