@@ -17,6 +17,7 @@ from rich.table import Table
 
 from sslzoo.compare.study import Cell, Study
 from sslzoo.errors import RunError, UserError
+from sslzoo.launch import slurm
 from sslzoo.launch.state import State
 from sslzoo.launch.submit import Asked, Element, submit
 from sslzoo.recipe.compare import claim, refuse
@@ -147,11 +148,15 @@ def progress(study: Study) -> Table:
 
 
 def on_cluster(study: Study, asked: Asked, words: Sequence[str], say: Say) -> None:
-    """Submits what is left of a study as one job array."""
-    left = prepare(study)
-    if not left:
-        say("every cell is done")
+    """Submits what is left of a study as one job array; not while some of it waits or runs, for they share the code."""
+    launched = [State(cell.folder).launch.get("job", "") for cell in study.cells if not is_done(cell)]
+    active = [job for job, answer in slurm.ask(launched).items() if not answer.ended]
+    if active:
+        arrays = ", ".join(dict.fromkeys(job.split("_")[0] for job in active))
+        say(f"{len(active)} of {len(study.cells)} cells are queued or running as job {arrays}; nothing was submitted")
+        say(f"`sslzoo status {study.folder}` follows them; when they have ended, the same command goes on")
         return
+    left = prepare(study)
     jobs = submit([Element(cell.folder, cell.recipe, cell.installed) for cell in left], asked, words)
     array = jobs[0].split("_")[0]
     say(f"submitted {len(jobs)} cells as job {array}; the same command compares them when they are done")

@@ -59,7 +59,9 @@ def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str) ->
     names = list(found)
     some = list(next(iter(found.values()), {}))
     with rc_context(SVG):
-        page = Figure(figsize=(10, 0.9 + 0.34 * max(1, len(names)) * ((len(some) + 2) // 3)), layout="constrained")
+        page = Figure(
+            figsize=(10, (0.75 + 0.28 * max(1, len(names))) * max(1, -(-len(some) // 3))), layout="constrained"
+        )
         across = min(3, max(1, len(some)))
         grid = page.subplots(max(1, -(-len(some) // across)), across, squeeze=False, sharey=True).flatten()
         for ax, what in zip(grid, some, strict=False):

@@ -14,6 +14,7 @@ CLOSE = 0.02  # relative; costs nearer than this are equal
 SLOW = 0.1  # relative; device time is noisy
 KEPT = 0.05  # share of its starting weights that a teacher may keep
 WARM = 0.2  # share of a run that may be warm-up
+LONG = ("evaluation", "training data")  # sections of the page tell them in full
 OWN = ("name", "run.seed", "plugins")  # what tells runs apart, and no question
 # Which keys of a recipe say how it is run or told, not what is learnt.
 HOW = (
@@ -56,7 +57,7 @@ def box(variants: Mapping[str, Sequence[Record]], named: Mapping[str, Iterable[s
     Args:
         variants: records by variant.
         named: places of the recipe that a study names, by variant; empty where runs were not made by a study.
-        held: what the budget held equal; other costs then differ by design, and are told beside the question.
+        held: what the budget held equal.
     """
     found = Box()
     if not variants:
@@ -123,7 +124,7 @@ def _fact(found: Box, variants: Mapping[str, Sequence[Record]], what: str, value
     shown = {name: ", ".join(some) for name, some in values.items()}
     alike = len({one for some in values.values() for one in some}) == 1
     if alike:
-        found.same.append(_alike(what, shown))
+        found.same.append(Finding(what, {"all": "as told below"}) if what in LONG else _alike(what, shown))
     else:
         found.unfair.append(Finding(what, {name: _short(text, 160) for name, text in shown.items()}))
 

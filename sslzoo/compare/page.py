@@ -9,7 +9,7 @@ from pathlib import Path
 from sslzoo.compare import charts
 from sslzoo.compare.fairness import Box, count
 from sslzoo.compare.records import Record
-from sslzoo.compare.statistics import wording
+from sslzoo.compare.statistics import Summary, wording
 from sslzoo.compare.table import Comparison, verdict
 from sslzoo.errors import UserError
 from sslzoo.report import html, insides
@@ -59,30 +59,38 @@ def opened_looks(variants: Mapping[str, Sequence[Record]]) -> tuple[list[Look], 
 
 
 def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison):
-    if found.figures:
-        rows = []
-        for name, figures in found.summaries.items():
-            row = [Cell(name, name)]
-            for what in found.figures:
-                one = figures[what]
-                spread = "" if one.std is None else f" ± {one.std:.1f}"
-                row.append(Cell(f"{one.mean:.1f}{spread}", one.mean))
-            rows.append(row)
-        note = "Top-1 in percent on test images: mean ± standard deviation over seeds."
-        yield Table("Figures", note, ["variant", *found.figures], rows)
-    if found.differences:
-        rows = [
-            [Cell(name, name), *(Cell(wording(one[what]), one[what].mean) for what in found.figures)]
-            for name, one in found.differences.items()
-        ]
+    for network in found.networks:
+        own = [what for what in found.figures if what.startswith(f"{network} ")]
+        names = [what.removeprefix(f"{network} ") for what in own]
+        rows = [[Cell(name, name), *(_spread(one[what]) for what in own)] for name, one in found.summaries.items()]
+        levels = {what: _levels(variants, network, key) for what, key in zip(own, names, strict=True)}
+        for line in ("untrained", "chance"):
+            if all(line in levels[what] for what in own):
+                known = [levels[what][line] for what in own]
+                rows.append([Cell(f"({line})", f"~{line}"), *(Cell(f"{x:.1f}", x) for x in known)])
         note = (
-            f"Points of percent above {found.baseline}, paired by seed; 95 % interval by a bootstrap over seeds and "
-            "test images; p of a paired t-test over seeds, corrected by Holm's method for all cells of this table."
+            "Top-1 in percent on test images: mean ± standard deviation over seeds. Untrained: the mean of the same "
+            "encoders before training. Chance: the commonest class."
         )
-        yield Table("Differences", note, ["variant", *found.figures], rows)
+        yield Table(f"Figures of the {network}", note, ["variant", *names], rows)
+        if found.differences:
+            rows = [
+                [Cell(name, name), *(Cell(wording(one[what]), one[what].mean) for what in own)]
+                for name, one in found.differences.items()
+            ]
+            note = (
+                f"Points of percent above {found.baseline}, paired by seed; 95 % interval by a bootstrap over seeds "
+                "and test images; p of a paired t-test over seeds, corrected by Holm's method for all cells of all "
+                "tables of differences."
+            )
+            yield Table(f"Differences of the {network}", note, ["variant", *names], rows)
     rows = [_cost_row(name, records) for name, records in variants.items()]
-    head = ["variant", "images", "steps", "training FLOPs", "device s", "patch tokens", "parameters", "peak memory"]
+    head = ["variant", "images", "steps", "training FLOPs", "device s", "patch tokens", "parameters", "peak bytes"]
     yield Table("Cost", "Means over seeds. FLOPs: forward and backward, mean over mask draws.", head, rows)
+
+
+def _spread(one: Summary) -> Cell:
+    return Cell(f"{one.mean:.1f}" + ("" if one.std is None else f" ± {one.std:.1f}"), one.mean)
 
 
 def _cost_row(name: str, records: Sequence[Record]) -> list[Cell]:

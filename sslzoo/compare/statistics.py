@@ -78,13 +78,16 @@ def difference(
         why = f"{len(gaps)} seed{'s' if len(gaps) > 1 else ''}: a test needs at least {LEAST}"
         return Difference(float(gaps.mean()), None, None, None, values, why)
     low, high = _interval(gaps, correct, seed)
+    if np.ptp(gaps) == 0 and gaps[0] != 0:  # a coarse figure, not certainty: a t-test would say p 0
+        why = "all seeds differ by the same, so there is no spread to test against"
+        return Difference(float(gaps.mean()), low, high, None, values, why)
     return Difference(float(gaps.mean()), low, high, _paired_t(gaps), values)
 
 
 def _paired_t(gaps: Array) -> float:
-    """Two-sided p of a mean of pairs; where all pairs differ equally, there is no spread to test against."""
-    if np.ptp(gaps) == 0:
-        return 1.0 if gaps[0] == 0 else 0.0
+    """Two-sided p of a mean of pairs; of pairs that do not differ at all, 1."""
+    if not gaps.any():
+        return 1.0
     found: Any = stats.ttest_1samp(gaps, 0.0)
     return float(found.pvalue)
 
@@ -118,7 +121,9 @@ def holm(differences: Sequence[Difference]) -> list[Difference]:
 
 def wording(one: Difference) -> str:
     """In a person's words: `+2.1 [+0.4, +3.9], p 0.03`."""
-    if one.low is None or one.high is None or one.p is None:
+    if one.low is None or one.high is None:
         return f"{one.mean:+.1f}, no test: {one.why}"
+    if one.p is None:
+        return f"{one.mean:+.1f} [{one.low:+.1f}, {one.high:+.1f}], no test: {one.why}"
     p = "p < 0.001" if one.p < 0.001 else f"p {one.p:.2g}" if not math.isnan(one.p) else "p ?"
     return f"{one.mean:+.1f} [{one.low:+.1f}, {one.high:+.1f}], {p}"

@@ -81,7 +81,8 @@ def _common(ready: Mapping[str, Sequence[Record]]) -> list[str]:
                 if key.endswith("/top1")
             }
             sets.append(own)
-    return sorted(set.intersection(*sets)) if sets else []
+    common = set.intersection(*sets) if sets else set()
+    return sorted(common, key=lambda what: (not what.startswith("teacher "), what))  # the paper's network first
 
 
 def _value(one: Record, what: str, *, untrained: bool = False) -> float:
@@ -105,34 +106,43 @@ def _paired(ours: Sequence[Record], theirs: Sequence[Record], what: str) -> Diff
 
 
 def verdict(found: Comparison) -> list[str]:
-    """What may be said, in sentences."""
+    """What may be said, in sentences: one for each variant against the baseline, then what none has learned."""
     if not found.summaries:
         return ["No run is finished and evaluated, so there is nothing to compare yet."]
-    lines = []
-    for what in found.figures:
-        order = sorted(found.summaries, key=lambda name: -found.summaries[name][what].mean)
-        best = order[0]
-        mean = found.summaries[best][what].mean
-        words = f"{what}: {best} is highest with {mean:.1f} %"
-        against = found.differences.get(best, {}).get(what)
-        if best == found.baseline:
-            close = [name for name in order[1:] if name in found.differences and not found.differences[name][what].sure]
-            words += ", the baseline" + (
-                f"; not surely above {', '.join(close)}" if close else "; surely above all others"
-            )
-        elif against is not None and against.sure:
-            words += f", surely above {found.baseline} ({against.mean:+.1f} points, p {against.p:.2g})"
-        elif against is not None:
-            words += f", not surely above {found.baseline} ({against.mean:+.1f} points{_why(against)})"
-        lines.append(words + ".")
+    if not found.figures:
+        return ["The runs have no figure in common, so nothing is compared."]
+    lines = [_against(name, one, found.baseline) for name, one in found.differences.items()]
+    if found.baseline not in found.summaries:
+        lines.append(f"The baseline {found.baseline} has no finished run with figures, so nothing is compared with it.")
+    elif not lines:
+        lines.append(f"Only {found.baseline} has finished runs with figures, so there is nothing to compare it with.")
     unlearnt = [name for name, gains in found.gains.items() if gains and all(not gain > 0.5 for gain in gains.values())]
     if unlearnt:
         lines.append(f"Not above its untrained encoder on any figure: {', '.join(unlearnt)}.")
     return lines
 
 
-def _why(one: Difference) -> str:
-    return f"; {one.why}" if one.why else f", p {one.p:.2g}"
+def _against(name: str, differences: Mapping[str, Difference], baseline: str) -> str:
+    """Where a variant is surely higher or lower than the baseline; where it is not sure, the largest gap."""
+    sides = []
+    for word, sign in (("higher", 1), ("lower", -1)):
+        sure = {what: one for what, one in differences.items() if one.sure and one.mean * sign > 0}
+        if sure:
+            sides.append(f"surely {word} on " + ", ".join(f"{what} ({_points(one)})" for what, one in sure.items()))
+    rest = {what: one for what, one in differences.items() if not one.sure}
+    if not rest:
+        return f"{name} against {baseline}: {'; '.join(sides)}."
+    widest = max(rest, key=lambda what: abs(rest[what].mean))
+    many = f"any of {len(rest)} figures" if not sides else f"the other {len(rest)}"
+    words = f"no sure difference on {many} (the largest: {widest}, {_points(rest[widest])})"
+    why = {one.why for one in rest.values() if one.why}
+    words += f", not tested: {', '.join(sorted(why))}" if all(one.why for one in rest.values()) else ""
+    return f"{name} against {baseline}: {'; '.join([*sides, words])}."
+
+
+def _points(one: Difference) -> str:
+    p = "" if one.p is None else ", p < 0.001" if one.p < 0.001 else f", p {one.p:.2g}"
+    return f"{one.mean:+.1f} points{p}"
 
 
 def shown(found: Comparison) -> Table:

@@ -124,9 +124,8 @@ def _refuse_unwritable(folder: Path) -> None:
 
 
 def top_of(found: Sequence[Element]) -> Path:
-    """Where the code, scripts and logs of one run, or of all runs of a sweep, lie."""
-    folder = found[0].folder.resolve()
-    return folder if len(found) == 1 else folder.parent
+    """Where the code, scripts and logs of one run, or of all runs of a sweep or study, lie."""
+    return Path(os.path.commonpath([one.folder.resolve() for one in found]))
 
 
 def script(found: Sequence[Element], made: slurm.Plan) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sslzoo.compare.statistics import difference, holm, summary, told
+from sslzoo.compare.statistics import difference, holm, summary, wording
 
 
 def test_a_summary_is_mean_and_sample_deviation():
@@ -23,8 +23,17 @@ def test_below_three_seeds_no_test_is_made_and_the_reason_told():
     found = difference([71.0, 72.0], [70.0, 70.5])
     assert found.p is None
     assert found.low is None
-    assert "at least 3" in told(found)
+    assert "at least 3" in wording(found)
     assert found.mean == pytest.approx(1.25)
+
+
+def test_seeds_that_all_differ_by_the_same_prove_nothing():
+    # Of 200 test images three gaps of half a point are no wonder; a t-test without spread would say p 0.
+    found = difference([70.5, 71.0, 72.0], [70.0, 70.5, 71.5])
+    assert found.p is None
+    assert not found.sure
+    assert wording(found) == "+0.5 [+0.5, +0.5], no test: " + found.why
+    assert difference([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]).p == 1.0
 
 
 def test_what_is_no_pair_is_refused():

@@ -1,0 +1,77 @@
+"""What may be said of a table: what is sure, what is not, and what there is nothing to say of."""
+
+import warnings
+
+import pytest
+from made_up import evaluated, record
+
+from sslzoo.compare import charts
+from sslzoo.compare.page import _tables
+from sslzoo.compare.table import compare, verdict
+
+
+def runs(variant, values):
+    """Runs of a variant, a seed for each of its figures of two tasks."""
+    found = []
+    for seed, (x, y) in enumerate(values):
+        figures = {"knn/x/top1": x, "linear/y/top1": y}
+        columns = {"trained": figures, "untrained": {"knn/x/top1": 40.0, "linear/y/top1": 30.0}}
+        columns["chance"] = {"x": 10.0, "y": 20.0}
+        found.append(record(seed, variant=variant, evaluated=evaluated("teacher", figures=columns)))
+    return found
+
+
+BASE = [(50.0, 60.0), (51.0, 61.5), (52.0, 59.0)]
+
+
+def said(other):
+    return verdict(compare({"base": runs("base", BASE), "other": runs("other", other)}, "base"))
+
+
+def test_what_is_surely_higher_and_lower_is_named_and_the_rest_is_not_sure():
+    (line,) = said([(55.0, 55.0), (56.1, 56.4), (56.9, 54.1)])
+    assert line.startswith("other against base: surely higher on teacher knn/x (+5.0 points, p ")
+    assert "; surely lower on teacher linear/y (-5.0 points, p " in line
+    assert "no sure" not in line
+    (line,) = said([(55.0, 62.0), (56.1, 59.0), (56.9, 60.1)])
+    assert "; no sure difference on the other 1 (the largest: teacher linear/y, " in line
+    (line,) = said([(50.5, 62.0), (50.4, 59.0), (52.1, 60.1)])
+    assert line.startswith("other against base: no sure difference on any of 2 figures")
+
+
+def test_of_few_seeds_or_one_variant_nothing_is_said_to_be_sure():
+    (line,) = said([(90.0, 90.0), (91.0, 91.0)])
+    assert "not tested: 2 seeds: a test needs at least 3" in line
+    assert "surely" not in line.replace("no sure", "")
+    (line,) = verdict(compare({"base": runs("base", BASE)}, "base"))
+    assert line == "Only base has finished runs with figures, so there is nothing to compare it with."
+    (line,) = verdict(compare({"other": runs("other", BASE)}, "base"))
+    assert "The baseline base has no finished run" in line
+    assert "nothing to compare yet" in verdict(compare({}, "base"))[0]
+
+
+def test_an_encoder_that_learned_nothing_is_told():
+    lines = said([(40.0, 30.1), (40.2, 30.0), (39.0, 29.0)])
+    assert lines[-1] == "Not above its untrained encoder on any figure: other."
+
+
+def test_tables_have_untrained_and_chance_and_many_panels_have_room():
+    variants = {"base": runs("base", BASE), "other": runs("other", BASE)}
+    found = compare(variants, "base")
+    first = next(iter(_tables(variants, found)))
+    assert first.heading == "Figures of the teacher"
+    assert [[cell.text for cell in row] for row in first.rows[-2:]] == [
+        ["(untrained)", "40.0", "30.0"],
+        ["(chance)", "10.0", "20.0"],
+    ]
+    many = {f"teacher knn/{n}": found.differences["other"]["teacher knn/x"] for n in range(16)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns where panels have no room
+        assert charts.differences({"other": many}, "base").svg
+
+
+@pytest.mark.parametrize("order", [("student", "teacher"), ("teacher", "student")])
+def test_the_teachers_figures_come_first(order):
+    both = [evaluated(name, figures={"trained": {"knn/x/top1": 1.0}}) for name in order]
+    one = record(evaluated=both[0] | both[1])
+    assert compare({"base": [one]}, "base").networks == ("teacher", "student")
