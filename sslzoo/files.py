@@ -34,7 +34,7 @@ def whole(path: Path, *, lasting: bool = True) -> Iterator[Path]:
         try:
             yield beside
             if lasting:
-                _flush(beside)
+                flush(beside)
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
@@ -48,6 +48,14 @@ def write_whole(path: Path, text: str, *, lasting: bool = True) -> None:
     if not _holds(path, content):
         with whole(path, lasting=lasting) as beside:
             beside.write_bytes(content)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder with all that leads to it; raises RunError if that cannot be, as where a file has its name."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritten(path, error) from error
 
 
 def remove_torn(folder: Path) -> None:
@@ -146,7 +154,8 @@ def _holds(path: Path, content: bytes) -> bool:
         raise unwritten(path, error) from error
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Sees that a file, or the names in a folder, are on disk; raises OSError if they cannot be."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

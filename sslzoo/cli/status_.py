@@ -34,16 +34,17 @@ def command(folder: Path, as_json: bool) -> None:
     from shutil import get_terminal_size
 
     from sslzoo.cli import echo_folded, echo_json
+    from sslzoo.errors import printable
     from sslzoo.launch.follow import folders, rows
 
     found = rows(folders(folder))
     if as_json:
         echo_json([row.json() for row in found])
         return
-    click.echo(table(found, folder, get_terminal_size().columns))
+    click.echo(printable(table(found, folder, get_terminal_size().columns)))
     for row in found:
         if row.reason:
-            echo_folded(f"{row.run}: {row.reason}")
+            echo_folded(printable(f"{row.run}: {row.reason}"))
 
 
 def table(found: Sequence[Row], folder: Path, width: int) -> str:

@@ -62,10 +62,14 @@ def page_of_study(path: Path, asked: Asked) -> bool:
 
 def page_of_run(folder: Path) -> Path:
     """Writes the page of a run, the doctor's verdict first; returns where it lies."""
-    found = doctor.diagnose(records.read(folder))
+    record = records.read(folder)
+    warn = lambda text: click.echo(text, err=True)  # noqa: E731 - one word for two uses
+    for fault in record.faults:
+        warn(f"warning: {fault}")
+    found = doctor.diagnose(record)
     words = [f"Health: {found.verdict} ({'; '.join(found.evidence)})."]
     words += [f"To try: {'; or '.join(found.remedies)}."] if found.remedies else []
-    return run_page.of(folder, words)
+    return run_page.of(folder, words, warn)
 
 
 def _tell_study(read: study.Study, path: Path, asked: Asked) -> bool:

@@ -40,7 +40,8 @@ def evaluate(study: Study, console: Console) -> None:
 def _cell(cell: Cell, opened: Bench, study: Study, device: torch.device, console: Console) -> None:
     wanted, start = study.keys.networks, untrained(cell.recipe, cell.installed)
     conditions = opened.conditions(cell.recipe, cell.installed)
-    known = {one.network for one in records.evaluations(cell.folder) if one.holds(conditions)}
+    found = records.evaluations(cell.folder, cell.recipe.name, cell.recipe.run.seed)[0]
+    known = {one.network for one in found if one.holds(conditions)}
     missing = [name for name in encoders(start) if name not in known and wanted in ("all", records.kind(name))]
     if not missing:
         return

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from sslzoo import files
 from sslzoo.errors import RunError
+from sslzoo.evaluate import written
+from sslzoo.evaluate.written import Evaluation, plain
 from sslzoo.launch.state import State
 from sslzoo.progress import Progress
 from sslzoo.recipe.compare import leaves
@@ -107,7 +107,7 @@ class Record:
     @cached_property
     def figures(self) -> dict[str, Mapping[str, float]]:
         """Figures of the trained encoder, by kind of network: "probe/task/figure"."""
-        return {kind: _trained(one) for kind, one in self.evaluated.items()}
+        return {kind: one.columns[one.trained] for kind, one in self.evaluated.items()}
 
     @cached_property
     def untrained(self) -> dict[str, Mapping[str, float]]:
@@ -122,12 +122,7 @@ class Record:
     def correct(self, what: str) -> NDArray[np.bool_] | None:
         """Whether each test image was told right, for "NETWORK probe/task"; None where it was not kept."""
         kind, _, key = what.partition(" ")
-        path = self.evaluated[kind].path.with_suffix(".safetensors")
-        name = f"{_column(self.evaluated[kind])}/{key}/correct"
-        try:
-            return load_file(path)[name]
-        except (OSError, SafetensorError, KeyError):
-            return None
+        return self.evaluated[kind].correct(key)
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -137,14 +132,14 @@ class Record:
     @property
     def evaluation(self) -> str:
         """Data, view, probes and pooling of the evaluation, as one line."""
-        settings = {_plain(one.settings) for one in self.evaluated.values()}
+        settings = {plain(one.settings) for one in self.evaluated.values()}
         return "; ".join(sorted(settings)) or "none"
 
     @property
     def data(self) -> str:
         """The training set, with its fingerprint."""
         found = self.facts.get("data")
-        return _plain(self.tree["data"]) + (f", identity {_plain(found)}" if found else "")
+        return plain(self.tree["data"]) + (f", identity {plain(found)}" if found else "")
 
     @property
     def versions(self) -> str:
@@ -174,15 +169,15 @@ def read(folder: Path, variant: str = "") -> Record:
     state, (lines, torn) = State(folder), Folder(folder).metrics.found()
     now, attempts = state.now, state.attempts
     last = int(lines[-1]["step"]) if lines else 0
-    evaluations_, bad = _evaluations(folder)
     facts = next((one["facts"] for one in reversed(attempts) if _are_facts(one.get("facts"))), {})
     rows, changed = files.read_rows(folder / "data.jsonl", files.typed(images=int, fingerprint=str))
     known = [row for row in rows if "fingerprint" in row]
     facts = facts | {"peak_memory": now.get("peak_memory")} | ({"data": known[-1]} if known else {})
-    faults = tuple(one for one in (*state.faults, torn, changed, *bad) if one)
     try:
+        evaluated, bad = evaluations(folder, tree["name"], tree["run"]["seed"])
+        faults = tuple(one for one in (*state.faults, torn, changed, *bad) if one)
         step, steps = now.get("step") or last, int(now.get("steps") or tree["run"].get("steps") or last)
-        found = {kind(one.network): one for one in evaluations_ if one.step == step}
+        found = {kind(one.network): one for one in evaluated if one.step == step}
         name, own = variant or str(tree["name"]), now.get("state", "not started")
         made = Record(
             folder, name, int(tree["run"]["seed"]), tree, own, step, steps, facts, tuple(lines), found, faults
@@ -223,45 +218,9 @@ def _by_difference(leaves: list[dict[str, Any]]) -> list[str]:
     return names
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """One file of figures of a run folder."""
-
-    path: Path
-    network: str
-    step: int
-    content: Mapping[str, Any]
-
-    def holds(self, conditions: Mapping[str, Any]) -> bool:
-        """Whether its figures were made with these data, view, probes and pooling."""
-        return all(_plain(self.content.get(key)) == _plain(value) for key, value in conditions.items())
-
-    @property
-    def columns(self) -> Mapping[str, Mapping[str, float]]:
-        """Figures of the trained and the untrained encoder, and chance."""
-        return self.content["figures"]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything its figures depend on beside the encoder."""
-        own = ("figures", "run", "step", "network", "run_seed", "versions", "time")
-        return {key: value for key, value in self.content.items() if key not in own}
-
-
-def evaluations(folder: Path) -> list[Evaluation]:
-    """Every evaluation of the newest step that was evaluated, oldest first; damaged files are passed over."""
-    return _evaluations(folder)[0]
-
-
-def _evaluations(folder: Path) -> tuple[list[Evaluation], list[str]]:
-    """As `evaluations`; and a sentence for each damaged file."""
-    found, faults = [], []
-    for path in sorted((folder / "eval").glob("*.json"), key=lambda path: path.lstat().st_mtime):
-        content, fault = files.read_object(path, _is_evaluation)
-        if content:
-            found.append(Evaluation(path, content["network"], content["step"], content))
-        else:
-            faults.append(fault or f"{path} leads nowhere")
+def evaluations(folder: Path, name: str, seed: int) -> tuple[list[Evaluation], list[str]]:
+    """Every evaluation of the newest step that was evaluated, oldest first; and a sentence for each wrong file."""
+    found, faults = written.read(folder, name, seed)
     last = max((one.step for one in found), default=0)
     return [one for one in found if one.step == last], faults
 
@@ -274,33 +233,6 @@ def _are_facts(row: Any) -> bool:
     return bool(row) and _FACTS(row) and _FACTS_TOO(row)
 
 
-_EVALUATION = files.typed(network=str, step=int, figures=dict)
-
-
-def _is_evaluation(row: dict[str, Any]) -> bool:
-    return (
-        _EVALUATION(row)
-        and {"network", "step", "figures"} <= row.keys()
-        and None not in (row["network"], row["step"], row["figures"] or None)
-        and all(
-            isinstance(column, dict) and all(value is None or type(value) in (int, float) for value in column.values())
-            for column in row["figures"].values()
-        )
-    )
-
-
-def _column(one: Evaluation) -> str:
-    return "trained" if "trained" in one.columns else next(iter(one.columns))
-
-
-def _trained(one: Evaluation) -> Mapping[str, float]:
-    return one.columns[_column(one)]
-
-
 def kind(network: str) -> str:
     """Teacher or student, so that networks of one kind are compared whatever a recipe calls them."""
     return "student" if network == "student" else "teacher"
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)

@@ -1,7 +1,8 @@
 """Must features be extracted again? Not where the weights and all that they depend on are what they were.
 
 A folder of safetensors, one a data set and network, named by a hash of weights and settings; shared by the runs of a
-study, whose untrained encoders are often the same. Oldest files go when the folder grows beyond its bytes.
+study, whose untrained encoders are often the same. A file that is damaged, or another's by its name, is made anew.
+Oldest files go when the folder grows beyond its bytes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from sslzoo import files
 from sslzoo.contracts import Features
 from sslzoo.errors import RunError
+from sslzoo.run import tensors
 
 MOST = 2**32  # bytes that the files of a folder may take together
 
@@ -38,18 +37,20 @@ class Kept:
         self, encoder: nn.Module, more: Sequence[Any], device: torch.device, make: Callable[[], Features]
     ) -> Features:
         """Features of an encoder: those of the folder if it has them, else made now, and kept where there is room."""
-        path = self.folder / f"{self.key(encoder, more)}.safetensors"
+        key = self.key(encoder, more)
+        path = self.folder / f"{key}.safetensors"
         try:
-            with safe_open(path, "pt") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-                tasks = json.loads(file.metadata()["tasks"])
+            found = tensors.read(path, "features", "the file of features")
+            tasks = json.loads(found.about["tasks"])
+            if found.name != key:
+                raise RunError(f"{path} holds other features")
             path.touch()
-        except (OSError, SafetensorError, ValueError, TypeError, KeyError):
+        except (OSError, RunError):
             features = make()
             self._keep(path, features)
             return features
-        take = lambda side: {k.removeprefix(side): v for k, v in found.items() if k.startswith(side)}  # noqa: E731
-        return Features(found["x"], take("labels/"), tasks, device, take("pools/"))
+        take = lambda side: {k.removeprefix(side): v for k, v in found.tensors.items() if k.startswith(side)}  # noqa: E731
+        return Features(found.tensors["x"], take("labels/"), tasks, device, take("pools/"))
 
     def key(self, encoder: nn.Module, more: Sequence[Any]) -> str:
         """A hash of every weight and of everything that the features depend on."""
@@ -65,16 +66,14 @@ class Kept:
 
     def _keep(self, path: Path, features: Features) -> None:
         """Writes features, whole or not at all; a folder that cannot be written is no fault of an evaluation."""
-        tensors = {"x": features.x}
-        tensors |= {f"labels/{task}": labels for task, labels in features.labels.items()}
-        tensors |= {f"pools/{name}": rows for name, rows in features.pools.items()}
-        if sum(one.nbytes for one in tensors.values()) > self.most:
+        content = {"x": features.x}
+        content |= {f"labels/{task}": labels for task, labels in features.labels.items()}
+        content |= {f"pools/{name}": rows for name, rows in features.pools.items()}
+        if sum(one.nbytes for one in content.values()) > self.most:
             return
-        with suppress(OSError, SafetensorError, RunError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with files.whole(path, lasting=False) as beside:
-                about = {"tasks": json.dumps(dict(features.tasks))}
-                save_file({name: one.contiguous() for name, one in tensors.items()}, beside, about)
+        content = {name: one.contiguous() for name, one in content.items()}
+        with suppress(OSError, RunError):
+            tensors.write(path, content, ("features", path.stem), {"tasks": json.dumps(dict(features.tasks))})
             self._prune()
 
     def _prune(self) -> None:

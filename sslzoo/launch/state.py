@@ -85,6 +85,11 @@ class State:
         return self._launch()[1]
 
     @property
+    def begun(self) -> bool:
+        """Whether a run was here before, be what tells of it damaged or not."""
+        return any(os.path.lexists(self.folder / name) for name in ("state.json", "attempts.jsonl"))
+
+    @property
     def failure(self) -> str:
         """The first error of the last attempt, if it failed."""
         return files.read_text(self.folder / "failure.txt")[0] or ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sslzoo import files
 from sslzoo.errors import RunError, UserError
 from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.launch import facts
@@ -65,7 +66,7 @@ def work(
     flow = check(recipe, installed)
     remarks = rehearse(recipe, installed) if evaluate else ()
     state = State(out)
-    own = Own(asked is not None or not state.now)
+    own = Own(asked is not None or not state.begun)
     world = None
     try:
         device = None if recipe.run.device == "auto" else recipe.run.device
@@ -132,12 +133,13 @@ def _first(
     remarks: Sequence[str],
 ) -> None:
     """What the first process does beside training: holds the folder, tells how it goes on, probes at the end."""
+    again = bool(files.read_text(out / "log.txt")[0])
     with state.locked(), Display(out / "log.txt") as display:
         display.say(f"{recipe.name} in {out}: {world}")
         for remark in remarks:  # before hours of training, not after them
             display.say(f"warning: {remark}")
         known = facts.of_run(flow) | facts.of_machine(world)
-        teller = Teller(state, display, recipe.run.batch, own, known, grace)
+        teller = Teller(state, display, recipe.run.batch, own, known, grace, again)
         try:
             watch = replace(teller.watch(stop), probe=during(recipe, installed, world, out))
             train(recipe, installed, flow, out, world, watch)
@@ -163,6 +165,7 @@ class Teller:
     own: Own
     facts: Mapping[str, Any] = field(default_factory=dict)
     grace: Grace | None = None
+    again: bool = False  # the folder has a log of an earlier start
     pace: float = 0.0  # seconds of a step
     warned: bool = False  # of too little grace
     dumb: bool = False  # the state file cannot be written
@@ -192,6 +195,9 @@ class Teller:
             self.display.say(f"warning: this run was saved at step {remembered}; that checkpoint is not there any more")
         elif before.get("step") and not step:
             self.display.say(f"warning: this run was at step {before['step']} and never saved, so it begins again")
+        elif self.again and not step and not before:
+            told = "its log tells of an earlier start, and nothing else does"
+            self.display.say(f"warning: {told}, so it begins at step 0")
         self.warn(before.get("saving") or 0.0)
         self.tell("running", step=step, steps=steps, saved=step)
 

@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sslzoo.errors import printable
 from sslzoo.progress import Progress as At
 from sslzoo.run.clock import hours
 
@@ -95,7 +96,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line for a person."""
-        self.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def print(self, what: Any, **how: Any) -> None:
         """Prints what rich can print, and logs it."""

@@ -52,8 +52,8 @@ def number(value: float, digits: int = 1) -> Cell:
 
 
 def write(folder: Path, page: Page) -> Path:
-    """Writes index.html into a folder, and each chart's SVG and CSV."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes index.html into a folder, and each chart's SVG and CSV; raises RunError if they cannot be written."""
+    files.make_folder(folder)
     for one in page.charts:
         files.write_whole(folder / f"{one.name}.svg", one.svg, lasting=False)
         files.write_whole(folder / f"{one.name}.csv", one.csv, lasting=False)

@@ -10,8 +10,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sslzoo.evaluate.bench import Figures, restored, untrained
-from sslzoo.evaluate.figures import latest, main_figures
+from sslzoo.evaluate import written
+from sslzoo.evaluate.bench import Say, restored, untrained
+from sslzoo.evaluate.figures import main_figures
+from sslzoo.evaluate.written import Columns
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import make
 from sslzoo.recipe.recipe import Recipe, load
@@ -31,15 +33,16 @@ GAIN = 0.5  # points of percent that a figure of the trained encoder must be abo
 Lines = Sequence[Mapping[str, float]]
 
 
-def of(folder: Path, words: Sequence[str] = ()) -> Path:
-    """Writes the page of a run folder as it lies there; `words` stand first.
+def of(folder: Path, words: Sequence[str] = (), say: Say = lambda _: None) -> Path:
+    """Writes the page of a run folder as it lies there; `words` stand first. `say` hears of damaged checkpoints.
 
     Raises:
         RunError: it holds no recipe or no checkpoint that can be read.
     """
     recipe, installed = load(str(folder))
-    method, step = restored(recipe, installed, folder)
-    return write(recipe, installed, method, step, folder, latest(folder, step), words)
+    method, step = restored(recipe, installed, folder, say=say)
+    found = written.read(folder, recipe.name, recipe.run.seed)[0]
+    return write(recipe, installed, method, step, folder, written.latest(found, step), words)
 
 
 def write(
@@ -48,7 +51,7 @@ def write(
     method: Method,
     step: int,
     folder: Path,
-    figures: Mapping[str, Figures],
+    figures: Columns,
     words: Sequence[str] = (),
 ) -> Path:
     """Writes the page of a run, report/index.html: of its method as trained for `step` steps, with its figures."""
@@ -110,7 +113,7 @@ def _pixels(recipe: Recipe, installed: Catalogue) -> Tensor:
     return first_views(data, view, len(data), SEEN, recipe.run.seed)
 
 
-def _learned(figures: Mapping[str, Figures]) -> Iterator[str]:
+def _learned(figures: Columns) -> Iterator[str]:
     """What the figures allow to say, in a sentence."""
     if "untrained" not in figures:
         yield "Not compared with the same encoder untrained: sslzoo eval RUN --untrained does it."
@@ -127,14 +130,14 @@ def _learned(figures: Mapping[str, Figures]) -> Iterator[str]:
     yield "One run: another seed may give other figures; sslzoo compare says how sure they are."
 
 
-def _tables(figures: Mapping[str, Figures]) -> Iterator[Table]:
+def _tables(figures: Columns) -> Iterator[Table]:
     if figures:
         rows = [[Cell(name, name), *(number(value) for value in values)] for name, values in main_figures(figures)]
         note = "Top-1 in percent on test images, read from frozen features. Chance: telling the commonest class."
         yield Table("Figures", note, ["probe/task", *figures], rows)
 
 
-def _charts(lines: Lines, figures: Mapping[str, Figures], batch: int) -> Iterator[Chart]:
+def _charts(lines: Lines, figures: Columns, batch: int) -> Iterator[Chart]:
     if lines:
         yield _curves(lines, batch)
     if figures:
@@ -182,7 +185,7 @@ def smooth(y: Sequence[float], share: float = 0.05) -> list[float]:
     return [sum(some) / len(some) for some in windows]
 
 
-def _bars(figures: Mapping[str, Figures]) -> Chart:
+def _bars(figures: Columns) -> Chart:
     scores, columns = main_figures(figures), list(figures)
     wide = 0.8 / len(columns)
     rows: Rows = []

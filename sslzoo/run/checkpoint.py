@@ -1,20 +1,14 @@
 """What survives a kill? One file a checkpoint: written whole, checked when read, and safe to open.
 
 A checkpoint is the method's state dict, the optimizer's state by parameter name, and the number of steps done;
-randomness needs no state. The file is safetensors (no pickles). It is written beside its place, flushed to disk and
-renamed, so a kill during a save leaves the checkpoints before it; a checksum over all names and values tells damage
-from truth.
+randomness needs no state. A kill during a save leaves the checkpoints before it (`run/tensors.py`).
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import struct
 import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sslzoo.errors import RunError
+from sslzoo.run import tensors as tensorfile
 from sslzoo.run.optim import trainable
 from sslzoo.run.parallel import World, full_tensor, split_as
 from sslzoo.step import Method
@@ -64,7 +57,7 @@ def save(
     """
     tensors = _snapshot(method, optimizer, write, {})
     if write:
-        _write(folder, step, tensors, about or {})
+        tensorfile.write(path_of(folder, step), tensors, ("step", str(step)), about or {})
     return path_of(folder, step)
 
 
@@ -122,32 +115,17 @@ class Saver:
 
     def _finish(self, step: int, about: Mapping[str, str], since: float) -> None:
         try:
-            _write(self.folder, step, self._copies, about)
+            tensorfile.write(path_of(self.folder, step), self._copies, ("step", str(step)), about)
             prune(self.folder, step, self.keep, self.milestone)
             self._done = step, time.perf_counter() - since
         except Exception as error:  # told by the main thread, in `join`
             self._error = error
 
 
-def _write(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    path = path_of(folder, step)
-    beside = path.with_suffix(".writing")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        told = {**about, "step": str(step), "crc32": str(_checksum(step, tensors, about))}
-        save_file(dict(tensors), beside, told)
-        _flush(beside)
-        beside.rename(path)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
-        raise RunError(f"the checkpoint of step {step} could not be written to {folder}: {error}") from error
-
-
 def remove_torn(folder: Path) -> None:
     """Removes what a kill left of `save`; everything else stays."""
     for left in folder.glob("step-*.writing"):
-        if NAME.fullmatch(left.with_suffix(".safetensors").name):
+        if NAME.match(left.name.replace(".writing", ".safetensors")):
             left.unlink(missing_ok=True)
 
 
@@ -168,17 +146,10 @@ def read(path: Path) -> Saved:
     Raises:
         RunError: it is damaged.
     """
-    try:
-        tensors = load_file(path)
-        about = dict(_metadata(path))
-        step, checksum = int(about.pop("step")), int(about.pop("crc32"))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise RunError(f"checkpoint {path} is damaged: {error}") from error
-    if _checksum(step, tensors, about) != checksum:
-        raise RunError(f"checkpoint {path} is damaged: its checksum is wrong")
-    if path.name != path_of(path.parent, step).name:
-        raise RunError(f"checkpoint {path} is damaged: it is that of step {step}, renamed")
-    return Saved(step, path, tensors, checksum, about)
+    found = tensorfile.read(path, "step", "checkpoint")
+    if path.name != f"step-{found.name:0>9}.safetensors":
+        raise RunError(f"checkpoint {path} is damaged: it is that of step {found.name}, renamed")
+    return Saved(int(found.name), path, found.tensors, found.checksum, found.about)
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Saved | None:
@@ -316,28 +287,3 @@ def _snapshot(
 
 def _room(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, pin_memory=like.device.type == "cuda")
-
-
-def _checksum(step: int, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> int:
-    total = zlib.crc32(str(step).encode())
-    for name in sorted(about):
-        total = zlib.crc32(f"{name} {about[name]}".encode(), total)
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        total = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), total)
-        total = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data, total) if value.numel() else total
-    return total
-
-
-def _metadata(path: Path) -> Mapping[str, str]:
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        return json.loads(file.read(size))["__metadata__"]
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -26,6 +26,8 @@ from sslzoo.run.metrics import Lines
 _PLUGIN = re.compile(r"^# plugin (\S+) (\S+)$", re.MULTILINE)
 BRACKETS = 10_000  # more are no recipe, and take YAML minutes
 
+_IDENTITY = files.typed(images=int, tasks=dict, fingerprint=str, decoder=str)
+
 Differences = Callable[[Mapping[str, Any]], list[str]]
 
 
@@ -117,12 +119,15 @@ class Folder:
 
     def note_data(self, found: Mapping[str, Any], start: int, warn: Callable[[str], None]) -> None:
         """Writes down what the training data are, if the last line says otherwise; `warn` hears where none tells."""
-        rows, fault = files.read_rows(self.path / "data.jsonl")
+        rows, fault = files.read_rows(self.path / "data.jsonl", _is_identity)
         if fault or (start and not rows):
             damage = fault or f"{self.path / 'data.jsonl'} is gone"
             warn(f"warning: {damage}; whether the training data are those of before is not known")
         if self._data() != found:
-            files.append(self.path / "data.jsonl", [found])
+            try:
+                files.append(self.path / "data.jsonl", [found])
+            except RunError as error:  # such as a folder of this name: no reason to leave good checkpoints
+                warn(f"warning: {error}; a later start will not know what the training data were")
 
     def forget_data(self) -> None:
         """The next start may find other training data than the last; what they were stays written."""
@@ -130,7 +135,7 @@ class Folder:
             files.append(self.path / "data.jsonl", [{"change": "allowed"}])
 
     def _data(self) -> dict[str, Any]:
-        rows = files.read_rows(self.path / "data.jsonl")[0]
+        rows = files.read_rows(self.path / "data.jsonl", _is_identity)[0]
         return rows[-1] if rows else {}
 
     def note(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -149,6 +154,11 @@ class Folder:
         if not isinstance(tree, dict) or not {"name", "run"} <= tree.keys():
             return None, f"{self.recipe} is damaged: it does not hold a whole recipe"
         return tree, ""
+
+
+def _is_identity(row: Mapping[str, Any]) -> bool:
+    """What `data.identity` tells, whole; or that a change was allowed."""
+    return "change" in row or (_IDENTITY(dict(row)) and None not in (row.get("images"), row.get("fingerprint")))
 
 
 def _is_torn(text: str, whole: str) -> bool:

@@ -112,10 +112,7 @@ def list_images(folder: Folder, vote: Vote, rank: int) -> Path:
     """Writes down the images of a step that was not finite; returns the folder of such lists."""
     path = folder.path / "nonfinite"
     text = "\n".join(map(str, vote.samples)) + "\n"
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise files.unwritten(path, error) from error
+    files.make_folder(path)
     files.write_whole(path / f"step-{vote.at.step + 1:09d}-rank-{rank}.txt", text, lasting=False)
     return path
 

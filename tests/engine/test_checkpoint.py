@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslzoo import RunError
+from sslzoo import RunError, files
 from sslzoo.run import checkpoint
 
 
@@ -87,7 +87,7 @@ def test_a_failed_save_leaves_the_earlier_ones(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_flush", full)
+    monkeypatch.setattr(files, "flush", full)
     with pytest.raises(RunError, match="No space left"):
         checkpoint.save(tmp_path, 5, method, optimizer)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000003.safetensors"]
@@ -131,7 +131,7 @@ def test_a_save_that_fails_aside_is_told_at_the_next_join(tmp_path, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_flush", full)
+    monkeypatch.setattr(files, "flush", full)
     saver.save(5, *stepped())
     with pytest.raises(RunError, match="No space left"):
         saver.save(6, *stepped())

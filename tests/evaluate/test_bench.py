@@ -15,8 +15,8 @@ from sslzoo.cli import cli
 from sslzoo.compare.evaluation import evaluate
 from sslzoo.compare.study import Cell
 from sslzoo.evaluate.bench import bench, matched
-from sslzoo.evaluate.figures import write
 from sslzoo.evaluate.rehearse import rehearse
+from sslzoo.evaluate.written import write
 from sslzoo.launch.state import State
 from sslzoo.recipe.build import check
 from sslzoo.recipe.recipe import load
@@ -176,7 +176,7 @@ def test_the_split_of_a_probe_follows_a_seed_of_its_own(run):
 
 
 def test_figures_that_are_no_numbers_are_null_and_names_stay_in_the_folder(tmp_path):
-    path = write(tmp_path, {"x": {"a": float("nan")}}, {"step": 1, "network": "../a b"})
+    path = write(tmp_path, {"x": {"a": float("nan")}}, {"step": 1, "network": "../a b"}, {})
     assert path.parent == tmp_path / "eval"
     assert json.loads(path.read_text())["figures"] == {"x": {"a": None}}
 

@@ -8,10 +8,11 @@ from click.testing import CliRunner
 
 from sslzoo import RunError, UserError
 from sslzoo.cli import cli
+from sslzoo.evaluate import written
 from sslzoo.evaluate.bench import bench, restored, untrained
 from sslzoo.evaluate.during import During
 from sslzoo.evaluate.features import extract
-from sslzoo.evaluate.figures import finish, latest
+from sslzoo.evaluate.figures import finish
 from sslzoo.recipe.build import build, check, make
 from sslzoo.recipe.recipe import load
 from sslzoo.report.page import write
@@ -84,8 +85,10 @@ def test_figures_stand_beside_the_untrained_encoder_and_chance(run):
     text = page.read_text()
     assert 'class="sortable"' in text
     assert "ijepa-tiny, seed 0, 4 steps" in text
-    assert latest(out, 4) == figures
-    assert latest(out, 2) == {}
+    (found,), faults = written.read(out, "ijepa-tiny", 0)
+    assert not faults
+    assert written.latest([found], 4) == figures
+    assert written.latest([found], 2) == {}
 
 
 def test_a_checkpoint_restores_the_encoder_that_was_trained(run):

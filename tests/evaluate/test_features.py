@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sslzoo import RecipeError
 from sslzoo.evaluate.bench import bench
@@ -56,6 +57,29 @@ def test_all_probes_share_one_extraction_and_the_next_evaluation_reads_it(opened
     (tmp_path / f"{kept.key(encoder, ['train', 0, found_pools(found), 'cpu'])}.safetensors").write_bytes(b"torn")
     found.probe(encoder, CPU, kept)
     assert len(calls) == 7
+
+
+def test_features_put_in_the_place_of_others_are_made_anew(opened, tmp_path, monkeypatch):
+    _, found, encoder = opened
+    kept, calls = Kept(tmp_path, {}), []
+    monkeypatch.setattr("sslzoo.evaluate.bench.extract", lambda *a, **k: calls.append(1) or extract(*a, **k))
+    first = found.probe(encoder, CPU, kept)[0]
+    train, test = sorted(tmp_path.iterdir())
+    for damage in ("swapped", "foreign", "changed"):
+        one, two = train.read_bytes(), test.read_bytes()
+        if damage == "swapped":
+            train.write_bytes(two)
+            test.write_bytes(one)
+        elif damage == "foreign":
+            save_file({"y": torch.zeros(3)}, train)
+            save_file({"x": torch.zeros(3)}, test, {"tasks": "[1]", "features": test.stem, "crc32": "7"})
+        else:
+            train.write_bytes(one[:-1] + bytes([one[-1] ^ 1]))
+            test.write_bytes(two[:-1] + bytes([two[-1] ^ 1]))
+        calls.clear()
+        assert found.probe(encoder, CPU, kept)[0] == first, damage
+        assert len(calls) == 2, damage
+        assert sorted(tmp_path.iterdir()) == [train, test]
 
 
 def found_pools(found):

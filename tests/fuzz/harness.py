@@ -120,6 +120,8 @@ def _tried(case: Case) -> tuple[str, str]:
         return _refused(case, out.getvalue() + str(error), error.exit_code)
     except click.ClickException as error:
         return _refused(case, out.getvalue() + error.format_message(), error.exit_code)
+    except click.Abort:  # a person's Ctrl-C, or a plugin that raises the same
+        return _refused(case, out.getvalue() + "Aborted!", 1)
     except SystemExit as left:
         if left.code not in (0, None):
             return _refused(case, out.getvalue(), left.code)

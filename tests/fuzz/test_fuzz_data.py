@@ -155,6 +155,7 @@ def _looked_through(spec: dict[str, Any], truths: Callable[[Any, int], Truth | N
             return f"image {i} has the label {label}, not {truth.label}"
         try:
             image = data.image(i)
+            image.load()  # a JPEG is decoded when it is asked for its pixels
         except UNREADABLE as error:
             if truth is not None and not truth.broken:
                 return f"image {i} cannot be read, though it is whole: {error}"

@@ -38,8 +38,8 @@ optim: {lr: 1.0e-3}
 run: {steps: 6, batch: 4, precision: fp32, workers: 0, seed: 0, save_every: 2, keep: 2, log_every: 1, monitor: 0,
   device: cpu}
 evaluate:
-  train: {use: scenes, split: train, length: 16, size: 32}
-  test: {use: scenes, split: test, length: 8, size: 32}
+  train: {use: scenes, split: train, length: 40, size: 32}
+  test: {use: scenes, split: test, length: 30, size: 32}
   view: {use: center, size: 32, resize: 32}
   probes: {knn: {use: knn, k: [3]}}
 """
@@ -72,6 +72,9 @@ def made() -> Path:
     top = Path(tempfile.mkdtemp(prefix="sslzoo-fuzz-"))
     (top / "recipe.yaml").write_text(RECIPE)
     _carry_out(top, "unbroken", Stop())
+    shutil.copytree(top / "unbroken", top / "sibling")  # a run to be compared with, of another learning rate
+    recipe = (top / "sibling" / "recipe.yaml").read_text()
+    (top / "sibling" / "recipe.yaml").write_text(recipe.replace("lr: 0.001", "lr: 0.002"))
     _carry_out(top, "stopped", _StopAt(STOPPED))
     _carry_out(top, "other", _StopAt(STOPPED), "run.seed=1")
     return top
@@ -114,6 +117,17 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in known if path.exists()] + sorted((folder / "checkpoints").glob("step-0*"))
 
 
+def _results(folder: Path) -> list[Path]:
+    """What a run leaves beside its own files: figures, kept features, its page, its log."""
+    found = [*(folder / "eval").rglob("*"), *(folder / "report").glob("*"), folder / "log.txt", folder / "lock"]
+    return sorted(path for path in found if path.is_file() and path.name != "mine.csv")
+
+
+def _features(folder: Path) -> list[Path]:
+    """Features that an evaluation would not extract again."""
+    return sorted((folder / "eval" / "features").glob("*"))
+
+
 def _retyped(rng: random.Random, text: str) -> str:
     """One value of a line of JSON of another type or size; or a key gone, or one more."""
     lines = text.splitlines() if text.count("\n") < 12 and not text.startswith("{\n") else [text]
@@ -138,7 +152,8 @@ def _befall(rng: random.Random, folder: Path, path: Path) -> tuple[str, str]:
     kinds = ["empty", "garbage", "torn", "bytes", "gone", "folder", "dangling", "linked", "ring", "other", "swap"]
     kinds += ["twice", "tail", "zeros", "windows", "unreadable"]
     kinds += ["retyped"] * 6 if path.suffix in (".json", ".jsonl") else []
-    kinds += ["renamed", "copied"] * 2 if path.suffix == ".safetensors" else []
+    kinds += ["renamed", "copied"] * 2 if path.parent.name == "checkpoints" else []
+    kinds += ["renamed", "swap"] * 2 if "eval" in path.parts else []
     kind = rng.choice(kinds)
     if kind in ("folder", "dangling", "linked", "ring", "gone", "renamed"):
         aside = path.rename(folder.parent / f"aside-{path.name}")
@@ -150,12 +165,16 @@ def _befall(rng: random.Random, folder: Path, path: Path) -> tuple[str, str]:
             path.symlink_to(aside)
         elif kind == "ring":
             path.symlink_to(path)
+        elif kind == "renamed" and "eval" in path.parts:
+            like = [one for one in path.parent.iterdir() if one.suffix == path.suffix]
+            aside.rename(rng.choice(like or [path.with_name(f"7-teacher-00000000{path.suffix}")]))
         elif kind == "renamed":
             aside.rename(path.with_name(f"step-{rng.choice([0, 1, 5, 6, 7, 999_999_999]):09d}.safetensors"))
     elif kind == "copied":
         shutil.copy(path, path.with_name(f"step-{rng.choice([0, 1, 5, 7, 999_999_999]):09d}.safetensors"))
     elif kind == "swap":
-        with_ = rng.choice([one for one in _files(folder) if one != path])
+        those = next(some for some in (_features(folder), _results(folder), _files(folder)) if path in some)
+        with_ = rng.choice([one for one in those if one != path and one.is_file()])
         path.write_bytes(with_.read_bytes())
         with_.write_bytes(content)
         kind = f"swap with {with_.name}"
@@ -198,24 +217,32 @@ def _copy(rng: random.Random, folder: Path, base: str) -> tuple[Path, dict[str, 
     return run, foreign
 
 
-def _harmed(rng: random.Random, run: Path) -> tuple[str, dict[str, str]]:
+def _harmed(
+    rng: random.Random, run: Path, files: Callable[[Path], list[Path]] | None = None
+) -> tuple[str, dict[str, str]]:
     """One to three damages of different files, or a whole part gone; what was done, and the kind by file."""
     told, kinds = [], {}
     if rng.random() < 0.15:
-        parts = [["checkpoints"], ["checkpoints", "state.json"], ["state.json", "attempts.jsonl"], ["metrics.jsonl"]]
+        parts: list[list[str]] = [
+            ["checkpoints"],
+            ["checkpoints", "state.json"],
+            ["state.json", "attempts.jsonl"],
+            ["metrics.jsonl"],
+        ]
         parts += [["checkpoints", "metrics.jsonl"], ["recipe.yaml", "data.jsonl"], ["checkpoints", *OWN[1:]]]
+        parts = parts if files is None else [["eval"], ["report"], ["eval/features"], ["log.txt", "lock"]]
         for name in rng.choice(parts):
             shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink(missing_ok=True)
             told.append(f"{name}: gone")
             kinds[name] = "gone"
-        for name in ("mine.safetensors", "mine.writing", "step-best.safetensors"):
-            kinds |= {f"checkpoints/{name}": "gone"} if "checkpoints" in kinds else {}
+        kinds |= {name: "gone" for name in FOREIGN if Path(name).parts[0] in kinds}
         return "; ".join(told), kinds
-    for path in rng.sample(_files(run), rng.choice([1, 1, 1, 2, 3])):
+    for path in rng.sample((files or _files)(run), rng.choice([1, 1, 1, 2, 3])):
         if path.is_file() and not path.is_symlink():
             what, kind = _befall(rng, run, path)
             told.append(what)
-            kinds[str(path.relative_to(run))] = kind
+            kinds[str(path.relative_to(run))] = kind.split()[0]
+            kinds |= {kind.split()[-1]: "swap"} if kind.startswith("swap") else {}
     return "; ".join(told), kinds
 
 
@@ -229,8 +256,10 @@ def _lost(run: Path, foreign: dict[str, bytes], kinds: dict[str, str]) -> str:
 
 def _contents(run: Path) -> dict[str, bytes]:
     names = ("recipe.yaml", "data.jsonl", "state.json", "metrics.jsonl", "launch.json")
-    found = [run / name for name in names] + [*(run / "checkpoints").glob("*.safetensors")]
-    return {path.name: path.read_bytes() for path in found if path.is_file()}
+    found = (
+        [run / name for name in names] + [*(run / "checkpoints").glob("*.safetensors")] + [*(run / "eval").rglob("*")]
+    )
+    return {str(path.relative_to(run)): path.read_bytes() for path in found if path.is_file()}
 
 
 # ---- commands, and what is right --------------------------------------------------------------------------------
@@ -269,17 +298,16 @@ def looked_at(rng: random.Random, folder: Path) -> Case:
     run, foreign = _copy(rng, folder, rng.choice(["unbroken", "stopped"]))
     shutil.copytree(made() / "unbroken", folder / "good")
     told, kinds = _harmed(rng, run)
-    if rng.random() < 0.3:
-        for path in sorted((run / "eval").glob("*.json")):
-            told += "; " + _befall(rng, run, path)[0]
     before = _contents(run)
-    command = rng.choice(["status", "status", "logs", "doctor", "compare", "status one"])
+    command = rng.choice(["status", "status", "logs", "doctor", "status one", "cancel", "submit", "draw"])
     words: tuple[str, ...] = {
         "status": ("status", str(folder), *rng.choice([(), ("--json",)])),
         "status one": ("status", str(run)),
         "logs": ("logs", str(run)),
         "doctor": ("doctor", rng.choice([str(run), str(folder)])),
-        "compare": ("compare", str(folder / "good"), str(run), "--out", str(folder / "table")),
+        "cancel": ("cancel", rng.choice([str(run), str(folder)])),
+        "submit": ("submit", str(run), "--cluster", "a100-80gb", "--gpus", "1", "--out", str(run), "--dry-run"),
+        "draw": ("draw", str(run), "--images", "1", "--out", str(folder / "masks.png")),
     }[command]
 
     def judge(kind: str, said: str) -> str:
@@ -297,16 +325,41 @@ def looked_at(rng: random.Random, folder: Path) -> Case:
         return f"nothing is said of {', '.join(bare)}" if bare else ""
 
     codes = (1, 2) if command == "doctor" else (2,)  # a run that is ill
-    return Case(told, words, names=(str(run), str(folder)), codes=codes, judge=judge)
+    return Case(told, words, names=(str(run), str(folder), "recipe.yaml"), codes=codes, judge=judge)
+
+
+def reported(rng: random.Random, folder: Path) -> Case:
+    """Figures, pages or files of a finished run are damaged, and it is shown: true figures, or none and a word why."""
+    run, foreign = _copy(rng, folder, "unbroken")
+    told, kinds = _harmed(rng, run, _results) if rng.random() < 0.7 else _harmed(rng, run)
+    before = _contents(run)
+    words = ("report", str(run))
+    if rng.random() < 0.3:
+        words = (rng.choice(["compare", "report"]), str(made() / "sibling"), str(run), "--out", str(folder / "table"))
+
+    def judge(kind: str, said: str) -> str:
+        changed = [name for name, content in before.items() if _contents(run).get(name) != content]
+        if changed or _lost(run, foreign, kinds):
+            return f"showing changed {', '.join(changed) or _lost(run, foreign, kinds)}"
+        page = run / "report"
+        if kind == "valid" and words == ("report", str(run)):
+            shown = (page / "figures.csv").read_text() if (page / "figures.csv").is_file() else ""
+            if shown and shown != (made() / "unbroken" / "report" / "figures.csv").read_text():
+                return "other figures than those of the unbroken run"
+            if not shown and not any(name in said for name in kinds) and "checkpoint" not in said:
+                return "no figures, and not a word"
+        return ""
+
+    return Case(told, words, names=(str(run), "recipe.yaml"), judge=judge)
 
 
 def evaluated(rng: random.Random, folder: Path) -> Case:
-    """A damaged run is probed: with the right weights, or refused."""
+    """A damaged run is probed: with the right weights and features, or refused."""
     run, foreign = _copy(rng, folder, "unbroken")
     for path in (run / "eval").glob("*-*"):
         path.unlink()
-    told, kinds = _harmed(rng, run)
-    before = _contents(run)
+    told, kinds = _harmed(rng, run) if rng.random() < 0.5 else _harmed(rng, run, _features)
+    before = {name: content for name, content in _contents(run).items() if "features" not in name}
 
     def judge(kind: str, said: str) -> str:
         changed = [name for name, content in before.items() if _contents(run).get(name) != content]
@@ -329,8 +382,8 @@ def _refuse(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
-QUICK: dict[Callable, int] = {resumed: 8, looked_at: 40, evaluated: 6}
-MANY: dict[Callable, int] = {resumed: 1200, looked_at: 1500, evaluated: 300}
+QUICK: dict[Callable, int] = {resumed: 8, looked_at: 40, evaluated: 6, reported: 3}
+MANY: dict[Callable, int] = {resumed: 1200, looked_at: 1500, evaluated: 900, reported: 500}
 
 
 @pytest.mark.parametrize("generator", QUICK, ids=lambda one: one.__name__)

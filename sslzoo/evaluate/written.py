@@ -1,0 +1,137 @@
+"""Which evaluations does a run folder hold? One file each, in eval/, with all that its figures depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslzoo import files
+from sslzoo.errors import RunError
+from sslzoo.run import tensors
+
+Columns = Mapping[str, Mapping[str, float]]  # figures by encoder: trained or "step N", untrained, chance
+BESIDE = ("figures", "run", "step", "network", "run_seed", "versions", "time", "crc32")  # are no settings
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One file of figures of a run folder."""
+
+    path: Path
+    network: str
+    step: int
+    content: Mapping[str, Any]
+
+    def holds(self, conditions: Mapping[str, Any]) -> bool:
+        """Whether its figures were made with these data, view, probes and pooling."""
+        return all(plain(self.content.get(key)) == plain(value) for key, value in conditions.items())
+
+    @property
+    def columns(self) -> Columns:
+        """Figures of the trained and the untrained encoder, and chance; nan where one was not finite."""
+        return {
+            name: {key: math.nan if value is None else value for key, value in column.items()}
+            for name, column in self.content["figures"].items()
+        }
+
+    @property
+    def trained(self) -> str:
+        """The column of the run's own encoder."""
+        return "trained" if "trained" in self.content["figures"] else next(iter(self.content["figures"]))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything its figures depend on beside the encoder."""
+        return {key: value for key, value in self.content.items() if key not in BESIDE}
+
+    def correct(self, key: str) -> NDArray[np.bool_] | None:
+        """Whether each test image was told right by the run's own encoder, for "probe/task"; None if not known."""
+        try:
+            found = tensors.read(self.path.with_suffix(".safetensors"), "evaluation", "the file of answers")
+        except RunError:
+            return None
+        answers = found.tensors.get(f"{self.trained}/{key}/correct")
+        return None if answers is None or found.name != self.path.stem else answers.numpy()
+
+
+def plain(value: Any) -> str:
+    """A value as text: equal for equal values, whatever the order of keys."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def write(folder: Path, figures: Columns, about: Mapping[str, Any], answers: Mapping[str, Tensor]) -> Path:
+    """Writes figures with what they depend on to eval/STEP-NETWORK-HASH.json of a run folder, and the answers beside.
+
+    The hash is of all that they depend on and of the columns: an evaluation with other settings gets another file, one
+    with the same again the same file.
+
+    Raises:
+        RunError: they cannot be written.
+    """
+    short = hashlib.sha256(plain([about, list(figures)]).encode()).hexdigest()[:8]
+    network = re.sub(r"[^\w.-]", "_", str(about["network"]))
+    path = folder / "eval" / f"{about['step']}-{network}-{short}.json"
+    clean = {
+        column: {name: value if math.isfinite(value) else None for name, value in found.items()}
+        for column, found in figures.items()
+    }
+    row = json.loads(json.dumps({"figures": clean, **about}, default=str))
+    tensors.write(path.with_suffix(".safetensors"), answers, ("evaluation", path.stem), {})
+    files.write_whole(path, json.dumps(row | {"crc32": _checksum(row)}, indent=2))
+    return path
+
+
+def read(folder: Path, name: str, seed: int) -> tuple[list[Evaluation], list[str]]:
+    """Every evaluation of the run of this name and seed, oldest first; and a sentence for each wrong file."""
+    found, faults = [], []
+    for path in sorted((folder / "eval").glob("*.json"), key=lambda path: path.lstat().st_mtime):
+        content, fault = files.read_object(path, _is_evaluation)
+        if content and (content.get("run", name), content.get("run_seed", seed)) == (name, seed):
+            found.append(Evaluation(path, content["network"], content["step"], content))
+        elif content:
+            faults.append(
+                f"{path} is of another run, {content.get('run')} of seed {content.get('run_seed')}, and is left out"
+            )
+        else:
+            faults.append(fault or f"{path} leads nowhere")
+    return found, faults
+
+
+def latest(evaluations: list[Evaluation], step: int) -> Columns:
+    """Figures at a step: of the newest evaluation that has an untrained encoder too, else the newest; or none."""
+    found: Columns = {}
+    for one in evaluations:
+        if one.step == step and ("untrained" in one.columns or "untrained" not in found):
+            found = one.columns
+    return found
+
+
+_FIELDS = files.typed(network=str, step=int, figures=dict)
+
+
+def _is_evaluation(row: dict[str, Any]) -> bool:
+    return (
+        _FIELDS(row)
+        and all(row.get(key) for key in ("network", "figures"))
+        and row.get("step") is not None
+        and all(
+            isinstance(column, dict) and all(value is None or type(value) in (int, float) for value in column.values())
+            for column in row["figures"].values()
+        )
+        and row.get("crc32") in (None, _checksum(row))
+    )
+
+
+def _checksum(row: Mapping[str, Any]) -> int:
+    return zlib.crc32(plain({key: value for key, value in row.items() if key != "crc32"}).encode())

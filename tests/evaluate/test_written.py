@@ -1,0 +1,107 @@
+"""Figures that are read again: a file that was damaged, edited or put in another's place is told, and left out."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from sslzoo import UserError
+from sslzoo.cli import cli
+from sslzoo.compare import records
+from sslzoo.evaluate import written
+
+TOLD = {"run": "good", "step": 4, "network": "teacher", "run_seed": 0, "view": {"size": 32}}
+FIGURES = {"trained": {"knn/count/top1": 40.0, "knn/count/loss": float("nan")}, "chance": {"count": 10.0}}
+
+
+def _written(folder, figures=FIGURES, answers=None, **more):
+    right = torch.tensor(answers or [True, False, True])
+    return written.write(folder, figures, TOLD | more, {"trained/knn/count/correct": right})
+
+
+def test_an_evaluation_is_read_as_it_was_written(tmp_path):
+    path = _written(tmp_path)
+    (one,), faults = written.read(tmp_path, "good", 0)
+    assert not faults
+    assert one.columns["trained"]["knn/count/top1"] == 40.0
+    assert one.columns["trained"]["knn/count/loss"] != one.columns["trained"]["knn/count/loss"]  # not finite: nan
+    assert one.correct("knn/count").tolist() == [True, False, True]
+    assert one.correct("knn/shape") is None
+    assert one.settings == {"view": {"size": 32}}
+    told = json.loads(path.read_text())
+    del told["crc32"]  # of an earlier version
+    path.write_text(json.dumps(told))
+    assert len(written.read(tmp_path, "good", 0)[0]) == 1
+
+
+@pytest.mark.parametrize("damage", ["edited", "torn", "empty", "a list", "another seed", "another run", "dangling"])
+def test_one_that_is_wrong_is_told_and_left_out(tmp_path, damage):
+    path = _written(tmp_path)
+    good = _written(tmp_path, step=5)
+    text = path.read_text()
+    if damage in ("another seed", "another run"):
+        other = _written(tmp_path / "other", **({"run_seed": 1} if damage == "another seed" else {"run": "bad"}))
+        text = other.read_text()
+    texts = {"edited": text.replace("40.0", "90.0"), "torn": text[:-9], "empty": "", "a list": f"[{text}]"}
+    path.write_text(texts.get(damage, text))
+    if damage == "dangling":
+        path.unlink()
+        path.symlink_to("nowhere")
+    found, (fault,) = written.read(tmp_path, "good", 0)
+    assert [one.path for one in found] == [good]
+    assert str(path) in fault
+    assert ("of another run" in fault) is damage.startswith("another")
+
+
+def test_answers_of_another_evaluation_are_not_taken_for_its_own(tmp_path):
+    one, other = (_written(tmp_path, step=step).with_suffix(".safetensors") for step in (4, 5))
+    shutil.copy(other, one)
+    found = {one.step: one for one in written.read(tmp_path, "good", 0)[0]}
+    assert found[4].correct("knn/count") is None
+    assert found[5].correct("knn/count") is not None
+    other.write_bytes(b"torn")
+    assert found[5].correct("knn/count") is None
+
+
+SHORT = ("run.steps=2", "run.batch=4", "run.workers=0", "run.monitor=0", "run.device=cpu", "data.length=16")
+SHORT += ("evaluate.train.length=16", "evaluate.test.length=8", "evaluate.probes={knn: {use: knn, k: [3]}}")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run, probed at its end."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    words = ["train", "tiny/ijepa", *(word for one in SHORT for word in ("--set", one)), "--out", str(folder)]
+    told = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    return folder
+
+
+def test_eval_reads_the_features_that_the_run_kept(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    monkeypatch.setattr("sslzoo.evaluate.bench.extract", lambda *_, **__: pytest.fail("they were kept"))
+    told = CliRunner().invoke(cli, ["eval", str(tmp_path / "run"), "--untrained"], catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+
+
+def test_a_page_says_which_figures_and_checkpoints_were_damaged(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (path,) = (tmp_path / "run" / "eval").glob("*.json")
+    path.write_text(path.read_text().replace('"step": 2', '"step": 3'))
+    told = CliRunner().invoke(cli, ["report", str(tmp_path / "run")], catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    assert f"warning: {path} is damaged" in told.output
+    assert "Figures" not in (tmp_path / "run" / "report" / "index.html").read_text()
+    assert records.read(run).evaluated
+
+
+def test_a_page_that_cannot_be_written_is_told(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "report")
+    (tmp_path / "run" / "report").write_text("a note")
+    told = CliRunner().invoke(cli, ["report", str(tmp_path / "run")])
+    assert isinstance(told.exception, UserError)
+    assert str(tmp_path / "run" / "report") in str(told.exception)
+    assert (tmp_path / "run" / "report").read_text() == "a note"

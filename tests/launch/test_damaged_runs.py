@@ -1,0 +1,74 @@
+"""Run folders that something befell, and the commands that go on with them or look at them."""
+
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from sslzoo import UserError
+from sslzoo.cli import cli
+
+SHORT = ("run.steps=2", "run.batch=4", "run.workers=0", "run.monitor=0", "run.device=cpu", "data.length=16")
+SHORT += ("encoder.width=48", "encoder.depth=1", "targets.teacher.layers=1", "evaluate=null")
+
+
+def train(folder, *sets):
+    words = ["train", "tiny/ijepa", *(word for one in (*SHORT, *sets) for word in ("--set", one))]
+    return CliRunner().invoke(cli, [*words, "--out", str(folder)])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run of two steps."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert train(folder).exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(made, tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["a folder", "a ring", "without a number", "empty"])
+def test_what_the_data_were_may_be_lost_and_the_run_goes_on(run, damage):
+    path = run / "data.jsonl"
+    text = path.read_text()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage == "a ring":
+        path.symlink_to(path)
+    else:
+        path.write_text(text.replace('"images": 16', '"images": null') if damage == "without a number" else "")
+    told = train(run)
+    assert told.exit_code == 0, told.output
+    assert "whether the training data are those of before is not known" in told.output
+    assert str(path) in told.output
+
+
+def test_a_refused_command_leaves_a_damaged_state_as_it_was(run):
+    (run / "state.json").write_text("garbage")
+    told = train(run, "data.length=12")
+    assert isinstance(told.exception, UserError)
+    assert (run / "state.json").read_text() == "garbage"
+    assert not (run / "failure.txt").exists()
+
+
+def test_a_run_of_which_the_log_alone_is_left_begins_again_with_a_word(run):
+    shutil.rmtree(run / "checkpoints")
+    for name in ("data.jsonl", "state.json", "attempts.jsonl", "metrics.jsonl"):
+        (run / name).unlink()
+    told = train(run)
+    assert told.exit_code == 0
+    assert "warning: its log tells of an earlier start, and nothing else does" in told.output
+    assert "its log" not in train(run.with_name("new")).output
+
+
+def test_control_characters_of_a_path_reach_no_terminal(run):
+    odd = run.rename(run.with_name("\x1b[31mred"))
+    for told in (train(odd), CliRunner().invoke(cli, ["status", str(odd.parent)])):
+        assert told.exit_code == 0
+        assert "\x1b" not in told.output
+        assert "\\x1b[31mred" in told.output
