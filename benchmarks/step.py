@@ -60,7 +60,7 @@ def ours(size: str, precision: str, sets: tuple[str, ...] = ()) -> tuple[Step, l
     sources = Sources((), {"image": Views(view)}, {"image": masks})  # type: ignore[arg-type]
     torch.manual_seed(0)
     pixels = torch.randn(1, images, 3, side, side)
-    batches = [fake_batch(sources, method.student.encoder, images, step=step) for step in range(DRAWS)]
+    batches = [fake_batch(sources, method.student.encoder, images, at=step) for step in range(DRAWS)]
     batches = [replace(one, groups={"image": replace(one.groups["image"], pixels=pixels)}) for one in batches]
     guard = Guard(Folder(Path(tempfile.mkdtemp())), World(), Stop())
     optimizer = build_optimizer(recipe, installed, method)

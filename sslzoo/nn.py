@@ -72,10 +72,10 @@ class Shortcut(_TimmBlock):
         `shared` [s/m n d], these tokens stand ahead of each of m neighbours in x: -> [s n+k d]. Nothing has happened
         to them yet, so norm, queries, keys and values are worked out once for all m.
         """
-        if source is None and shared is None:
-            return super().forward(x, attn_mask)
         qkv = self.attn.qkv
-        if shared is not None:
+        if source is None and shared is None:
+            q, k, v = self._heads(qkv(self.norm1(x)), 3)
+        elif shared is not None:
             q, k, v = self._heads(ahead(qkv(self.norm1(shared)), qkv(self.norm1(x))), 3)
             x = ahead(shared, x)
         else:
@@ -84,13 +84,27 @@ class Shortcut(_TimmBlock):
             (q,) = self._heads(F.linear(self.norm1(x), to_q, q_bias), 1)
             k, v = self._heads(F.linear(self.norm1(source), to_kv, kv_bias), 2)
         drop = self.attn.attn_drop.p if self.training else 0.0
-        read = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=drop)
+        read = attention(q, k, v, attn_mask, drop)
         x = x + self.drop_path1(self.ls1(self.attn.proj(read.transpose(1, 2).flatten(2))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
     def _heads(self, rows: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[s n parts*d] -> `parts` of [s heads n c]."""
         return rows.unflatten(-1, (parts, self.attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, drop: float = 0.0) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017): [.. q c], [.. k c], [.. k c] -> [.. q c].
+
+    `mask` says where a query may look (bool) or what its score gains. The fused kernel is torch's; but its backward
+    pass for bf16 on CPUs takes five to ten times as long as the plain products, which are used there.
+    """
+    if not (q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return F.dropout(scores.softmax(-1), drop) @ v
 
 
 def ahead(shared: Tensor, x: Tensor) -> Tensor:

@@ -7,12 +7,22 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens
 from sslzoo.contracts import Encoder
 from sslzoo.keys import Codes, Count, NotNegative, Width
-from sslzoo.nn import Block, LayerNorm, Positions, ahead, joint_mask, key_mask, said_width, splits, start_normal
+from sslzoo.nn import (
+    Block,
+    LayerNorm,
+    Positions,
+    ahead,
+    attention,
+    joint_mask,
+    key_mask,
+    said_width,
+    splits,
+    start_normal,
+)
 
 # Depth and heads for each encoder width (Assran et al. 2023, appendix A.1, and the released settings); the heads are
 # the encoder's. The two smallest were never published with a depth: they take that of the next.
@@ -144,7 +154,7 @@ class Read(nn.Module):
         """[s n w] queries, [s k w] context -> [s n w]."""
         q = self.q(self.norm1(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(self.norm_context(context)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        read = attention(q, k, v, mask)
         x = x + self.proj(read.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
 

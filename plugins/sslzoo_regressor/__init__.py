@@ -7,12 +7,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
 from sslzoo.keys import Codes, Count, NotNegative
-from sslzoo.nn import Block, LayerNorm, Positions, joint_mask, key_mask, splits, start_normal, start_xavier
+from sslzoo.nn import Block, LayerNorm, Positions, attention, joint_mask, key_mask, splits, start_normal, start_xavier
 
 
 class Regressor(nn.Module):
@@ -114,7 +113,7 @@ class Read(nn.Module):
         q = self.q(self.norm1_q(x + asked))
         k, v = self.k(self.norm1_k(context + where)), self.v(self.norm1_v(context))
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
-        read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        read = attention(q, k, v, mask).transpose(1, 2).flatten(2)
         x = self.norm2(x + self.gamma_1 * self.proj(read))
         return x + self.gamma_2 * self.mlp(x)
 

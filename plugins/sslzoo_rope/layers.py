@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Grid
-from sslzoo.nn import splits
+from sslzoo.nn import attention, splits
 
 EPS = 1e-5
 HIGHEST, LOWEST = 7.0, 7e-4  # turns over the image, of the first and the last pair of channels
@@ -94,6 +94,6 @@ class RopeBlock(nn.Module):
             for part, z in ((self.q, y), (self.k, source), (self.v, source))
         )
         q, k = turn(q, angle).to(v.dtype), turn(k, source_angle).to(v.dtype)
-        read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        read = attention(q, k, v, mask).transpose(1, 2).flatten(2)
         x = x + self.drop(self.proj(read))
         return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
