@@ -62,7 +62,7 @@ def counted(name: str, top1: float) -> Cost:
     """The cost of a recipe of ImageNet-1k."""
     recipe, installed = load(name)
     run = recipe.run
-    steps = run.steps or int(run.epochs * (IMAGES // run.batch))
+    steps = run.steps or int((run.epochs or 0) * (IMAGES // run.batch))
     return Cost(name, check(recipe, installed).flops, steps * run.batch, top1)
 
 

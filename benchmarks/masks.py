@@ -28,7 +28,8 @@ def published_loop(batch: int, grid: tuple[int, int], step: int, min_keep: int) 
         return min(round(math.sqrt(area * ratio)), height - 1), min(round(math.sqrt(area / ratio)), width - 1)
 
     def block(h: int, w: int, allowed: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        for attempt in range(1000):
+        attempt = 0
+        while True:
             top = int(torch.randint(0, height - h, (1,)))
             left = int(torch.randint(0, width - w, (1,)))
             mask = torch.zeros(grid, dtype=torch.int32)
@@ -37,10 +38,10 @@ def published_loop(batch: int, grid: tuple[int, int], step: int, min_keep: int) 
                 mask *= region
             index = torch.nonzero(mask.flatten())
             if len(index) > min_keep:
-                break
-        outside = torch.ones(grid, dtype=torch.int32)
-        outside[top : top + h, left : left + w] = 0
-        return index.squeeze(), outside
+                outside = torch.ones(grid, dtype=torch.int32)
+                outside[top : top + h, left : left + w] = 0
+                return index.squeeze(), outside
+            attempt += 1
 
     target, context = size((0.15, 0.2), (0.75, 1.5)), size((0.85, 1.0), (1.0, 1.0))
     contexts, targets = [], []
