@@ -96,15 +96,19 @@ class Shortcut(_TimmBlock):
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, drop: float = 0.0) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017): [.. q c], [.. k c], [.. k c] -> [.. q c].
 
-    `mask` says where a query may look (bool) or what its score gains. The fused kernel is torch's; but its backward
-    pass for bf16 on CPUs takes five to ten times as long as the plain products, which are used there.
+    `mask` says where a query may look (bool) or what its score gains.
     """
-    if not (q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad):
+    if not fused_is_slow(q):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return F.dropout(scores.softmax(-1), drop) @ v
+
+
+def fused_is_slow(q: Tensor) -> bool:
+    """Whether plain products beat torch's kernel: its backward in bf16 on CPUs takes 5 to 10 times as long (2.15)."""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
 
 
 def ahead(shared: Tensor, x: Tensor) -> Tensor:

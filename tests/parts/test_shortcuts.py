@@ -5,10 +5,13 @@ import torch
 from sslzoo_ijepa.predictors import Joint
 from sslzoo_mae import Decoder
 from sslzoo_vit import ViT
+from timm.models.vision_transformer import Block as TimmBlock
+from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sslzoo import Patches, Progress, Tokens
-from sslzoo.nn import Block, joint_mask
+from sslzoo.nn import Block, attention, joint_mask
 
 AT = Progress(0, 10)
 GRID, S, M, K, Q, WIDTH = (4, 5), 3, 4, 7, 3, 16
@@ -49,6 +52,13 @@ def test_tokens_that_are_not_read_need_not_ask(ragged, layer_scale):
     mask = (torch.arange(K) < torch.tensor([7, 4, 5])[:, None])[:, None, None] if ragged else None
     leaves = [x, *block.parameters()]
     assert_same(block(x[:, -Q:], mask, source=x), block(x, mask)[:, -Q:], leaves)
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.5])
+def test_a_plain_block_is_timms(layer_scale):
+    block, x = roused(Block(WIDTH, 4, layer_scale=layer_scale)), drawn(S, K, WIDTH)
+    mask = (torch.arange(K) < torch.tensor([7, 4, 5])[:, None])[:, None, None]
+    assert_same(block(x, mask), TimmBlock.forward(block, x, mask), [x, *block.parameters()])
 
 
 def test_tokens_that_begin_alike_are_prepared_once():
@@ -118,3 +128,47 @@ def test_the_work_of_the_predictor_is_what_was_predicted():
     spared_attention = 2 * 2 * S * M * K * (K + Q) * WIDTH  # what is not asked, with all keys and then all values
     found = counted(lambda: joint_plainly(predictor, tokens, asked)) - counted(lambda: predictor(tokens, asked, AT))
     assert found == spared_first + spared_last + spared_attention
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "scores"])
+def test_attention_in_bf16_on_a_cpu_is_attention_and_never_the_slow_fused_backward(kind):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, n, 16, dtype=torch.bfloat16) for n in (7, 9, 9))
+    mask = {"none": None, "bool": torch.rand(3, 1, 1, 9) > 0.3, "scores": torch.randn(2, 7, 9)}[kind]
+    out = torch.randn(3, 2, 7, 16)
+
+    def found(ask, *tensors):
+        held = [x.clone().requires_grad_() for x in tensors]
+        read = ask(*held)
+        return [read, *torch.autograd.grad((read * out.to(read.dtype)).sum(), held)]
+
+    exact = found(
+        lambda *x: F.scaled_dot_product_attention(*x, attn_mask=mask.double() if kind == "scores" else mask),
+        *(x.double() for x in (q, k, v)),
+    )
+    with Kernels() as kernels:
+        ours = found(lambda *x: attention(*x, mask.bfloat16() if kind == "scores" else mask), q, k, v)
+    assert not any("flash" in name for name in kernels.names)
+    for mine, its in zip(ours, exact, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine.double() - its).norm() / its.norm() < 1.5e-2
+
+
+def test_attention_is_torchs_own_elsewhere():
+    q, k, v = (torch.randn(3, 2, 9, 16) for _ in range(3))
+    assert attention(q, k, v).equal(F.scaled_dot_product_attention(q, k, v))
+    with Kernels() as kernels, torch.no_grad():
+        attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert any("flash" in name for name in kernels.names), "a teacher has no gradient, and keeps the fused kernel"
+
+
+class Kernels(TorchDispatchMode):
+    """The names of all that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
