@@ -15,6 +15,7 @@ import io
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 import traceback
@@ -22,8 +23,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
+import pytest
 
 from sslzoo import UserError
 from sslzoo.cli import cli
@@ -61,6 +64,35 @@ class Tried:
 
 
 Generator = Callable[[random.Random, Path], Case]
+
+# What good recipes begin with; their own sections `optim`, `run` and `evaluate` follow.
+METHOD = """\
+name: good
+data: {use: scenes, length: 32, size: 32}
+views:
+  image: {use: crop, size: 32, scale: [0.3, 1.0]}
+masks:
+  image: {use: multiblock, min_keep: 1, target_scale: [0.15, 0.2], keep: 0.8}
+encoder: {use: vit, width: 24, depth: 1, heads: 3, patch: 8}
+predictor: {use: ijepa, width: 24, depth: 1, heads: 3}
+targets:
+  teacher: {use: ema, momentum: {linear: [0.996, 1.0]}, layers: 1}
+losses:
+  guess: {use: smooth_l1, predict: predictor.patch, target: teacher.patch, weight: 1.0}
+"""
+
+
+def removed(made: Any) -> Any:
+    """A fixture that removes the folder which a cached function made, if a case of the module asked for it."""
+
+    @pytest.fixture(scope="module", autouse=True)
+    def after() -> Iterator[None]:
+        yield
+        if made.cache_info().currsize:
+            shutil.rmtree(made())
+            made.cache_clear()
+
+    return after
 
 
 def beyond(quick: int, many: int) -> range:

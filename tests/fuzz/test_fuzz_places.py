@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from harness import Case, beyond, tried
+from harness import Case, beyond, removed, tried
 
 from sslzoo.cli import cli, main
 from sslzoo.launch.work import work
@@ -103,12 +103,7 @@ def made() -> Path:
     return top
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _removed():
-    yield
-    if made.cache_info().currsize:
-        shutil.rmtree(made())
-        made.cache_clear()
+_removed = removed(made)
 
 
 @contextlib.contextmanager

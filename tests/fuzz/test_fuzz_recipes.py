@@ -7,21 +7,11 @@ import random
 
 import pytest
 import yaml
-from harness import Case, beyond, tried
+from harness import METHOD, Case, beyond, tried
 
-GOOD = """\
-name: good
-data: {use: scenes, length: 32, size: 32}
-views:
-  image: {use: crop, size: 32, scale: [0.3, 1.0]}
-masks:
-  image: {use: multiblock, min_keep: 1, target_scale: [0.15, 0.2], keep: 0.8}
-encoder: {use: vit, width: 24, depth: 1, heads: 3, patch: 8}
-predictor: {use: ijepa, width: 24, depth: 1, heads: 3}
-targets:
-  teacher: {use: ema, momentum: {linear: [0.996, 1.0]}, layers: 1}
-losses:
-  guess: {use: smooth_l1, predict: predictor.patch, target: teacher.patch, weight: 1.0}
+GOOD = (
+    METHOD
+    + """\
 optim:
   lr: {warmup: {epochs: 1, from: 1.0e-4, to: 1.0e-3, then: {cosine: 1.0e-5}}}
   weight_decay: 0.05
@@ -36,6 +26,7 @@ evaluate:
   probes:
     knn: {use: knn, k: [3]}
 """
+)
 TREE = yaml.safe_load(GOOD)
 NUMBERS = (-1, 0, 1, 2, -0.5, 0.5, 1.5, 1e9, -1e9, 1e300, 10**12, 10**40, float("inf"), float("-inf"), float("nan"))
 WORDS = (

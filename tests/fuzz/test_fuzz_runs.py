@@ -14,26 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Case, beyond, tried
+from harness import METHOD, Case, beyond, removed, tried
 from safetensors.torch import load_file
 
 from sslzoo.launch.work import work
 from sslzoo.recipe.recipe import load
 from sslzoo.run.stop import Stop, Stopped
 
-RECIPE = """\
-name: good
-data: {use: scenes, length: 32, size: 32}
-views:
-  image: {use: crop, size: 32, scale: [0.3, 1.0]}
-masks:
-  image: {use: multiblock, min_keep: 1, target_scale: [0.15, 0.2], keep: 0.8}
-encoder: {use: vit, width: 24, depth: 1, heads: 3, patch: 8}
-predictor: {use: ijepa, width: 24, depth: 1, heads: 3}
-targets:
-  teacher: {use: ema, momentum: {linear: [0.996, 1.0]}, layers: 1}
-losses:
-  guess: {use: smooth_l1, predict: predictor.patch, target: teacher.patch}
+RECIPE = (
+    METHOD
+    + """\
 optim: {lr: 1.0e-3}
 run: {steps: 6, batch: 4, precision: fp32, workers: 0, seed: 0, save_every: 2, keep: 2, log_every: 1, monitor: 0,
   device: cpu}
@@ -43,6 +33,7 @@ evaluate:
   view: {use: center, size: 32, resize: 32}
   probes: {knn: {use: knn, k: [3]}}
 """
+)
 STEPS, STOPPED = 6, 4
 OWN = ("recipe.yaml", "data.jsonl", "state.json", "attempts.jsonl", "metrics.jsonl", "launch.json")
 # Files of somebody else's, in places and with names that are near to sslzoo's own.
@@ -88,12 +79,7 @@ def _carry_out(top: Path, name: str, stop: Stop, *sets: str) -> None:
         assert name != "unbroken"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _removed():
-    yield
-    if made.cache_info().currsize:
-        shutil.rmtree(made())
-        made.cache_clear()
+_removed = removed(made)
 
 
 def _lines(folder: Path) -> list[dict[str, float]]:

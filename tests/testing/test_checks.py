@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
-import broken
 import broken_data
+import broken_encoders
+import broken_losses
+import broken_masks
 import broken_optimizers
+import broken_predictors
+import broken_targets
 import pytest
 
 from sslzoo import catalogue, testing
@@ -13,11 +17,18 @@ from sslzoo.cli import main
 from sslzoo.testing import masks
 from sslzoo.testing import report as report_
 
-MODULES = (broken, broken_data, broken_optimizers)
+MODULES = (broken_masks, broken_predictors, broken_targets, broken_losses, broken_encoders)
+MODULES += (broken_data, broken_optimizers)
 BROKEN = {family: getattr(module, family.upper()) for module in MODULES for family in module.SOUND}
 SOUND = {family: parts for module in MODULES for family, parts in module.SOUND.items()}
 WRONG = [(family, part, check) for family, parts in BROKEN.items() for part, check in parts.items()]
-RARE = (broken.RareOutside, broken.RareOverlap, broken.Empty, broken.Drifting, broken.NumpyRandom)
+RARE = (
+    broken_masks.RareOutside,
+    broken_masks.RareOverlap,
+    broken_masks.Empty,
+    broken_masks.Drifting,
+    broken_masks.NumpyRandom,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +36,7 @@ def _few_draws(monkeypatch, request):
     """Fewer draws than authors get, but where a defect is rare; and less patience with what never ends."""
     part = request.node.callspec.params.get("part") if hasattr(request.node, "callspec") else None
     monkeypatch.setattr(masks, "STEPS", 200 if part in RARE else 40)
-    monkeypatch.setattr(masks, "PATIENCE", 2.0 if part is broken.Endless else 10.0)
+    monkeypatch.setattr(masks, "PATIENCE", 2.0 if part is broken_masks.Endless else 10.0)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +69,7 @@ def test_every_check_has_a_defect_that_it_catches(family):
     assert set(testing.checks(family)) - harmless <= set(BROKEN[family].values())
 
 
-@pytest.mark.parametrize(("family", "part"), [("masks", broken.Whole), ("losses", broken.NotScalar)])
+@pytest.mark.parametrize(("family", "part"), [("masks", broken_masks.Whole), ("losses", broken_losses.NotScalar)])
 def test_checks_that_need_a_broken_contract_are_left_out(family, part):
     told = []
     report = testing.examine(family, part, tell=told.append)
@@ -77,7 +88,7 @@ def test_a_fault_of_a_check_is_never_shown_as_the_authors(monkeypatch):
 
     one = report_.Check(broken_check)
     monkeypatch.setattr(masks, "CHECKS", (one,))
-    report = testing.examine("masks", broken.Sound)
+    report = testing.examine("masks", broken_masks.Sound)
     (result,) = report.results
     assert result.state == "fault"
     assert not report.ok
@@ -86,27 +97,27 @@ def test_a_fault_of_a_check_is_never_shown_as_the_authors(monkeypatch):
 
 
 def test_an_error_inside_a_part_is_told_with_its_own_line():
-    (failed,) = testing.examine("predictors", broken.Needy, only="unmasked").failed
-    lines = Path(broken.__file__).read_text().splitlines()
+    (failed,) = testing.examine("predictors", broken_predictors.Needy, only="unmasked").failed
+    lines = Path(broken_predictors.__file__).read_text().splitlines()
     number = int(failed.came.split("line ")[1].split(",")[0])
     assert "target.flat(self.rows(tokens, target))" in lines[number - 1]
     assert "in forward" in failed.came
 
 
 def test_time_is_bounded_for_a_check_and_for_the_whole():
-    report = testing.examine("masks", broken.Endless, only="oblong", limit=1)
+    report = testing.examine("masks", broken_masks.Endless, only="oblong", limit=1)
     assert report.failed[0].expected.startswith(("an answer within", "all checks within"))
     assert report_.signal.getitimer(report_.signal.ITIMER_REAL)[0] == 0
 
 
 def test_slow_checks_can_be_left_out():
-    report = testing.examine("losses", broken.Square, fast=True)
+    report = testing.examine("losses", broken_losses.Square, fast=True)
     assert report.ok
     assert {result.name for result in report.results if result.state == "left out"} == {"ranks"}
 
 
 def test_a_loss_tells_every_kind_that_it_does_not_work_with():
-    (failed,) = testing.examine("losses", broken.FromOneToK).failed
+    (failed,) = testing.examine("losses", broken_losses.FromOneToK).failed
     assert "patch: IndexError: Target -1 is out of bounds" in failed.came
     assert "image: ValueError: of patch signals" in failed.came
 
@@ -158,7 +169,7 @@ def test_verify_is_the_same_from_the_command_line(capsys):
             main(["verify", *words])
         return (left.value.code or 0, *capsys.readouterr())
 
-    code, out, _ = verify("broken-last-row", "--plugin", str(Path(__file__).parent / "broken.py"))
+    code, out, _ = verify("broken-last-row", "--plugin", str(Path(__file__).parent / "broken_masks.py"))
     assert code == 1
     assert "every patch asked for sometimes" in out
     assert "in 640 draws" in out

@@ -1,0 +1,174 @@
+"""Encoders that are wrong on purpose, each in one way; and the sound one they are made from."""
+
+import torch
+from torch import nn
+
+from sslzoo import Tokens
+
+
+class Look(nn.Module):
+    """An encoder that keeps its contract: patches embedded, places added, one block; drops what is hidden."""
+
+    ragged = False
+
+    def __init__(self):
+        super().__init__()
+        self.width = 16
+        self.embed = nn.Linear(3 * 64, 16)
+        self.blocks = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+
+    def grid(self, size):
+        if size[0] % 8 or size[1] % 8:
+            raise ValueError(f"an image of {size} does not split into patches of 8")
+        return size[0] // 8, size[1] // 8
+
+    def forward(self, pixels, context=None, layers=0):
+        from sslzoo.nn import patchify
+
+        grid = self.grid(tuple(pixels.shape[-2:]))
+        x = patchify(self.shown(pixels, context, grid), (8, 8))
+        index = self.index(x, context)
+        x = self.embed(x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))) + self.place(index, grid)
+        outs = []
+        for block in self.blocks:
+            x = x + block(x).tanh()
+            outs.append(x)
+        x = self.last(x)
+        return Tokens(x, index, x.mean(1), grid, layers=tuple(outs[len(outs) - layers :]))
+
+    def index(self, x, context):
+        return torch.arange(x.shape[1], device=x.device).expand(len(x), -1) if context is None else context.index
+
+    def shown(self, pixels, context, grid):
+        return pixels
+
+    def place(self, index, grid):
+        return torch.sin(index[..., None] * torch.linspace(0.1, 1, 16, device=index.device))
+
+    def last(self, x):
+        return x
+
+
+class Peeks(Look):
+    """Lets hidden patches through."""
+
+    def shown(self, pixels, context, grid):
+        return pixels + pixels.mean((1, 2, 3), keepdim=True)
+
+
+class ByOrder(Look):
+    """Gives places by order, not by index."""
+
+    def place(self, index, grid):
+        return super().place(torch.arange(index.shape[1], device=index.device).expand_as(index), grid)
+
+
+class Placeless(Look):
+    """Knows no places."""
+
+    def place(self, index, grid):
+        return torch.zeros(16, device=index.device)
+
+
+class OneGrid(Look):
+    """Says another grid for other sizes than it serves."""
+
+    def grid(self, size):
+        return min(3, size[0] // 8), min(3, size[1] // 8)
+
+
+class FewLayers(Look):
+    """Gives one layer, however many are asked for."""
+
+    def forward(self, pixels, context=None, layers=0):
+        return super().forward(pixels, context, min(layers, 1))
+
+
+class Padded(Look):
+    """Declares that it takes ragged contexts, and reads their padding."""
+
+    ragged = True
+
+
+class Spare(Look):
+    """Has a weight that learns nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Linear(2, 2)
+
+
+class Crowd(Look):
+    """Lets images read one another."""
+
+    def last(self, x):
+        return x + x.mean(0, keepdim=True)
+
+
+class Narrow(Look):
+    """Declares another width."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = 8
+
+
+class Shuffled(Look):
+    """Says that its tokens stand in other places than they do."""
+
+    def forward(self, pixels, context=None, layers=0):
+        from dataclasses import replace
+
+        tokens = super().forward(pixels, context, layers)
+        return tokens if context is None else replace(tokens, index=tokens.index.flip(1))
+
+
+class Loose(Look):
+    """Holds a tensor that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = {"sin": torch.zeros(3)}
+
+
+class Local(Look):
+    """Makes its tensors on the CPU, wherever it is."""
+
+    def place(self, index, grid):
+        return torch.sin(index[..., None] * torch.linspace(0.1, 1, 16))
+
+
+class Aging(Look):
+    """Says something else after a while."""
+
+    calls = 0
+
+    def last(self, x):
+        self.calls += not self.training
+        return x * (1 + self.calls // 15)
+
+
+class Mute(Look):
+    """Does not say whether it takes ragged contexts."""
+
+    ragged = None
+
+
+ENCODERS = {
+    Shuffled: "seen",
+    Loose: "stored",
+    Local: "moves",
+    Aging: "repeats",
+    Mute: "made",
+    Narrow: "returns",
+    Peeks: "hidden",
+    ByOrder: "order",
+    Placeless: "positions",
+    OneGrid: "sizes",
+    FewLayers: "layered",
+    Padded: "ragged",
+    Spare: "learns",
+    Crowd: "alone",
+}
+
+SOUND = {"encoders": (Look,)}

@@ -1,0 +1,187 @@
+"""Losses that are wrong on purpose, each in one way; and the sound ones they are made from."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+
+class Square(nn.Module):
+    """A loss that keeps its contract."""
+
+    needs_target = True
+
+    def __init__(self, signal):
+        super().__init__()
+        if signal.kind != "patch":
+            raise ValueError("of patch signals")
+
+    def forward(self, prediction, target, pairing, at):
+        return (self.rows(prediction, target) * pairing.weight).sum(), {}
+
+    def rows(self, prediction, target):
+        return (prediction - target).square().mean(1)
+
+
+class NotScalar(Square):
+    """Returns a row for each patch."""
+
+    def forward(self, prediction, target, pairing, at):
+        return self.rows(prediction, target) * pairing.weight, {}
+
+
+class Flat(Square):
+    """Has no gradient at all."""
+
+    def rows(self, prediction, target):
+        return super().rows(prediction, target).detach()
+
+
+class Leaving(Square):
+    """Ends the process, and with code 0."""
+
+    def rows(self, prediction, target):
+        raise SystemExit(0)
+
+
+class Changed(Square):
+    """Changes in place what its gradient needs."""
+
+    def rows(self, prediction, target):
+        x = prediction - target
+        rows = x.square().mean(1)
+        x.mul_(2)
+        return rows
+
+
+class WrongSlope(Square):
+    """Has a gradient that is not its own."""
+
+    def rows(self, prediction, target):
+        return (2 * prediction - prediction.detach() - target).square().mean(1)
+
+
+class Unweighted(Square):
+    """Takes the mean over rows, whatever they weigh."""
+
+    def forward(self, prediction, target, pairing, at):
+        return self.rows(prediction, target).mean(), {}
+
+
+class Batched(nn.Module):
+    """Compares images of this rank only."""
+
+    needs_target = True
+
+    def __init__(self, signal):
+        super().__init__()
+        if signal.kind != "image":
+            raise ValueError("of image signals")
+
+    def forward(self, prediction, target, pairing, at):
+        x, y = F.normalize(prediction.flatten(0, 1), dim=1), F.normalize(target.flatten(0, 1), dim=1)
+        return F.cross_entropy(x @ y.T, torch.arange(len(x))), {}
+
+
+class Overflows(Square):
+    """Is not finite for large inputs."""
+
+    def rows(self, prediction, target):
+        return ((prediction - target).square().mean(1).exp() - 1).square()
+
+
+class Moving(Square):
+    """Keeps a mean that is not saved."""
+
+    def __init__(self, signal):
+        super().__init__(signal)
+        self.mean = torch.zeros(())
+
+    def rows(self, prediction, target):
+        rows = super().rows(prediction, target)
+        if self.training:
+            self.mean = self.mean + rows.detach().mean().abs() * 0 + 0.1
+        return rows + self.mean
+
+
+class Rounded(Square):
+    """Computes in float32 inside, which is no defect."""
+
+    def rows(self, prediction, target):
+        return super().rows(prediction.float(), target.float())
+
+
+class Bent(Square):
+    """Has kinks, which are no defect."""
+
+    def rows(self, prediction, target):
+        return F.smooth_l1_loss(prediction.float(), target.float(), reduction="none", beta=0.01).mean(1)
+
+
+class Entropy(nn.Module):
+    """A loss on class ids that keeps its contract."""
+
+    needs_target = True
+    class_ids = True
+
+    def __init__(self, signal):
+        super().__init__()
+        if signal.kind != "patch":
+            raise ValueError("of patch signals")
+
+    def forward(self, prediction, target, pairing, at):
+        return (F.cross_entropy(prediction, target, reduction="none") * pairing.weight).sum(), {}
+
+
+class FromOneToK(Entropy):
+    """Takes class ids to begin at 1."""
+
+    def forward(self, prediction, target, pairing, at):
+        return super().forward(prediction, target - 1, pairing, at)
+
+
+class RoundedWrong(WrongSlope):
+    """Has a gradient that is not its own, and computes in float32 inside."""
+
+    def rows(self, prediction, target):
+        return super().rows(prediction.float(), target.float())
+
+
+class Stowed(Square):
+    """Holds a tensor that is no buffer."""
+
+    def __init__(self, signal):
+        super().__init__(signal)
+        self.center = torch.zeros(signal.width)
+
+
+class Scribbling(Square):
+    """Writes into its target."""
+
+    def rows(self, prediction, target):
+        return super().rows(prediction, target.clamp_(-3, 1))
+
+
+class Silent(Square):
+    """Does not say whether it needs a target."""
+
+    needs_target = "yes"
+
+
+LOSSES = {
+    FromOneToK: "returns",
+    RoundedWrong: "gradient",
+    Stowed: "stored",
+    Scribbling: "pure",
+    Silent: "made",
+    NotScalar: "returns",
+    WrongSlope: "gradient",
+    Flat: "extremes",
+    Leaving: "returns",
+    Changed: "extremes",
+    Unweighted: "weights",
+    Batched: "ranks",
+    Overflows: "extremes",
+    Moving: "restores",
+}
+
+SOUND = {"losses": (Square, Rounded, Bent, Entropy)}

@@ -1,0 +1,208 @@
+"""Predictors that are wrong on purpose, each in one way; and the sound one they are made from."""
+
+import torch
+from torch import nn
+
+from sslzoo import Signal
+
+
+class Guess(nn.Module):
+    """A predictor that keeps its contract: each target patch from its place and the mean of what is seen."""
+
+    blocks_apart = True
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.outputs = {"patch": Signal("patch", encoder.width)}
+        self.projector = None
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(encoder.width, encoder.width), nn.GELU())])
+        self.out = nn.Linear(encoder.width, encoder.width)
+
+    def seen(self, tokens):
+        if tokens.length is None:
+            return tokens.patches.mean(1)
+        true = (torch.arange(tokens.patches.shape[1], device=tokens.length.device) < tokens.length[:, None])[..., None]
+        return (tokens.patches * true).sum(1) / tokens.length[:, None]
+
+    def rows(self, tokens, target):
+        place = torch.sin(
+            target.index[..., None] * torch.linspace(0.1, 1, tokens.patches.shape[-1], device=target.index.device)
+        )
+        return self.out(self.blocks[0](self.seen(tokens)[:, None, None] + place))
+
+    def forward(self, tokens, target, at):
+        return {} if target is None else {"patch": target.flat(self.rows(tokens, target))}
+
+
+class WrongWidth(Guess):
+    """Declares another width."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.outputs = {"patch": Signal("patch", encoder.width + 1)}
+
+
+class Needy(Guess):
+    """Fails without targets."""
+
+    def forward(self, tokens, target, at):
+        return {"patch": target.flat(self.rows(tokens, target))}
+
+
+class Idle(Guess):
+    """Has a weight that learns nothing."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.spare = nn.Linear(2, 2)
+
+
+class Detached(Guess):
+    """Gives what no gradient flows back from."""
+
+    def forward(self, tokens, target, at):
+        return {name: x.detach() for name, x in super().forward(tokens, target, at).items()}
+
+
+class Mixing(Guess):
+    """Lets sequences read one another."""
+
+    def seen(self, tokens):
+        return super().seen(tokens) + tokens.patches.mean()
+
+
+class Standardised(Guess):
+    """Uses the statistics of its own rank's batch."""
+
+    def seen(self, tokens):
+        x = super().seen(tokens)
+        return (x - x.mean(0)) / (x.std(0) + 1e-3) if self.training else x
+
+
+class Ordered(Guess):
+    """Declares that blocks are guessed apart, and lets them read one another."""
+
+    def rows(self, tokens, target):
+        rows = super().rows(tokens, target)
+        return rows + rows.flatten(2).cumsum(1).unflatten(2, rows.shape[2:])
+
+
+class ReadsPadding(Guess):
+    """Reads the padding of short contexts."""
+
+    def seen(self, tokens):
+        return tokens.patches.mean(1)
+
+
+class KeepsPadding(Guess):
+    """Returns a row for the padding of short targets."""
+
+    def forward(self, tokens, target, at):
+        return {} if target is None else {"patch": self.rows(tokens, target).flatten(0, 2)}
+
+
+class Coarse(Guess):
+    """Loses its digits under bfloat16."""
+
+    def rows(self, tokens, target):
+        return super().rows(tokens, target) * 1e3 - (super().rows(tokens, target) * 1e3).round() * 0.999
+
+
+class Breaks(Guess):
+    """Has a block that a compiler cannot take whole."""
+
+    class Block(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.layer = nn.Linear(width, width)
+
+        def forward(self, x):
+            return self.layer(x) if x.sum().item() > -1e9 else x
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.blocks = nn.ModuleList([Breaks.Block(encoder.width)])
+
+
+class Plain(Guess):
+    """Holds a tensor that is no buffer."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.shift = [torch.ones(encoder.width)]
+
+
+class Scalar(Guess):
+    """Has a weight without dimensions."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def rows(self, tokens, target):
+        return super().rows(tokens, target) * self.scale
+
+
+class Tired(Guess):
+    """Says something else after ten calls."""
+
+    calls = 0
+
+    def rows(self, tokens, target):
+        self.calls += not self.training
+        return super().rows(tokens, target) * (1 + self.calls // 10)
+
+
+class Settled(Guess):
+    """Makes its tensors on the CPU, wherever it is."""
+
+    def seen(self, tokens):
+        return super().seen(tokens) + torch.arange(tokens.patches.shape[-1]) * 0.01
+
+
+class Unprojected(Guess):
+    """Forgets an attribute of its contract."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        del self.projector
+        self.projecter = None
+
+
+class Handful(Guess):
+    """Lets two sequences read one another, but not three."""
+
+    def seen(self, tokens):
+        x = super().seen(tokens)
+        return x + x.mean() if len(x) == 2 else x
+
+
+class Blunt(Guess):
+    """Takes other arguments than it is given."""
+
+    def forward(self, tokens, target):
+        return super().forward(tokens, target, None)
+
+
+PREDICTORS = {
+    Plain: "stored",
+    Scalar: "stored",
+    Tired: "repeats",
+    Settled: "moves",
+    Unprojected: "made",
+    Handful: "alone",
+    Blunt: "made",
+    WrongWidth: "outputs",
+    Needy: "unmasked",
+    Idle: "learns",
+    Detached: "learns",
+    Mixing: "alone",
+    Standardised: "ranks",
+    Ordered: "order",
+    ReadsPadding: "ragged_context",
+    KeepsPadding: "ragged_target",
+    Coarse: "bf16",
+    Breaks: "compiles",
+}
+
+SOUND = {"predictors": (Guess,)}

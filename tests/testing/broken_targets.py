@@ -1,0 +1,183 @@
+"""Target generators that are wrong on purpose, each in one way; and the sound ones they are made from."""
+
+import torch
+from torch import nn
+
+from sslzoo import Signal
+
+
+class Follow(nn.Module):
+    """A teacher that keeps its contract."""
+
+    def __init__(self, student):
+        super().__init__()
+        import copy
+
+        self.encoder = copy.deepcopy(student.encoder).requires_grad_(False)
+        self.outputs = {"patch": Signal("patch", student.encoder.width)}
+        self.register_buffer("shift", torch.zeros(student.encoder.width))
+
+    @torch.no_grad()
+    def forward(self, batch, student, at):
+        group = batch.groups["image"]
+        tokens = self.encoder(group.pixels.flatten(0, 1))
+        return {"patch": group.mask.target.flat(tokens.at(group.mask.target)) + self.shift}
+
+    @torch.no_grad()
+    def after_step(self, student, at):
+        for mine, theirs in zip(self.encoder.parameters(), student.encoder.parameters(), strict=True):
+            mine.lerp_(theirs, 0.1)
+
+
+class TooFew(Follow):
+    """Answers half of the places."""
+
+    def forward(self, batch, student, at):
+        return {"patch": super().forward(batch, student, at)["patch"][::2]}
+
+
+class Leaky(Follow):
+    """Lets gradients into its targets."""
+
+    def forward(self, batch, student, at):
+        return {"patch": super().forward(batch, student, at)["patch"] + student.tokens["image"].summary.mean()}
+
+
+class Training(Follow):
+    """Would be trained by the optimizer."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.encoder.requires_grad_(True)
+
+
+class Sharing(Follow):
+    """Holds the student's own weights."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.encoder = student.encoder
+
+
+class Hasty(Follow):
+    """Moves when it is called."""
+
+    def forward(self, batch, student, at):
+        with torch.no_grad():
+            next(self.encoder.parameters()).mul_(0.99)
+        return super().forward(batch, student, at)
+
+
+class Unsaved(Follow):
+    """Keeps state that is not saved."""
+
+    seen = 0
+
+    def forward(self, batch, student, at):
+        return {"patch": super().forward(batch, student, at)["patch"] + self.seen}
+
+    def after_step(self, student, at):
+        super().after_step(student, at)
+        self.seen += 1
+
+
+class UnsavedCount(Follow):
+    """Follows by a step count that is not saved, as a bias correction would."""
+
+    steps = 0
+
+    def after_step(self, student, at):
+        self.steps += 1
+        super().after_step(student, at)
+        with torch.no_grad():
+            for mine, its in zip(self.encoder.parameters(), student.encoder.parameters(), strict=True):
+                mine.lerp_(its, 1 / (1 + self.steps))
+
+
+class Centred(Follow):
+    """Takes the mean over the batch away, so an image's target depends on the others."""
+
+    def forward(self, batch, student, at):
+        x = super().forward(batch, student, at)["patch"]
+        return {"patch": x - x.mean(0)}
+
+
+class Words(Follow):
+    """A generator of class ids that keeps its contract: the nearest of five levels of brightness."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.outputs = {"patch": Signal("patch", 5, ids=True)}
+
+    def forward(self, batch, student, at):
+        return {"patch": (super().forward(batch, student, at)["patch"].mean(1).sigmoid() * 5).long().clamp(max=4)}
+
+
+class FromOne(Words):
+    """Numbers classes from 1 to K."""
+
+    def forward(self, batch, student, at):
+        return {"patch": super().forward(batch, student, at)["patch"] + 1}
+
+
+class FloatIds(Words):
+    """Returns class ids as floating numbers."""
+
+    def forward(self, batch, student, at):
+        return {"patch": super().forward(batch, student, at)["patch"].float()}
+
+
+class PlainShift(Follow):
+    """Holds a tensor that is no buffer."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.mean = torch.zeros(3)
+
+
+class Settling(Follow):
+    """Makes its tensors on the CPU, wherever it is."""
+
+    def forward(self, batch, student, at):
+        x = super().forward(batch, student, at)["patch"]
+        return {"patch": x * torch.linspace(0.9, 1.1, x.shape[1])}
+
+
+class Wandering(Follow):
+    """Drifts with every call."""
+
+    calls = 0
+
+    def forward(self, batch, student, at):
+        self.calls += 1
+        return {"patch": super().forward(batch, student, at)["patch"] + self.calls // 8}
+
+
+class Motionless(Follow):
+    """Has no after_step."""
+
+    after_step = None
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.after_stp = self.forward
+
+
+TARGETS = {
+    FromOne: "outputs",
+    FloatIds: "outputs",
+    PlainShift: "stored",
+    Settling: "moves",
+    Wandering: "repeats",
+    Motionless: "made",
+    TooFew: "outputs",
+    Leaky: "still",
+    Training: "frozen",
+    Sharing: "separate",
+    Hasty: "follows",
+    Unsaved: "restores",
+    UnsavedCount: "restores",
+    Centred: "weightless",
+}
+
+SOUND = {"targets": (Follow, Words)}
