@@ -47,7 +47,7 @@ class Patches:
         if self.length is not None and self.real is None:
             if self.index.device.type != "cpu":
                 raise ValueError("ragged Patches are made on the CPU, in the mask sampler; then moved with .to(device)")
-            true = torch.arange(self.index.shape[-1]) < self.length[..., None]
+            true = true_entries(self.length, self.index.shape[-1])
             object.__setattr__(self, "real", true.flatten().nonzero()[:, 0])
 
     def take(self, x: Float[Tensor, "s N d"]) -> Float[Tensor, "s *m k d"]:
@@ -460,6 +460,11 @@ class Probe(Protocol):
         its own, for comparisons that resample test images.
         """
         ...
+
+
+def true_entries(length: Int[Tensor, "s *m"], most: int) -> Bool[Tensor, "s *m k"]:
+    """Which entries of ragged rows are true: the first `length` of the `most` that each row has."""
+    return torch.arange(most, device=length.device) < length[..., None]
 
 
 def normalized(pixels: Tensor, normal: Float[Tensor, "2 3 1 1"] | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules._functions import SyncBatchNorm
 
-from sslzoo.contracts import Encoder, Grid, Patches, Tokens
+from sslzoo.contracts import Encoder, Grid, Patches, Tokens, true_entries
 from sslzoo.run.parallel import all_sum, gather, world_size
 from sslzoo.step import full_precision as full_precision
 
@@ -404,8 +404,25 @@ def key_mask(length: Tensor | None, keys: int, ahead: int = 0) -> Tensor | None:
     """
     if length is None:
         return None
-    true = torch.arange(keys, device=length.device) < length[:, None]
-    return nn.functional.pad(true, (ahead, 0), value=True)[:, None, None]
+    return nn.functional.pad(true_entries(length, keys), (ahead, 0), value=True)[:, None, None]
+
+
+def mean_of(patches: Tensor, length: Tensor | None) -> Tensor:
+    """The mean over the patches of each row, padding of ragged ones left out: [s k d] -> [s d]."""
+    if length is None:
+        return patches.mean(1)
+    return (patches * true_entries(length, patches.shape[1])[..., None]).sum(1) / length[:, None]
+
+
+def laid_out(seen: Tensor, tokens: Tokens, under: Tensor) -> Tensor:
+    """Rows [s k w] at the patches of tokens, over what lies `under` them [s N+1 w]: [s N w].
+
+    Padding of ragged rows falls on the row behind the last, and is cut off.
+    """
+    count, index = under.shape[1] - 1, tokens.index
+    if tokens.length is not None:
+        index = index.where(true_entries(tokens.length, index.shape[1]), count)
+    return under.scatter(1, index[..., None].expand(-1, -1, seen.shape[-1]), seen)[:, :count]
 
 
 def joint_mask(tokens: Tokens, target: Patches) -> Tensor | None:
@@ -417,6 +434,5 @@ def joint_mask(tokens: Tokens, target: Patches) -> Tensor | None:
     device = tokens.index.device
     context = tokens.length if tokens.length is not None else torch.full((s,), k, device=device)
     block = target.length if target.length is not None else torch.full((s, m), q, device=device)
-    seen = (torch.arange(k, device=device) < context[:, None]).repeat_interleave(m, 0)
-    asked = torch.arange(q, device=device) < block.flatten()[:, None]
+    seen, asked = true_entries(context, k).repeat_interleave(m, 0), true_entries(block.flatten(), q)
     return torch.cat([seen, asked], 1)[:, None, None]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng
 from sslzoo.blocks import Size, chance, covered, draw_size, indices, sizes
+from sslzoo.contracts import true_entries
 from sslzoo.keys import Count, GridCount, Range, Share, ShareRange
 
 ATTEMPTS = 8  # placements drawn for each image
@@ -229,5 +230,5 @@ def _first(visible: Tensor, length: int) -> Tensor:
 def _ragged(visible: Tensor) -> Patches:
     length = visible.sum(1)
     index = _first(visible, int(length.max()))
-    true = torch.arange(index.shape[1]) < length[:, None]
+    true = true_entries(length, index.shape[1])
     return Patches(torch.where(true, index, index[:, :1]), length)

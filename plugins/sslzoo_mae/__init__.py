@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
 from sslzoo.keys import Count, Width
-from sslzoo.nn import Block, LayerNorm, Positions, pixels_of, splits, start_xavier
+from sslzoo.nn import Block, LayerNorm, Positions, laid_out, pixels_of, splits, start_xavier
 
 
 class Decoder(nn.Module):
@@ -59,12 +59,8 @@ class Decoder(nn.Module):
 
     def _everywhere(self, seen: Tensor, tokens: Tokens) -> Tensor:
         """What was seen where it was, the mask token elsewhere: [s k w] -> [s N w]."""
-        s, k, width = seen.shape
-        count, index = tokens.grid[0] * tokens.grid[1], tokens.index
-        if tokens.length is not None:  # padding goes to a position of its own, behind the last
-            index = index.where(torch.arange(k, device=index.device) < tokens.length[:, None], count)
-        whole = self.mask_token.to(seen.dtype).expand(s, count + 1, -1)
-        return whole.scatter(1, index[..., None].expand(-1, -1, width), seen)[:, :count]
+        count = tokens.grid[0] * tokens.grid[1]
+        return laid_out(seen, tokens, self.mask_token.to(seen.dtype).expand(len(seen), count + 1, -1))
 
 
 @hookimpl

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng
+from sslzoo.contracts import true_entries
 from sslzoo.keys import Fraction, FractionRange, GridCount, Range, Share
 
 FAILURES = 10  # attempts in a row that hide nothing more, before the published generators give up
@@ -106,5 +107,5 @@ def _listed(chosen: Tensor) -> Patches:
     index = chosen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     if bool((length == most).all()):
         return Patches(index)
-    true = torch.arange(most) < length[:, None]
+    true = true_entries(length, most)
     return Patches(torch.where(true, index, index[:, :1]), length)

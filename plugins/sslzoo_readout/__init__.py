@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
 from sslzoo.keys import Codes, Count, NotNegative
-from sslzoo.nn import said_width
+from sslzoo.nn import laid_out, said_width
 
 
 class Linear(nn.Module):
@@ -88,13 +88,8 @@ class Convolutions(nn.Module):
 
     def _everywhere(self, tokens: Tokens, at: Progress) -> Tensor:
         """Tokens at their positions, noise elsewhere: [s k d] -> [s N d]."""
-        seen, index = tokens.patches, tokens.index
-        s, k, width = seen.shape
-        count = tokens.grid[0] * tokens.grid[1]
-        if tokens.length is not None:  # padding goes to a position of its own, behind the last
-            index = index.where(torch.arange(k, device=index.device) < tokens.length[:, None], count)
-        whole = self._noise(count + 1, at, seen).expand(s, -1, -1)
-        return whole.scatter(1, index[..., None].expand(-1, -1, width), seen)[:, :count]
+        seen, count = tokens.patches, tokens.grid[0] * tokens.grid[1]
+        return laid_out(seen, tokens, self._noise(count + 1, at, seen).expand(len(seen), -1, -1))
 
     def _noise(self, count: int, at: Progress, like: Tensor) -> Tensor:
         """[N d], the same for this step wherever it is drawn."""

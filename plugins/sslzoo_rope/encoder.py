@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslzoo import Grid, Patches, Tokens
 from sslzoo.keys import BelowOne, Count, NotNegative, Width
-from sslzoo.nn import key_mask, patchify, start_normal
+from sslzoo.nn import key_mask, mean_of, patchify, start_normal
 from sslzoo_rope.layers import RopeBlock, angles, positions_around, positions_of, rms_norm
 
 # width, depth, heads (Dosovitskiy et al. 2020); CAPI is published at large
@@ -98,11 +98,4 @@ class RopeViT(nn.Module):
         x = rms_norm(x)
         patches, prefix = x[:, ahead:], x[:, :ahead] if ahead else None
         layers_ = tuple(out[:, ahead:] for out in outs)
-        return Tokens(patches, index, _mean(patches, length), grid, prefix, layers_, length, prefixes)
-
-
-def _mean(patches: Tensor, length: Tensor | None) -> Tensor:
-    if length is None:
-        return patches.mean(1)
-    true = (torch.arange(patches.shape[1], device=patches.device) < length[:, None])[..., None]
-    return (patches * true).sum(1) / length[:, None]
+        return Tokens(patches, index, mean_of(patches, length), grid, prefix, layers_, length, prefixes)

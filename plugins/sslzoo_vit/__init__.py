@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Grid, Patches, Tokens, hookimpl
+from sslzoo.contracts import true_entries
 from sslzoo.keys import BelowOne, Count, NotNegative, Side, Width
-from sslzoo.nn import Block, LayerNorm, Positions, key_mask, patchify, splits, start_normal, start_xavier
+from sslzoo.nn import Block, LayerNorm, Positions, key_mask, mean_of, patchify, splits, start_normal, start_xavier
 from sslzoo_vit.relative import RelativeBias, resized
 
 # width, depth, heads, MLP hidden over width (Dosovitskiy et al. 2020; Zhai et al. 2021 for giant)
@@ -130,7 +131,7 @@ class ViT(nn.Module):
         outs = tuple(out[:, ahead:] for out in outs)
         x = self.norm(x)
         prefix, patches = (x[:, :ahead], x[:, ahead:]) if ahead else (None, x)
-        summary = x[:, 0] if self.cls_token is not None else _mean(patches, length)
+        summary = x[:, 0] if self.cls_token is not None else mean_of(patches, length)
         return Tokens(patches, index, summary, grid, prefix, outs, length, ahead_of)
 
     def _blocks(
@@ -157,7 +158,7 @@ class ViT(nn.Module):
         assert self.mask_token is not None
         true = torch.ones_like(context.index)
         if context.length is not None:  # padding repeats a legal index: only true entries count
-            true = (torch.arange(true.shape[1], device=x.device) < context.length[:, None]).to(true.dtype)
+            true = true_entries(context.length, true.shape[1]).to(true.dtype)
         seen = torch.zeros(x.shape[:2], dtype=true.dtype, device=x.device).scatter_add(1, context.index, true)
         return torch.where(seen[..., None] > 0, x, self.mask_token.to(x.dtype))
 
@@ -226,13 +227,6 @@ def _shape(
     w, d, h, ratio = (theirs if mine is None else mine for mine, theirs in zip(given, named, strict=True))
     splits(int(w), int(h))
     return int(w), int(d), int(h), float(ratio)
-
-
-def _mean(patches: Tensor, length: Tensor | None) -> Tensor:
-    if length is None:
-        return patches.mean(1)
-    true = (torch.arange(patches.shape[1], device=patches.device) < length[:, None])[..., None]
-    return (patches * true).sum(1) / length[:, None]
 
 
 @hookimpl

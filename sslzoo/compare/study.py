@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from sslzoo.compare.budget import Budget, Cost, changes, cost_of, steps_for
-from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
+from sslzoo.errors import Problem, UserError, did_you_mean
 from sslzoo.plugins import Catalogue, catalogue
 from sslzoo.recipe import signature, yamltext
 from sslzoo.recipe.build import check
@@ -136,14 +136,14 @@ def read(path: Path, out: Path | None = None, plugins: Sequence[Path] = ()) -> S
     text = yamltext.read(path, str(path))
     values, problems = signature.validate(Keys, text.tree, "", "a study")
     if problems:
-        raise RecipeError(text.source, [Problem(p.place.lstrip("."), p.message, text.line(p.place)) for p in problems])
+        raise text.error([Problem(p.place.lstrip("."), p.message) for p in problems])
     keys = Keys.model_construct(**values)
     baseline, seeds = _baseline(keys, text), _seeds(keys, text)
     files = [*((path.parent / one).resolve() for one in keys.plugins), *plugins]
     common = [*keys.set, *([f"evaluate={_flow(keys.evaluate)}"] if keys.evaluate else [])]
     variants, problems = _variants(keys, path.parent, common, files, baseline)
     if problems:
-        raise RecipeError(text.source, [Problem(p.place, p.message, text.line(p.place)) for p in problems])
+        raise text.error(problems)
     folder = out or Path("runs") / keys.study
     cells = tuple(
         Cell(one.name, seed, folder / one.name / f"seed-{seed}", *_load(one, common, seed, files))
@@ -172,11 +172,11 @@ def _baseline(keys: Keys, text: yamltext.Text) -> str:
     if baseline not in keys.variants:
         message = f"no variant is called {baseline!r}{did_you_mean(baseline, keys.variants)}"
         there = f"{message}\nvariants: {', '.join(keys.variants)}"
-        raise RecipeError(text.source, [Problem("baseline", there, text.line("baseline"))])
+        raise text.error([Problem("baseline", there)])
     wrong = [name for name in keys.variants if not _is_plain(name)]
     if wrong:
         message = f"found {wrong[0]!r}; letters, digits, '.', '-' and '_', for it names a folder"
-        raise RecipeError(text.source, [Problem("variants", message, text.line("variants"))])
+        raise text.error([Problem("variants", message)])
     return baseline
 
 
@@ -184,7 +184,7 @@ def _seeds(keys: Keys, text: yamltext.Text) -> tuple[int, ...]:
     seeds = tuple(range(keys.seeds)) if isinstance(keys.seeds, int) else tuple(keys.seeds)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         message = f"found {keys.seeds!r}; how many, at least 1, or a list of different numbers from 0 on"
-        raise RecipeError(text.source, [Problem("seeds", message, text.line("seeds"))])
+        raise text.error([Problem("seeds", message)])
     return seeds
 
 

@@ -146,7 +146,7 @@ def bench(
     if train is not None and test is not None:
         test = matched(train, test, problems, remarks)
     if problems or train is None or test is None:
-        raise refused(recipe, problems)
+        raise recipe.text.error(problems)
     run = settled(recipe, World(device=device), folder, say).run
     return Bench(settings, train, test, view, augment, probes, run.precision == "bf16", run.workers, tuple(remarks))
 
@@ -218,12 +218,6 @@ def _names(data: Dataset, task: str) -> list[str]:
 def _listed(names: Any, most: int = 8) -> str:
     names = list(map(str, names))
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
-
-
-def refused(recipe: Recipe, problems: Sequence[Problem]) -> RecipeError:
-    """Problems of a recipe at their lines."""
-    text = recipe.text
-    return RecipeError(text.source, [Problem(p.place, p.message, p.line or text.line(p.place)) for p in problems])
 
 
 def restored(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sslzoo.errors import ImageError, Problem, RecipeError, RunError, shown
-from sslzoo.evaluate.bench import Bench, asked_pools, bench, refused
+from sslzoo.evaluate.bench import Bench, asked_pools, bench
 from sslzoo.evaluate.drawn import drawn
 from sslzoo.evaluate.features import pooled
 from sslzoo.plugins import Catalogue
@@ -52,7 +52,7 @@ def rehearse(recipe: Recipe, installed: Catalogue, *, data: bool = True) -> tupl
         problems += _probe(installed, f"evaluate.probes.{name}", spec, network, augmented=augmented)
     if problems:
         known = {(problem.place, problem.message): problem for problem in problems}  # bench tells some of them too
-        raise refused(recipe, list(known.values()))
+        raise recipe.text.error(list(known.values()))
     return () if opened is None else opened.remarks
 
 

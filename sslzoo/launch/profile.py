@@ -10,7 +10,7 @@ from typing import Any
 import click
 from pydantic import BaseModel, ConfigDict, Field
 
-from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
+from sslzoo.errors import Problem, UserError, did_you_mean
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe import signature, yamltext
 
@@ -114,8 +114,7 @@ def _checked(text: yamltext.Text) -> dict[str, Any]:
     except ValueError as error:
         problems.append(Problem("time", str(error)))
     if problems:
-        found = [Problem(one.place.strip("."), one.message, text.line(one.place.strip("."))) for one in problems]
-        raise RecipeError(text.source, list({(one.place, one.message): one for one in found}.values()))
+        raise text.error([*dict.fromkeys(Problem(one.place.strip("."), one.message) for one in problems)])
     return keys
 
 

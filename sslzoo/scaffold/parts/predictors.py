@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
 from sslzoo.keys import Count, Width
-from sslzoo.nn import Positions
+from sslzoo.nn import Positions, mean_of
 
 
 class Example(nn.Module):
@@ -34,19 +33,12 @@ class Example(nn.Module):
         """Guesses of target patches: {"patch": [t e]}."""
         if target is None:
             return {}
-        seen = self.enter(_mean(tokens))  # s d
+        seen = self.enter(mean_of(tokens.patches, tokens.length))  # s d
         table = self.positions(tokens.grid, seen.device)  # N d
         x = seen[:, None, None] + table[target.index]  # s m q d
         for block in self.blocks:
             x = x + block(x)
         return {"patch": target.flat(self.leave(x))}  # padding of short rows is dropped
-
-
-def _mean(tokens: Tokens) -> Tensor:
-    if tokens.length is None:
-        return tokens.patches.mean(1)
-    true = torch.arange(tokens.patches.shape[1], device=tokens.length.device) < tokens.length[:, None]
-    return (tokens.patches * true[..., None]).sum(1) / tokens.length[:, None]
 
 
 @hookimpl
