@@ -126,7 +126,7 @@ def train(
             line = (
                 {"step": step + 1, "epoch": (step + 1) / order.epoch_steps} | collect(metrics, world.device) | numbers
             )
-            line |= mask_shares(fresh[0], grids) | clock.read(step + 1 - start)
+            line |= mask_shares(fresh, grids) | clock.read(step + 1 - start)
             if monitored is not None and due(at, monitor_every, run.log_every):
                 line["rankme"] = rank_of(method, monitored, learner.cast())
             if remark := clock.of_sending(line["images_per_second"]):

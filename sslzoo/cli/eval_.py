@@ -42,13 +42,11 @@ def command(
     from sslzoo.errors import UserError, did_you_mean
     from sslzoo.evaluate.bench import bench, restored, untrained
     from sslzoo.evaluate.figures import probe, table
-    from sslzoo.recipe.recipe import load
+    from sslzoo.recipe.recipe import load_run
     from sslzoo.run.monitor import network_of
     from sslzoo.run.parallel import join
 
-    if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run} is not a run folder: it holds no recipe.yaml")
-    recipe, installed = load(str(run), sets, plugins)
+    recipe, installed = load_run(run, sets, plugins)
     known = () if recipe.evaluate is None else tuple(recipe.evaluate.probes)
     for name in probes:
         if name not in known:

@@ -40,11 +40,9 @@ def command(
     from sslzoo.launch.state import State
     from sslzoo.launch.submit import Asked, Element, plan, ready, refuse_if_active, send
     from sslzoo.launch.work import refuse_upgrade, work
-    from sslzoo.recipe.recipe import load
+    from sslzoo.recipe.recipe import load_run
     from sslzoo.run.stop import Stop
 
-    if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run} is not a run folder: it holds no recipe.yaml")
     state = State(run)
     launch, fault = state.launch, state.launch_fault
     known = {field.name for field in fields(Asked)}
@@ -56,7 +54,7 @@ def command(
         )
     changed = {"cluster": cluster, "nodes": nodes, "gpus": gpus, "time": time}
     changed = {name: value for name, value in changed.items() if value is not None}
-    recipe, installed = load(str(run))
+    recipe, installed = load_run(run)
     if not allow_upgrade:
         refuse_upgrade(recipe, installed, run)
     allow_changed_data(run, changed_data)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from sslzoo.errors import RunError, UserError
 from sslzoo.launch import slurm
 from sslzoo.launch.state import State
 from sslzoo.launch.submit import Asked, Element, submit
+from sslzoo.launch.work import start
 from sslzoo.recipe.compare import claim, refuse
 from sslzoo.run.clock import hours
 from sslzoo.run.folder import Folder
@@ -110,11 +110,7 @@ def here(study: Study, jobs: int, console: Console) -> None:
 def _start(cell: Cell, jobs: int) -> Running:
     """A cell in a process of its own; of several at a time, each has its share of the cores."""
     share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))} if jobs > 1 else {}
-    log = (cell.folder / "output.txt").open("ab")
-    command = [sys.executable, "-m", "sslzoo", "train", str(cell.folder), "--no-evaluate"]
-    with log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=share | os.environ)
-    return Running(cell, process)
+    return Running(cell, start(cell.folder, **share))
 
 
 def _ended(one: Running, name: str) -> str:

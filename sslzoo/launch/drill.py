@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -18,11 +17,12 @@ from sslzoo.errors import RunError
 from sslzoo.launch.follow import rows
 from sslzoo.launch.state import State
 from sslzoo.launch.submit import Asked, Element, submit
+from sslzoo.launch.work import start
 from sslzoo.run import checkpoint
+from sslzoo.run.clock import TIMING
 from sslzoo.run.folder import Folder
 
 Say = Callable[[str], None]
-TIMING = ("images_per_second", "data_wait", "mfu", "seconds")  # what may differ between equal runs
 PATIENCE = 3600.0  # seconds to wait for a queue
 
 
@@ -98,15 +98,15 @@ def here(element: Element, say: Say) -> Verdict:
         claim(Folder(folder), element.recipe, element.installed, say)
     steps = element.recipe.run.steps or 0
     say(f"a run of {steps} steps, unbroken")
-    _finish(_start(whole))
+    _finish(start(whole))
     say("the same, stopped on the way by SIGTERM, as SLURM does before a preemption")
-    process = _start(broken)
+    process = start(broken)
     _reach(broken, steps // 3, lambda: process.poll() is not None)
     process.send_signal(signal.SIGTERM)
     if process.wait(600) != 143:
         raise RunError(f"the run did not leave as it should: exit code {process.returncode}; see {broken}")
     say("and resumed")
-    _finish(_start(broken))
+    _finish(start(broken))
     return compare(whole, broken)
 
 
@@ -164,12 +164,6 @@ def _gap(x: torch.Tensor, y: torch.Tensor) -> float:
     scale = max(x.abs().max().item(), y.abs().max().item())
     share = (x - y).abs().max().item() / scale
     return share if share == share else float("inf")
-
-
-def _start(folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sslzoo", "train", str(folder), "--no-evaluate"]
-    with (folder / "output.txt").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
 
 
 def _finish(process: subprocess.Popen[bytes]) -> None:

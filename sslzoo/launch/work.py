@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -220,6 +221,17 @@ class Teller:
         if remark and not self.warned:
             self.display.say(f"warning: {remark}")
             self.warned = True
+
+
+def start(folder: Path, **environment: str) -> subprocess.Popen[bytes]:
+    """Trains a run folder in a process of its own, without its evaluation; what it prints goes to output.txt there.
+
+    `environment` counts where this process's own says nothing.
+    """
+    command = [sys.executable, "-m", "sslzoo", "train", str(folder), "--no-evaluate"]
+    with (folder / "output.txt").open("ab") as log:
+        given = environment | os.environ
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=given)
 
 
 def probing(recipe: Recipe, installed: Catalogue, out: Path, *, gpus: bool) -> None:

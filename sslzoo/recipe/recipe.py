@@ -219,6 +219,13 @@ def load(name: str, sets: Sequence[str] = (), plugins: Sequence[Path] = ()) -> t
     return _recipe(text, installed, tuple(files)), installed
 
 
+def load_run(folder: Path, sets: Sequence[str] = (), plugins: Sequence[Path] = ()) -> tuple[Recipe, Catalogue]:
+    """The recipe of a run folder, as `load`; raises UserError where it holds none."""
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} is not a run folder: it holds no recipe.yaml")
+    return load(str(folder), sets, plugins)
+
+
 def change(recipe: Recipe, installed: Catalogue, sets: Sequence[str]) -> Recipe:
     """The recipe changed as by `--set`.
 

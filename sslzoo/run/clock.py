@@ -23,6 +23,9 @@ def hours(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
+TIMING = ("images_per_second", "data_wait", "mfu", "seconds")  # what `Clock` reads: another in every run
+
+
 @dataclass
 class Clock:
     """Measures images per second, the share of time spent waiting for data, and the share of the device's peak."""

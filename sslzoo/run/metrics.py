@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,19 @@ def rankme(x: Tensor, eps: float = 1e-7) -> Tensor:
     return torch.exp(-(share * share.log()).sum())
 
 
-def mask_shares(batch: Batch, grids: Mapping[str, Grid]) -> dict[str, float]:
-    """Share of patches the student sees, and share it must guess (blocks that overlap count once), of a CPU batch."""
-    shares = {}
-    for name, group in batch.groups.items():
+def mask_shares(batches: Sequence[Batch], grids: Mapping[str, Grid]) -> dict[str, float]:
+    """Share of patches the student sees, and share it must guess (blocks that overlap count once).
+
+    The mean over the micro-batches of a step, which are on the CPU.
+    """
+    shares: defaultdict[str, float] = defaultdict(float)
+    for name, group in ((name, group) for batch in batches for name, group in batch.groups.items()):
         if group.mask is not None:
             index, whole = group.mask.target.index, math.prod(grids[name])
             guessed = torch.zeros(len(index), whole).scatter_(1, index.flatten(1), 1.0)
-            shares[f"context_share/{name}"] = group.mask.context.count / (len(index) * whole)
-            shares[f"target_share/{name}"] = guessed.mean().item()
-    return shares
+            shares[f"context_share/{name}"] += group.mask.context.count / (len(index) * whole) / len(batches)
+            shares[f"target_share/{name}"] += guessed.mean().item() / len(batches)
+    return dict(shares)
 
 
 def peak_flops(device: torch.device) -> float | None:

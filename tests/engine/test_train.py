@@ -16,11 +16,12 @@ import yaml
 from driven import HERE, drive, losses, weights
 from toy_recipes import METHODS
 
-from sslzoo import RecipeError, RunError
+from sslzoo import Mask, Patches, RecipeError, RunError
 from sslzoo.recipe.build import build, check
 from sslzoo.recipe.recipe import load
 from sslzoo.run import checkpoint, data
 from sslzoo.run.folder import Folder
+from sslzoo.run.metrics import mask_shares
 from sslzoo.run.parallel import World
 from sslzoo.train import Watch, train
 
@@ -365,3 +366,14 @@ def test_weights_and_gradients_that_travel_in_bf16_stay_within_its_rounding(tmp_
 def test_weights_are_gathered_as_blocks_compute(toy):
     with pytest.raises(RecipeError, match="gather: bf16 wants precision bf16"):
         load(str(toy("jepa")), ("run.gather=bf16", "run.precision=fp32"))
+
+
+def test_shares_of_masks_are_means_over_micro_batches():
+    """They were those of the first one alone."""
+    masks = [Mask(Patches(torch.arange(k)[None]), Patches(torch.arange(q)[None, None])) for k, q in ((8, 4), (4, 12))]
+    batches = [
+        data.Batch({"image": data.Group(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 4), mask)}, data.pair({}))
+        for mask in masks
+    ]
+    found = mask_shares(batches, {"image": (4, 4)})
+    assert found == {"context_share/image": 0.375, "target_share/image": 0.5}

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from sslzoo.launch.work import work
 from sslzoo.recipe.recipe import load
+from sslzoo.run.clock import TIMING
 from sslzoo.run.stop import Stop, Stopped
 
 RECIPE = (
@@ -39,7 +40,6 @@ OWN = ("recipe.yaml", "data.jsonl", "state.json", "attempts.jsonl", "metrics.jso
 # Files of somebody else's, in places and with names that are near to sslzoo's own.
 FOREIGN = ("notes.txt", "my.json.writing", "code/mine.py", "checkpoints/mine.safetensors", "checkpoints/mine.writing")
 FOREIGN += ("checkpoints/step-best.safetensors", "eval/mine.csv", "nonfinite.txt", "recipe.mine.yaml")
-MEASURED = ("images_per_second", "data_wait", "seconds", "mfu")  # another in every run
 WHOLE = ("empty", "garbage", "folder")  # nothing of the file can be read: it must be told by name
 
 
@@ -84,7 +84,7 @@ _removed = removed(made)
 
 def _lines(folder: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
 
 
 def _weights(folder: Path):
