@@ -42,18 +42,20 @@ def refuse_edited(study: Study) -> None:
     Raises:
         UserError: the study was edited after some of it ran; names those cells and what changed.
     """
-    edited = []
+    edited: dict[str, list[str]] = {}  # what changed: in which cells
     for cell in study.cells:
         if Folder(cell.folder).recipe.exists():
             try:
                 refuse(Folder(cell.folder), cell.recipe, cell.installed)
             except RunError as error:
-                edited.append(f"  {cell.variant}, seed {cell.seed}: {error}")
+                rows = [line.strip() for line in str(error).splitlines() if line.startswith(" ")] or [str(error)]
+                edited.setdefault("; ".join(rows), []).append(f"{cell.variant}/seed-{cell.seed}")
     if edited:
+        many = sum(map(len, edited.values()))
         raise UserError(
-            f"the study was edited after {len(edited)} of its {len(study.cells)} cells had begun:\n"
-            + "\n".join(edited)
-            + f"\nput the study back, remove those folders, or run it elsewhere with --out (here: {study.folder})"
+            f"the study was edited after {many} of its {len(study.cells)} cells had begun:\n"
+            + "".join(f"  {what}\n    in {', '.join(names)}\n" for what, names in edited.items())
+            + f"put the study back, remove those folders, or run it elsewhere with --out (here: {study.folder})"
         )
 
 
@@ -71,11 +73,13 @@ def prepare(study: Study) -> list[Cell]:
     return left
 
 
-def here(study: Study, jobs: int, console: Console) -> None:
+def here(study: Study, jobs: int, console: Console) -> list[str]:
     """Trains what is left of a study in processes of this machine, `jobs` at a time; Ctrl-C saves them all.
 
+    Returns which cells failed; the others were run to their end.
+
     Raises:
-        UserError: a cell failed; the others were run to their end. Or it was stopped; the same command goes on.
+        UserError: it was stopped; the same command goes on.
     """
     waiting, running, failed = prepare(study), [], []
     stopped = False
@@ -101,10 +105,7 @@ def here(study: Study, jobs: int, console: Console) -> None:
             one.process.wait()
     if stopped:
         raise UserError("stopped; what ran is saved, and the same command goes on")
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {len(study.cells)} cells failed: {'; '.join(failed)}; see `sslzoo status {study.folder}`"
-        )
+    return failed
 
 
 def _start(cell: Cell, jobs: int) -> Running:

@@ -33,7 +33,11 @@ class Asked:
 
 
 def run_study(path: Path, asked: Asked) -> bool:
-    """Runs what is left of a study, evaluates it, writes its page; returns whether the comparison is fair."""
+    """Runs what is left of a study, evaluates it, writes its page; returns whether the comparison is fair.
+
+    Raises:
+        UserError: a cell failed; the others are compared. Or it was stopped.
+    """
     console = Console(stderr=asked.as_json)
     read = study.read(path, asked.out, asked.plugins)
     if asked.dry_run:
@@ -46,9 +50,13 @@ def run_study(path: Path, asked: Asked) -> bool:
         if any(not cells.is_done(cell) for cell in read.cells):
             cells.on_cluster(read, submission, sys.argv[1:], click.echo)
             return True
-    cells.here(read, asked.jobs, console)
+    failed = cells.here(read, asked.jobs, console)
     evaluation.evaluate(read, console)
-    return _tell_study(read, path, asked)
+    fair = _tell_study(read, path, asked)
+    if failed:
+        told = f"{len(failed)} of {len(read.cells)} cells failed and are left out: {'; '.join(failed)}"
+        raise UserError(f"{told}\n`sslzoo status {read.folder}` says why; the same command tries them again")
+    return fair
 
 
 def page_of_study(path: Path, asked: Asked) -> bool:

@@ -9,12 +9,12 @@ from typing import Any
 
 from sslzoo.compare.doctor import diagnose
 from sslzoo.compare.records import Record
+from sslzoo.recipe.compare import leaves
 
 CLOSE = 0.02  # relative; costs nearer than this are equal
 SLOW = 0.1  # relative; device time is noisy
 KEPT = 0.05  # share of its starting weights that a teacher may keep
 WARM = 0.2  # share of a run that may be warm-up
-LONG = ("evaluation", "training data")  # sections of the page tell them in full
 OWN = ("name", "run.seed", "plugins")  # what tells runs apart, and no question
 # Which keys of a recipe say how it is run or told, not what is learnt.
 HOW = (
@@ -63,27 +63,32 @@ def box(variants: Mapping[str, Sequence[Record]], named: Mapping[str, Iterable[s
     if not variants:
         return found
     _recipes(found, variants, {place for places in named.values() for place in places}, known=bool(named))
+    # What a run that is not finished cost so far is no news: it is told as such, and its figures are not compared.
+    finished = {name: [one for one in records if one.state == "done"] for name, records in variants.items()}
+    compared = {name: records for name, records in finished.items() if records} or variants
     for what, value, close in _COSTS:
-        _cost(found, variants, what, value, close, held)
+        _cost(found, compared, what, value, close, held)
+    for what, settings in _SETTINGS:
+        _settings(found, compared, what, settings)
     for what, value in _FACTS:
-        _fact(found, variants, what, value)
-    for rule in _RULES:
+        _fact(found, compared, what, value)
+    for rule in (_networks, _teachers, _warm_ups):
+        found.unfair.extend(rule(compared))
+    for rule in (_skipped, _health, _unfinished):
         found.unfair.extend(rule(variants))
-    _seeds(found, variants)
+    _seeds(found, compared)
     return found
 
 
 def _recipes(found: Box, variants: Mapping[str, Sequence[Record]], named: set[str], known: bool) -> None:
-    leaves = {name: records[0].leaves for name, records in variants.items()}
-    places = sorted({place for one in leaves.values() for place in one})
-    uses = [
-        place for place in places if place.endswith(".use") and len({one.get(place) for one in leaves.values()}) > 1
-    ]
+    trees = {name: records[0].leaves for name, records in variants.items()}
+    places = sorted({place for one in trees.values() for place in one})
+    uses = [place for place in places if place.endswith(".use") and len({one.get(place) for one in trees.values()}) > 1]
     swapped = tuple(place.removesuffix("use") for place in uses)  # of another part, the keys are no news
     for place in places:
         if place.startswith((*OWN, "evaluate")) or (place.startswith(swapped) and place not in uses):
             continue
-        values = {name: _short(one.get(place, "(absent)")) for name, one in leaves.items()}
+        values = {name: _short(one.get(place, "(absent)")) for name, one in trees.items()}
         if len(set(values.values())) == 1:
             continue
         asked = any(place == one or place.startswith(one + ".") or one.startswith(place + ".") for one in named)
@@ -124,9 +129,33 @@ def _fact(found: Box, variants: Mapping[str, Sequence[Record]], what: str, value
     shown = {name: ", ".join(some) for name, some in values.items()}
     alike = len({one for some in values.values() for one in some}) == 1
     if alike:
-        found.same.append(Finding(what, {"all": "as told below"}) if what in LONG else _alike(what, shown))
+        found.same.append(_alike(what, shown))
     else:
         found.unfair.append(Finding(what, {name: _short(text, 160) for name, text in shown.items()}))
+
+
+def _settings(
+    found: Box, variants: Mapping[str, Sequence[Record]], what: str, of: Callable[[Record], Sequence[Mapping[str, Any]]]
+) -> None:
+    """Of many settings, those that differ; that all are the same is told in a word, for the page has them in full."""
+    known = {name: [_flat(one) for record in records for one in of(record)] for name, records in variants.items()}
+    absent = [name for name, some in known.items() if not some]
+    known = {name: some for name, some in known.items() if some}
+    differing = []
+    for place in sorted({place for some in known.values() for one in some for place in one}):
+        values = {name: sorted({str(one.get(place, "(absent)")) for one in some}) for name, some in known.items()}
+        if len({one for some in values.values() for one in some}) > 1:
+            shown = {name: _short(", ".join(some), 100) for name, some in values.items()}
+            differing.append(Finding(f"{what}: {place}", shown))
+    if absent:
+        differing.append(Finding(what, dict.fromkeys(absent, "none")))
+    found.unfair.extend(differing)
+    if not differing:
+        found.same.append(Finding(what, {"all": "as told below"}))
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {".".join(map(str, place)): value for place, value in leaves(settings)}
 
 
 def _seeds(found: Box, variants: Mapping[str, Sequence[Record]]) -> None:
@@ -144,9 +173,11 @@ _COSTS: tuple[tuple[str, Callable[[Record], float | None], float], ...] = (
     ("seconds of device time", lambda record: record.seconds, SLOW),
     ("patch tokens seen", lambda record: record.tokens, CLOSE),
 )
+_SETTINGS: tuple[tuple[str, Callable[[Record], Sequence[Mapping[str, Any]]]], ...] = (
+    ("evaluation", lambda record: [one.settings for one in record.evaluated.values()]),
+    ("training data", lambda record: [{**record.tree["data"], "identity": record.facts.get("data") or {}}]),
+)
 _FACTS: tuple[tuple[str, Callable[[Record], Any]], ...] = (
-    ("evaluation", lambda record: record.evaluation),
-    ("training data", lambda record: record.data),
     ("versions", lambda record: record.versions),
     ("machine", lambda record: record.machine),
     ("threads", lambda record: record.threads),
@@ -203,9 +234,6 @@ def _networks(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
     kinds = {name: set.intersection(*(set(r.networks) for r in records)) for name, records in variants.items()}
     if any(kinds.values()) and not set.intersection(*kinds.values()):
         yield Finding("networks evaluated", {name: ", ".join(sorted(kind)) for name, kind in kinds.items()})
-
-
-_RULES = (_networks, _teachers, _warm_ups, _skipped, _health, _unfinished)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

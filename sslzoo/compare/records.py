@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from sslzoo import files
@@ -63,10 +64,8 @@ class Record:
 
     @property
     def tokens(self) -> float | None:
-        """Patches that the student's encoder saw."""
-        shares = [
-            value for key, value in (self.lines[-1] if self.lines else {}).items() if key.startswith("context_share/")
-        ]
+        """Patches that the student's encoder saw: of an image, the mean over all that was logged."""
+        shares = [value for line in self.lines for key, value in line.items() if key.startswith("context_share/")]
         each = self.facts.get("patches_per_image")
         return None if each is None else each * self.images * (sum(shares) / len(shares) if shares else 1.0)
 
@@ -131,15 +130,14 @@ class Record:
 
     @property
     def evaluation(self) -> str:
-        """Data, view, probes and pooling of the evaluation, as one line."""
-        settings = {plain(one.settings) for one in self.evaluated.values()}
-        return "; ".join(sorted(settings)) or "none"
+        """Data, view, probes and pooling of the evaluation."""
+        settings = {yaml.safe_dump(one.settings, sort_keys=False) for one in self.evaluated.values()}
+        return "\n".join(sorted(settings)) or "none"
 
     @property
     def data(self) -> str:
         """The training set, with its fingerprint."""
-        found = self.facts.get("data")
-        return plain(self.tree["data"]) + (f", identity {plain(found)}" if found else "")
+        return yaml.safe_dump({**self.tree["data"], "identity": self.facts.get("data") or "not recorded"})
 
     @property
     def versions(self) -> str:

@@ -30,7 +30,7 @@ def test_what_differs_and_was_not_named_stands_beside_the_question():
 @pytest.mark.parametrize(
     ("changes", "trap"),
     [
-        ({"step": 500, "state": "stopped"}, "images seen"),
+        ({"step": 500}, "images seen"),
         ({"facts": {"flops_per_image": 12.0}}, "flops"),
         ({"line": {"seconds": 80.0}}, "seconds of device time"),
         ({"line": {"context_share/image": 0.2}}, "patch tokens seen"),
@@ -54,6 +54,22 @@ def test_what_differs_and_was_not_named_stands_beside_the_question():
 def test_a_trap_is_told_as_unfair(changes, trap):
     found = both(**changes)
     assert any(what.startswith(trap) for what in names(found.unfair)), names(found.unfair)
+
+
+def test_of_an_evaluation_that_differs_it_is_told_in_what():
+    found = both(evaluated=evaluated("teacher", pooling="last 4 blocks", data={"test": {"images": 7}}))
+    told = {one.what: dict(one.values) for one in found.unfair}
+    assert told["evaluation: pooling"] == {"base": "(absent)", "other": "last 4 blocks"}
+    assert told["evaluation: data.test.images"]["other"] == "7"
+    assert both(evaluated={}).unfair[0].values == {"other": "none"}
+
+
+def test_what_is_not_finished_is_told_once_and_takes_no_part():
+    found = box({"base": [record(), record(1)], "other": [record(), record(1, step=400, state="failed")]}, {})
+    assert names(found.unfair) == ["runs that are not finished", "seeds"]
+    assert found.unfair[-1].values == {"base": "0, 1", "other": "0"}
+    nothing = box({"base": [record(state="running")], "other": [record(step=7, state="running")]}, {})
+    assert "images seen" in names(nothing.unfair)  # where none is finished, what there is
 
 
 def test_the_share_a_teacher_keeps_is_the_product_of_its_momenta():

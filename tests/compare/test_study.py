@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from made_up import TREE
+from made_up import TREE, record
 from rich.console import Console
 
 from sslzoo.compare import cells, records, study
@@ -124,8 +124,7 @@ def test_cells_run_as_many_at_a_time_as_asked_and_what_runs_is_saved_when_one_is
 
     monkeypatch.setattr(cells, "_start", start)
     monkeypatch.setattr(cells, "LOOK", 0.02)
-    with pytest.raises(UserError, match="1 of 4 cells failed: random, seed 1"):
-        cells.here(read, 3, Console(quiet=True))
+    assert cells.here(read, 3, Console(quiet=True)) == ["random, seed 1"]
     assert [cell for cell, _ in started] == list(read.cells)
     assert max(at_once) == 3
     assert {jobs for _, jobs in started} == {3}
@@ -150,3 +149,25 @@ def test_a_cell_of_several_has_its_share_of_the_cores(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     cells._start(cell, 3)
     assert given == [None, "5", "1", "2"]
+
+
+def test_an_edited_study_is_told_once_for_each_change_with_its_cells(tmp_path):
+    out = tmp_path / "out"
+    cells.prepare(study.read(write(tmp_path), out))
+    edited = write(
+        tmp_path, set=[*SMALL, "run.batch=16"], variants={"multiblock": ["optim.clip=1.0"], "random": [RANDOM]}
+    )
+    with pytest.raises(UserError) as told:
+        cells.prepare(study.read(edited, out))
+    text = str(told.value)
+    assert "edited after 4 of its 4 cells" in text
+    assert text.count("run.batch: 8 there, 16 asked for") == 2  # with clip, and without
+    assert "in multiblock/seed-0, multiblock/seed-1\n" in text
+    assert "optim.clip" in text
+    with pytest.raises(UserError, match="in random/seed-0, random/seed-1\n"):
+        cells.prepare(study.read(edited, out))
+
+
+def test_patch_tokens_are_counted_over_the_whole_run():
+    one = record(lines=tuple({"step": n, "context_share/image": share} for n, share in enumerate((0.1, 0.2, 0.6))))
+    assert one.tokens == pytest.approx(64 * one.images * 0.3)
