@@ -40,6 +40,7 @@ def run_study(path: Path, asked: Asked) -> bool:
     """
     console = Console(stderr=asked.as_json)
     read = study.read(path, asked.out, asked.plugins)
+    evaluation.refuse_unfit(read, data=asked.cluster is None)
     if asked.dry_run:
         console.print(_costs(read))
         return True
@@ -98,6 +99,12 @@ def compare_runs(folders: Sequence[Path], asked: Asked) -> bool:
     twice = [str(one) for i, one in enumerate(folders) if one.resolve() in {other.resolve() for other in folders[:i]}]
     if twice:
         raise UserError(f"found {twice[0]} twice; a run is compared with others: name each once")
+    for folder in folders:
+        within = sorted(folder.glob("**/recipe.yaml")) if not (folder / "recipe.yaml").exists() else []
+        if within:
+            some = within[0].parent.parent
+            told = f"{folder} is no run folder, but holds {len(within)}: name those, such as {some}/*"
+            raise UserError(f"{told}; or the YAML file of the study that made them")
     variants = records.by_recipe(list(folders))
     baseline = asked.baseline or next(iter(variants))
     if baseline not in variants:

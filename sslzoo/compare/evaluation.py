@@ -11,12 +11,36 @@ from rich.console import Console
 
 from sslzoo.compare import cells, records
 from sslzoo.compare.study import Cell, Study
+from sslzoo.errors import UserError
 from sslzoo.evaluate.bench import Bench, bench, restored, untrained
 from sslzoo.evaluate.figures import probe
+from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.recipe.precision import settled
 from sslzoo.run.monitor import encoders
 from sslzoo.run.parallel import World, join
 from sslzoo.step import Method
+
+
+def refuse_unfit(study: Study, *, data: bool = True) -> None:
+    """Before anything runs: tries the evaluation of every variant, as `rehearse` does; its data once.
+
+    Raises:
+        UserError: a variant has none, or it does not fit; names the variant.
+    """
+    opened: list[object] = []
+    for cell in study.cells:
+        if cell.seed != study.seeds[0]:
+            continue
+        try:
+            if cell.recipe.evaluate is None:
+                raise UserError(
+                    "a study needs a section evaluate, in the base recipe or in the study: data, a view, probes"
+                )
+            for remark in rehearse(cell.recipe, cell.installed, data=data and cell.recipe.evaluate not in opened):
+                click.echo(f"note: {remark}", err=True)
+        except UserError as error:
+            raise UserError(f"the variant {cell.variant} cannot be evaluated: {error}") from error
+        opened.append(cell.recipe.evaluate)
 
 
 def evaluate(study: Study, console: Console) -> None:

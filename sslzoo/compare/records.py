@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sslzoo import files
 from sslzoo.errors import RunError
 from sslzoo.evaluate import written
-from sslzoo.evaluate.written import Evaluation, plain
+from sslzoo.evaluate.written import Evaluation
 from sslzoo.launch.state import State
 from sslzoo.progress import Progress
 from sslzoo.recipe.compare import leaves

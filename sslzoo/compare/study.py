@@ -122,6 +122,8 @@ def find_study(name: Path, plugins: Sequence[Path] = ()) -> Path | None:
     }
     if str(name) in known:
         return known[str(name)]
+    if name.suffix in (".yaml", ".yml"):
+        raise UserError(f"no file is called {str(name)!r}\nshipped studies go by name: {', '.join(known)}")
     close = did_you_mean(str(name), known)
     raise UserError(f"no study or run folder is called {str(name)!r}{close}\nshipped studies: {', '.join(known)}")
 

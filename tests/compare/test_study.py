@@ -12,6 +12,7 @@ from rich.console import Console
 
 from sslzoo.compare import cells, records, study
 from sslzoo.compare.budget import Budget, Cost, _follows, steps_for
+from sslzoo.compare.command import Asked, compare_runs, run_study
 from sslzoo.errors import UserError
 
 SMALL = ["run.workers=0", "run.steps=40", "run.batch=8", "data.length=64", "data.cache=false"]
@@ -171,3 +172,27 @@ def test_an_edited_study_is_told_once_for_each_change_with_its_cells(tmp_path):
 def test_patch_tokens_are_counted_over_the_whole_run():
     one = record(lines=tuple({"step": n, "context_share/image": share} for n, share in enumerate((0.1, 0.2, 0.6))))
     assert one.tokens == pytest.approx(64 * one.images * 0.3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"evaluate": {"layers": 9}}, "evaluate"),
+        ({"set": [*SMALL, "evaluate.layers=9"]}, r"the variant multiblock cannot be evaluated:(.|\n)*has 4 blocks"),
+        ({"variants": {"a": [], "b": ["evaluate.network=techer"]}}, r"the variant b cannot be evaluated:(.|\n)*techer"),
+        ({"set": [*SMALL, "evaluate=null"]}, "needs a section evaluate"),
+    ],
+)
+def test_an_evaluation_that_does_not_fit_is_told_before_anything_runs(tmp_path, monkeypatch, changes, words):
+    monkeypatch.setattr(cells, "here", lambda *_: pytest.fail("it began to train"))
+    with pytest.raises(UserError, match=words):
+        run_study(write(tmp_path, **changes), Asked(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_neither_a_run_nor_a_study_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"no file is called '.*away.yaml'"):
+        study.find_study(tmp_path / "away.yaml")
+    cells.prepare(study.read(write(tmp_path), tmp_path / "out"))
+    with pytest.raises(UserError, match=r"holds 4: name those, such as .*/out/multiblock/\*; or the YAML file"):
+        compare_runs([tmp_path / "out"], Asked())
