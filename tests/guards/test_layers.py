@@ -1,6 +1,9 @@
 """Imports point down and never up: read from the source, not from what happens to be imported."""
 
 import ast
+import re
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,11 @@ def test_plugins_import_public_rooms_and_not_one_another(path):
         assert not parts[0].startswith("sslzoo_") or parts[0] == own, f"{own} imports the plugin {name}"
         if parts[0] == "sslzoo" and len(parts) > 1:
             assert parts[1] in public or parts[1] in sslzoo.__all__, f"{own} imports {name}, which is not public"
+
+
+def test_every_dependency_of_an_installation_is_imported_by_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = {re.match(r"[\w-]+", one)[0].lower() for one in project["dependencies"]}
+    homes = packages_distributions()
+    modules = {name.split(".")[0] for path in (*MODULES, *PLUGINS) for name in imported(path)}
+    assert asked <= {home.lower() for name in modules for home in homes.get(name, ())}
