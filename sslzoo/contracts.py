@@ -467,6 +467,11 @@ def true_entries(length: Int[Tensor, "s *m"], most: int) -> Bool[Tensor, "s *m k
     return torch.arange(most, device=length.device) < length[..., None]
 
 
+def letters(x: Tensor) -> str:
+    """A tensor's shape as the legend writes shapes: [2 49 384]."""
+    return f"[{' '.join(map(str, x.shape))}]"
+
+
 def normalized(pixels: Tensor, normal: Float[Tensor, "2 3 1 1"] | None) -> Tensor:
     """Pixels [... 3 H W] as encoders read them: bytes times factor, plus shift; without these they are so already."""
     return pixels if normal is None else torch.addcmul(normal[1], pixels, normal[0])

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules._functions import SyncBatchNorm
 
-from sslzoo.contracts import Encoder, Grid, Patches, Tokens, true_entries
+from sslzoo.contracts import Batch, Encoder, Grid, Patches, Tokens, true_entries
 from sslzoo.run.parallel import all_sum, gather, world_size
 from sslzoo.step import full_precision as full_precision
 
@@ -346,6 +346,16 @@ def patchify(pixels: Tensor, patch: tuple[int, int]) -> Tensor:
     s, channels, height, width = pixels.shape
     cut = pixels.reshape(s, channels, height // patch[0], patch[0], width // patch[1], patch[1])
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(s, -1, patch[0] * patch[1] * channels)
+
+
+def target_pixels(batch: Batch, patch: tuple[int, int]) -> Tensor | None:
+    """Pixels of the target patches of all groups with masks that a teacher reads: [t ph*pw*3]; None: there are none."""
+    found = [
+        group.mask.target.flat(group.mask.target.take(group.mask.rows(patchify(group.pixels.flatten(0, 1), patch))))
+        for group in batch.groups.values()
+        if group.mask is not None and group.role != "context"
+    ]
+    return torch.cat(found).float() if found else None
 
 
 def pixels_of(encoder: object) -> int:

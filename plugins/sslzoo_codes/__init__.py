@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Batch, Pairing, Progress, Reading, Signal, Student, hookimpl
 from sslzoo.keys import Codes, Positive, Width
-from sslzoo.nn import full_precision, patchify, pixels_of
+from sslzoo.nn import full_precision, pixels_of, target_pixels
 from sslzoo_codes.dalle import Dalle
 
 Result = tuple[Tensor, dict[str, Tensor]]
@@ -44,15 +44,11 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch, student: Reading, at: Progress) -> dict[str, Tensor]:
         """{"code": [t]}, the number of each target patch's code, of every group with a mask that a teacher reads."""
-        found = []
-        for group in batch.groups.values():
-            if group.mask is not None and group.role != "context":
-                rows = group.mask.rows(patchify(group.pixels.flatten(0, 1), self.patch))
-                found.append(group.mask.target.flat(group.mask.target.take(rows)).float())
-        if not found:
+        pixels = target_pixels(batch, self.patch)
+        if pixels is None:
             return {}
-        with full_precision(found[0].device):  # the nearest of many wants all digits
-            x = F.layer_norm(torch.cat(found), found[0].shape[-1:]) @ self.projection
+        with full_precision(pixels.device):  # the nearest of many wants all digits
+            x = F.layer_norm(pixels, pixels.shape[-1:]) @ self.projection
             return {"code": (F.normalize(x, dim=-1) @ self.codes.T).argmax(-1)}
 
     def after_step(self, student: Student, at: Progress) -> None:

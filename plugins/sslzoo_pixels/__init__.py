@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo import Batch, Progress, Reading, Signal, Student, hookimpl
-from sslzoo.nn import patchify, pixels_of
+from sslzoo.nn import pixels_of, target_pixels
 
 
 class Pixels(nn.Module):
@@ -25,14 +25,9 @@ class Pixels(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch, student: Reading, at: Progress) -> dict[str, Tensor]:
         """{"patch": [t 3*ph*pw]} of every group with a mask that a teacher reads."""
-        found = []
-        for group in batch.groups.values():
-            if group.mask is not None and group.role != "context":
-                rows = group.mask.rows(patchify(group.pixels.flatten(0, 1), self.patch))
-                found.append(group.mask.target.flat(group.mask.target.take(rows)).float())
-        if not found:
+        x = target_pixels(batch, self.patch)
+        if x is None:
             return {}
-        x = torch.cat(found)
         if self.normalise:
             x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
         return {"patch": x}

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslzoo.contracts import Batch, Dataset, Group, Signal, Student
+from sslzoo.contracts import Batch, Dataset, Group, Signal, Student, letters
 from sslzoo.errors import Problem, RecipeError, RunError, UserError, did_you_mean
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
@@ -390,12 +390,8 @@ def _shapes(method: Method, seen: dict[str, str]) -> Iterator[None]:
 
 def _shape_of(out: Any) -> str:
     if isinstance(out, Mapping):
-        return ", ".join(f"{name} {_letters(value)}" for name, value in out.items())
-    return _letters(out.patches) if hasattr(out, "patches") else ""
-
-
-def _letters(x: Tensor) -> str:
-    return f"[{' '.join(map(str, x.shape))}]"
+        return ", ".join(f"{name} {letters(value)}" for name, value in out.items())
+    return letters(out.patches) if hasattr(out, "patches") else ""
 
 
 def _named(method: Method) -> dict[str, nn.Module]:
@@ -413,13 +409,13 @@ def _rows(
 ) -> Iterator[tuple[str, str, str]]:
     for name, group in batch.groups.items():
         grid = method.student.encoder.grid(_side(group))
-        yield name, _letters(group.pixels), f"grid {grid[0]} x {grid[1]}, read by {_READERS[group.role]}"
+        yield name, letters(group.pixels), f"grid {grid[0]} x {grid[1]}, read by {_READERS[group.role]}"
         if group.mask is not None:
             context, target = group.mask.context.index, group.mask.target.index
             use = recipe.masks[name]["use"]
             yield (
                 f"  {use}",
-                f"context {_letters(context)}, target {_letters(target)}",
+                f"context {letters(context)}, target {letters(target)}",
                 "lengths may differ from step to step",
             )
     specs = {"encoder": recipe.encoder, "predictor": recipe.predictor}

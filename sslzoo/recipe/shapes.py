@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslzoo.contracts import Signal, Tokens
+from sslzoo.contracts import Signal, Tokens, letters
 
 
 class WrongShape(Exception):  # noqa: N818 - becomes a problem of the recipe
@@ -49,23 +49,23 @@ def _tokens(part: Any, given: Sequence[Any], out: Any) -> None:
     s, k, d = out.patches.shape if out.patches.ndim == 3 else (0, 0, 0)
     if (s, d) != (len(given[0]), part.width) or k not in lengths:
         wanted = f"[{len(given[0])} {' or '.join(map(str, sorted(lengths)))} {part.width}]"
-        raise WrongShape(f"returned patches {_letters(out.patches)}; the contract says [s k d] = {wanted}")
+        raise WrongShape(f"returned patches {letters(out.patches)}; the contract says [s k d] = {wanted}")
     if out.summary.ndim != 2 or len(out.summary) != s:
-        raise WrongShape(f"returned a summary {_letters(out.summary)}; the contract says [s d], s = {s}")
+        raise WrongShape(f"returned a summary {letters(out.summary)}; the contract says [s d], s = {s}")
 
 
-def _signals(outputs: Mapping[str, Signal], out: Any, rows: int, lead: tuple[int, ...], letters: str) -> None:
+def _signals(outputs: Mapping[str, Signal], out: Any, rows: int, lead: tuple[int, ...], legend: str) -> None:
     if not isinstance(out, Mapping) or set(out) != set(outputs):
         names = ", ".join(sorted(out)) or "nothing" if isinstance(out, Mapping) else _said(out)
         raise WrongShape(f"returned {names}; it declares {', '.join(sorted(outputs)) or 'nothing'}")
     for name, signal in outputs.items():
-        wanted, form = wanted_shape(signal, rows, lead, letters)
+        wanted, form = wanted_shape(signal, rows, lead, legend)
         if tuple(out[name].shape) != wanted or out[name].is_floating_point() == signal.ids:
             numbers = " ".join(map(str, wanted))
-            found = f"{_letters(out[name])} {str(out[name].dtype).removeprefix('torch.')}"
+            found = f"{letters(out[name])} {str(out[name].dtype).removeprefix('torch.')}"
             what = f"class ids {form} = [{numbers}] int64" if signal.ids else f"{form} = [{numbers}]"
             hint = "" if out[name].is_floating_point() or signal.ids else "; class ids are declared with ids=True"
-            found = found if out[name].is_floating_point() == signal.ids else _letters(out[name])
+            found = found if out[name].is_floating_point() == signal.ids else letters(out[name])
             raise WrongShape(f"returned {name} {found}; the contract says {what}{hint}")
 
 
@@ -80,9 +80,5 @@ def _loss(out: Any) -> None:
         raise WrongShape(f"returned {_said(out)}; the contract says a 0-d value and a mapping of 0-d figures")
 
 
-def _letters(x: Tensor) -> str:
-    return f"[{' '.join(map(str, x.shape))}]"
-
-
 def _said(x: Any) -> str:
-    return f"a tensor {_letters(x)}" if isinstance(x, torch.Tensor) else f"a {type(x).__name__}"
+    return f"a tensor {letters(x)}" if isinstance(x, torch.Tensor) else f"a {type(x).__name__}"

@@ -35,6 +35,7 @@ from sslzoo.contracts import (
     Patches,
     Role,
     View,
+    letters,
     normalized,
 )
 from sslzoo.errors import ImageError, RunError, UserError
@@ -273,7 +274,7 @@ def _mask_fault(found: Any, rows: int, grid: Grid) -> str:
     context, target = found.context.index, found.target.index
     if context.ndim != 2 or target.ndim != 3 or len(context) != len(target) or len(context) % rows:
         return (
-            f"returned context {_letters(context)} and target {_letters(target)} for a batch of {rows}; the contract "
+            f"returned context {letters(context)} and target {letters(target)} for a batch of {rows}; the contract "
             "says context [s k] and target [s m q], s a multiple of the batch"
         )
     for name, patches in (("context", found.context), ("target", found.target)):
@@ -290,7 +291,7 @@ def _index_fault(index: Tensor, patches: int) -> str:
     if index.dtype != torch.int64:
         return f"of {str(index.dtype).removeprefix('torch.')}, where int64 is wanted"
     if not index.numel():
-        return f"of no patches, {_letters(index)}"
+        return f"of no patches, {letters(index)}"
     low, high = (int(one) for one in index.aminmax())
     return "" if 0 <= low <= high < patches else f"that names {low if low < 0 else high}"
 
@@ -300,10 +301,6 @@ def _length_fault(patches: Patches) -> str:
         return ""
     low, high = (int(one) for one in patches.length.aminmax())
     return "" if 0 <= low <= high <= patches.index.shape[-1] else f"whose lengths run from {low} to {high}"
-
-
-def _letters(x: Tensor) -> str:
-    return f"[{' '.join(map(str, x.shape))}]"
 
 
 def seed_views(seed: int) -> None:

@@ -16,8 +16,8 @@ NAMES = {
     "Free gather all_mean all_sum world_size make hookimpl Photo ImageError UserError",
     "sslzoo.keys": "Count Width Codes Classes Side GridCount Positive NotNegative Rate BelowOne Share Fraction Range "
     "FractionRange ShareRange",
-    "sslzoo.nn": "Block LayerNorm attention Positions sincos patchify pixels_of key_mask mean_of laid_out splits "
-    "start_normal start_xavier",
+    "sslzoo.nn": "Block LayerNorm attention Positions sincos patchify pixels_of target_pixels key_mask mean_of "
+    "laid_out splits start_normal start_xavier",
     "sslzoo.blocks": "size_of draw_size sizes indices covered chance",
 }
 HOME = {name: home for home, names in NAMES.items() for name in names.split()}
