@@ -36,6 +36,17 @@ def sizes(grid: Grid, scale: Range, aspect: Range, steps: int = 65) -> set[Size]
     return {size_of(grid, *pair) for pair in product(*lattice)}
 
 
+def unfitting(grid: Grid, scale: Range, aspect: Range) -> str:
+    """Why no block of these ranges is one of the grid's, or nothing: smaller than a patch, or thinner than a line."""
+    patches = grid[0] * grid[1]
+    if scale[1] * patches < 0.5:
+        return f"scale: {scale[1]:g} of a grid of {grid[0]} x {grid[1]} is less than a patch"
+    if aspect[0] > grid[0] or aspect[1] < 1 / grid[1]:
+        rest = f"a grid of {grid[0]} x {grid[1]} has blocks from 1 x {grid[1]} to {grid[0]} x 1"
+        return f"aspect: found {aspect[0]:g} to {aspect[1]:g} rows a column; {rest}"
+    return ""
+
+
 def indices(top: Tensor, left: Tensor, size: Size, grid: Grid) -> Tensor:
     """The patches of blocks, row-major: [..] and [..] -> [.. h*w]."""
     rows, columns = torch.arange(size[0])[:, None] * grid[1], torch.arange(size[1])[None]

@@ -38,11 +38,14 @@ Side = Annotated[int, Field(ge=1, le=2**14)]  # pixels
 GridCount = Annotated[int, Field(ge=1, le=2**16)]  # patches of a grid
 
 Positive = Annotated[float, Field(gt=0)]  # temperatures, deviations
+Epsilon = Annotated[float, Field(gt=0, le=1)]  # what keeps a quotient from 0 / 0
 NotNegative = Annotated[float, Field(ge=0)]  # weights of terms, penalties
 Rate = Annotated[float, Field(ge=0, le=1)]  # how often
 BelowOne = Annotated[float, Field(ge=0, lt=1)]  # what is dropped, or kept of a running mean
 Share = Annotated[float, Field(gt=0, le=1)]  # some or all
 Fraction = Annotated[float, Field(gt=0, lt=1)]  # some, not all
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]  # [low, high]
+_Aspect = Annotated[float, Field(ge=0.01, le=100)]
+Aspects = Annotated[tuple[_Aspect, _Aspect], AfterValidator(_rising)]  # [low, high] of one side over the other
 FractionRange = Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]
 ShareRange = Annotated[tuple[Share, Share], AfterValidator(_rising)]  # [low, high] of a whole

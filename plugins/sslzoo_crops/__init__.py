@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
 from sslzoo import Photo, hookimpl
-from sslzoo.keys import NotNegative, Positive, Range, Rate, ShareRange, Side
+from sslzoo.keys import Aspects, NotNegative, Positive, Range, Rate, ShareRange, Side
 
 Mean = tuple[Rate, Rate, Rate]
 Std = tuple[Positive, Positive, Positive]
@@ -54,7 +54,7 @@ class Crop:
         *,
         size: Side | tuple[Side, Side] = 224,
         scale: ShareRange = (0.3, 1.0),
-        ratio: Range = (3 / 4, 4 / 3),
+        ratio: Aspects = (3 / 4, 4 / 3),
         interpolation: Interpolation = "bilinear",
         flip: Rate = 0.0,
         jitter: Jitter = (0.0, 0.0, 0.0, 0.0),
@@ -117,7 +117,7 @@ class RandAugmented:
         *,
         size: Side | tuple[Side, Side] = 224,
         scale: ShareRange = (0.08, 1.0),
-        ratio: Range = (3 / 4, 4 / 3),
+        ratio: Aspects = (3 / 4, 4 / 3),
         interpolation: Interpolation = "bicubic",
         flip: Rate = 0.5,
         operations: Annotated[int, Field(ge=0, le=16)] = 2,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng
-from sslzoo.blocks import Size, chance, covered, draw_size, indices, sizes
+from sslzoo.blocks import Size, chance, covered, draw_size, indices, sizes, unfitting
 from sslzoo.contracts import true_entries
-from sslzoo.keys import Count, GridCount, Range, Share, ShareRange
+from sslzoo.keys import Aspects, Count, GridCount, Range, Share, ShareRange
 
 ATTEMPTS = 8  # placements drawn for each image
 
@@ -45,9 +45,9 @@ class Multiblock:
         *,
         targets: Count = 4,
         target_scale: ShareRange = (0.15, 0.2),
-        target_aspect: Range = (0.75, 1.5),
+        target_aspect: Aspects = (0.75, 1.5),
         context_scale: ShareRange = (0.85, 1.0),
-        context_aspect: Range = (1.0, 1.0),
+        context_aspect: Aspects = (1.0, 1.0),
         min_keep: GridCount = 4,
         overlap: bool = False,
         trim: Literal["random", "none"] = "random",
@@ -85,6 +85,9 @@ class Multiblock:
         """
         if grid in self._checked:
             return
+        for name, ranges in (("target", self.target), ("context", self.context)):
+            if fault := unfitting(grid, *ranges):
+                raise ValueError(f"{name}_{fault}")
         largest = max(h * w for h, w in sizes(grid, *self.target))
         smallest = min(h * w for h, w in sizes(grid, *self.context))
         left = smallest if self.overlap else smallest - largest
@@ -93,7 +96,17 @@ class Multiblock:
                 f"min_keep: {self.min_keep} context patches are to be kept, but on a grid of {grid[0]} x {grid[1]} a "
                 f"context block of {smallest} patches may keep only {max(0, left)} beside a target block of {largest}"
             )
+        self._refuse_multiple(grid)
         self._checked.add(grid)
+
+    def _refuse_multiple(self, grid: Grid) -> None:
+        """Raises ValueError if the length of every context would be rounded down to nothing."""
+        context = max(sizes(grid, *self.context), key=math.prod)
+        target = min(sizes(grid, *self.target), key=math.prod)
+        most = int(self.keep * expected_context(context, target, self.targets, grid))
+        if self.multiple > max(1, most) and not self.overlap and self.trim == "random":
+            told = f"{self.multiple} is more than the {most} context patches that are kept at most"
+            raise ValueError(f"multiple: {told}, on a grid of {grid[0]} x {grid[1]}")
 
     def _least(self, target: Size, context: Size, grid: Grid) -> int:
         """Context patches that every image of the step has: a function of the block sizes alone."""
@@ -156,7 +169,7 @@ class MultiblockLegacy:
         *,
         targets: Count = 4,
         target_scale: ShareRange = (0.15, 0.2),
-        target_aspect: Range = (0.75, 1.5),
+        target_aspect: Aspects = (0.75, 1.5),
         context_scale: ShareRange = (0.85, 1.0),
         min_keep: Literal[0] | GridCount = 10,
         overlap: bool = False,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from sslzoo import Grid, Mask, Patches, Rng, Schedule, hookimpl
-from sslzoo.blocks import covered, draw_size, indices
-from sslzoo.keys import Count, Range, ShareRange
+from sslzoo.blocks import covered, draw_size, indices, unfitting
+from sslzoo.keys import Aspects, Count, ShareRange
 from sslzoo_masks.blocks import Blocks
 from sslzoo_masks.visible import Hidden, VisibleBlock, VisibleSquares, copied
 
@@ -59,11 +59,13 @@ class Block:
 
     ragged = False
 
-    def __init__(self, *, scale: ShareRange = (0.6, 0.6), aspect: Range = (0.75, 1.5)) -> None:
+    def __init__(self, *, scale: ShareRange = (0.6, 0.6), aspect: Aspects = (0.75, 1.5)) -> None:
         self.scale, self.aspect = scale, aspect
 
     def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
         """Context [s k], target [s 1 q]. Raises ValueError if the block may cover the whole grid."""
+        if fault := unfitting(grid, self.scale, self.aspect):
+            raise ValueError(fault)
         size = draw_size(grid, self.scale, self.aspect, rng.shared)
         left = grid[0] * grid[1] - size[0] * size[1]
         if not left:

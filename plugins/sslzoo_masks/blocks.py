@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng
 from sslzoo.contracts import true_entries
-from sslzoo.keys import Fraction, FractionRange, GridCount, Range, Share
+from sslzoo.keys import Aspects, Fraction, FractionRange, GridCount, Share
 
 FAILURES = 10  # attempts in a row that hide nothing more, before the published generators give up
 ATTEMPTS = 128  # attempts in all
@@ -37,7 +37,7 @@ class Blocks:
         hide: Fraction | FractionRange = 0.5,
         rate: Share = 1.0,
         smallest: GridCount = 16,
-        aspect: Range = (0.3, 1 / 0.3),
+        aspect: Aspects = (0.3, 1 / 0.3),
         exact: bool = False,
     ) -> None:
         shares = (hide, hide) if isinstance(hide, float | int) else hide

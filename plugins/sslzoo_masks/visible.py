@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng, Schedule
 from sslzoo.blocks import covered
-from sslzoo.keys import Count, Range, Share
+from sslzoo.keys import Aspects, Count, Share
 
 Hidden = Annotated[Schedule, Field(gt=0, lt=1)]  # a share, that may change over the run
 CAPI, DATA2VEC = Schedule.parse(0.65), Schedule.parse(0.8)
@@ -49,7 +49,7 @@ class VisibleBlock:
 
     ragged = False
 
-    def __init__(self, *, hide: Hidden = CAPI, aspect: Range = (0.5, 2.0), ask: Share = 0.05) -> None:
+    def __init__(self, *, hide: Hidden = CAPI, aspect: Aspects = (0.5, 2.0), ask: Share = 0.05) -> None:
         self.hide, self.ask = Schedule.parse(hide), ask
         self.logs = (math.log(aspect[0]), math.log(aspect[1]))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sslzoo import hookimpl
-from sslzoo.keys import BelowOne, NotNegative, Positive
+from sslzoo.keys import BelowOne, Epsilon, Positive
 
 Groups = list[dict[str, Any]]
 
@@ -29,9 +29,7 @@ class AdamW(torch.optim.AdamW):
 
     shards = True
 
-    def __init__(
-        self, groups: Groups, *, betas: tuple[BelowOne, BelowOne] = (0.9, 0.999), eps: NotNegative = 1e-8
-    ) -> None:
+    def __init__(self, groups: Groups, *, betas: tuple[BelowOne, BelowOne] = (0.9, 0.999), eps: Epsilon = 1e-8) -> None:
         super().__init__(groups, lr=0.0, betas=betas, eps=eps, fused=True)
 
 
@@ -113,9 +111,7 @@ class Lamb(TimmLamb):
 
     shards = False
 
-    def __init__(
-        self, groups: Groups, *, betas: tuple[BelowOne, BelowOne] = (0.9, 0.999), eps: NotNegative = 1e-6
-    ) -> None:
+    def __init__(self, groups: Groups, *, betas: tuple[BelowOne, BelowOne] = (0.9, 0.999), eps: Epsilon = 1e-6) -> None:
         super().__init__(groups, lr=0.0, betas=betas, eps=eps, max_grad_norm=None)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Pairing, Progress, Signal, hookimpl
-from sslzoo.keys import NotNegative, Positive
+from sslzoo.keys import Positive
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
@@ -37,7 +38,7 @@ class SmoothL1(nn.Module):
 
     needs_target = True
 
-    def __init__(self, signal: Signal, *, beta: NotNegative = 1.0) -> None:
+    def __init__(self, signal: Signal, *, beta: Annotated[float, Field(ge=0, le=1000)] = 1.0) -> None:
         super().__init__()
         self.beta = beta
 

@@ -106,6 +106,9 @@ def cli() -> None:
     Start here:        sslzoo train tiny/ijepa
     Shell completion:  eval "$(_SSLZOO_COMPLETE=bash_source sslzoo)"   (or zsh_source, fish_source)
     """
+    for name in ("COLUMNS", "LINES"):  # rich takes superscripts for numbers, and dies of them
+        if not os.environ.get(name, "0").isdecimal():
+            del os.environ[name]
 
 
 def main(args: list[str] | None = None) -> Any:

@@ -35,7 +35,7 @@ _DURATION = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(step|epoch)?s?\s*", re.ASCII)
 _DURATIONS = "a duration is a number of steps, or such as '3 epochs', '500 steps'"
 _LONGEST = 10**9  # steps or epochs
 _MOST_STRETCH = 1000
-_LARGEST = 1e30  # of any number; float32 holds a little more
+LARGEST = 1e30  # of any number, and one over it the smallest beside 0: float32 holds a little more
 
 
 @dataclass(frozen=True)
@@ -236,9 +236,16 @@ def _number(value: Any) -> float:
             raise ValueError(f"found {shown(value)}; a number is wanted") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"found {shown(value)}; a number is wanted")
-    if not abs(value) <= _LARGEST:  # nor is nan
-        raise ValueError(f"found {shown(value)}; a number of at most {_LARGEST:g} is wanted")
+    if fault := out_of_range(value):
+        raise ValueError(f"found {shown(value)}; {fault}")
     return value
+
+
+def out_of_range(value: float) -> str:
+    """Why arithmetic in float32 would make something else of a number, or nothing."""
+    if not abs(value) <= LARGEST:  # nor is nan
+        return f"a number of at most {LARGEST:g} is wanted"
+    return f"0 or a number of at least {1 / LARGEST:g} is wanted" if 0 < abs(value) < 1 / LARGEST else ""
 
 
 def _keys(spec: Mapping[Any, Any]) -> str:

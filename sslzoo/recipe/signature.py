@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model, field
 from pydantic.fields import FieldInfo
 
 from sslzoo.errors import PluginError, Problem, did_you_mean, shown
-from sslzoo.recipe.schedule import Duration, Schedule
+from sslzoo.recipe.schedule import Duration, Schedule, out_of_range
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _LARGEST = 2**63  # what a tensor of whole numbers can hold
@@ -56,6 +56,16 @@ class Keys(BaseModel):
             raise ValueError(f"found {shown(value)}; expected {expected(key)}")
         if any(isinstance(one, int) and abs(one) >= _LARGEST for one in items):
             raise ValueError(f"found {shown(value)}; expected {expected(key)}, and no more than 2^63")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _in_range(cls, value: Any) -> Any:
+        """A number that float32 takes for 0 or for infinity would be another one."""
+        items = value if isinstance(value, list | tuple) else [value]
+        fault = next((fault for one in items if isinstance(one, float) and (fault := out_of_range(one))), "")
+        if fault:
+            raise ValueError(f"found {shown(plain(value))}; {fault}")
         return value
 
 
@@ -201,7 +211,7 @@ def _problems(
         takes = f"it takes: {', '.join(names) or 'no keys'}"
         if one["type"] == "extra_forbidden":
             message = f"{who} has no such key{did_you_mean(way[-1], names)}\n{takes}"
-        elif one["type"] == "missing" and key is not None:
+        elif one["type"] == "missing" and key is not None and len(one["loc"]) == len(way):  # else: an item of a list
             message = f"{who} needs this key: {expected(key)}\n{takes}"
         elif one["type"] == "value_error":
             message = str(one.get("ctx", {}).get("error", one["msg"]))

@@ -217,6 +217,11 @@ def test_lengths_may_be_rounded_for_compiled_code():
         ("block", {"scale": (1.0, 1.0), "aspect": (1.0, 1.0)}, (4, 4), "leaves nothing"),
         ("checkerboard", {"cell": 9}, (4, 4), "covers the grid"),
         ("rasterized", {}, (1, 8), "no quadrants"),
+        ("multiblock", {"target_aspect": (20.0, 100.0)}, (8, 8), "target_aspect: found 20 to 100 rows a column"),
+        ("multiblock", {"target_aspect": (0.01, 0.05)}, (8, 8), "blocks from 1 x 8 to 8 x 1"),
+        ("multiblock", {"target_scale": (1e-9, 1e-3)}, (8, 8), "target_scale: 0.001 of a grid .* less than a patch"),
+        ("multiblock", {"multiple": 1000}, (8, 8), "multiple: 1000 is more than the .* kept at most"),
+        ("block", {"aspect": (20.0, 30.0)}, (8, 8), "aspect: found 20 to 30"),
     ],
 )
 def test_what_a_grid_cannot_hold_is_refused_with_its_numbers(name, keys, grid, says):
