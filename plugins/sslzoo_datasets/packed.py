@@ -253,9 +253,30 @@ def _index_tar(path: Path, shard: int) -> list[Sample]:
                     if kind in sample:
                         raise ValueError(f"files: {path} holds two files {kind!r} of the sample {name}")
                     sample[kind] = (member.offset_data, member.size)
+            end = tar.offset
+        fault = _not_the_end(path, end)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(f"files: {path} is not an uncompressed tar file that can be read: {error}") from error
+    if fault:
+        raise ValueError(f"files: {path} is damaged: {fault}")
     return [sample for sample in samples.values() if "image" in sample]
+
+
+def _not_the_end(path: Path, offset: int) -> str:
+    """Why a tar file does not end where the library stopped reading it, or nothing.
+
+    It stops without a word at a header that it cannot read, and at the end of the first of files that were joined.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        if len(block := file.read(512)) < 512:
+            return f"it is torn at byte {offset + len(block):,}"
+        if any(block):
+            return f"what follows byte {offset:,} cannot be read"
+        while block := file.read(1 << 20):
+            if block.count(0) < len(block):
+                return f"after its end, at byte {offset:,}, there is more; tar files cannot be joined with cat"
+    return ""
 
 
 def _hidden(name: str) -> bool:

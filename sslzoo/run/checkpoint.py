@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -255,7 +256,8 @@ def prune(folder: Path, saved: int, keep: int, milestone: int | None) -> None:
     """
     for step in [step for step in steps(folder) if step <= saved][:-keep]:
         if not (milestone and step % milestone == 0):
-            path_of(folder, step).unlink(missing_ok=True)
+            with suppress(OSError):  # one that cannot be removed is not worth a run
+                path_of(folder, step).unlink(missing_ok=True)
 
 
 def _snapshot(

@@ -251,6 +251,24 @@ def test_missing_shards_are_told(tmp_path):
     assert len(PARTS["shards"].make(files=tmp_path / "train-{00000,00002}-of-00003.tar")) == 2
 
 
+@pytest.mark.parametrize(("damage", "says"), [("header", "cannot be read"), ("torn", "torn"), ("joined", "joined")])
+def test_no_sample_of_a_damaged_shard_is_lost_without_a_word(tmp_path, damage, says):
+    path = tmp_path / "a.tar"
+    tar_of(path, samples(1, 2, 3))
+    content = path.read_bytes()
+    third = content.index(b"0003.")
+    assert third % 512 == 0
+    path.write_bytes(
+        {
+            "header": content[: third + 5] + b"?" + content[third + 6 :],
+            "torn": content[:third],  # where a member ends: nothing is cut in two
+            "joined": content + content.replace(b"000", b"009"),
+        }[damage]
+    )
+    with pytest.raises(ValueError, match=rf"files: .*a.tar is damaged: .*{says}"):
+        PARTS["shards"].make(files=path)
+
+
 def test_one_missing_label_is_told(tmp_path):
     members = samples(1, 2, 3)
     del members["0002.cls"]

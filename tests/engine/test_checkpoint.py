@@ -101,6 +101,14 @@ def test_the_last_few_and_milestones_are_kept(tmp_path):
     assert checkpoint.steps(tmp_path) == [4, 8, 9, 10]
 
 
+def test_what_cannot_be_removed_ends_no_run(tmp_path):
+    checkpoint.path_of(tmp_path, 1).mkdir()
+    for step in (2, 3):
+        checkpoint.save(tmp_path, step, *stepped())
+    checkpoint.prune(tmp_path, 3, keep=1, milestone=None)
+    assert checkpoint.steps(tmp_path) == [1, 3]
+
+
 # --- saved while the run goes on ---
 
 
