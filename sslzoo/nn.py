@@ -26,7 +26,7 @@ def Block(  # noqa: N802
     heads: int,
     *,
     mlp_ratio: float = 4.0,
-    drop_path: float = 0.0,
+    drop_path: float | None = None,
     attention_drop: float = 0.0,
     layer_scale: float | None = None,
 ) -> nn.Module:
@@ -35,18 +35,45 @@ def Block(  # noqa: N802
     It is called as `block(x, attn_mask)`; or with less work and the same result (`Shortcut`): `source` where only some
     tokens are read afterwards, `shared` where sequences begin alike.
 
+    `drop_path` is the rate of `DropPath`; None: there is none. Of a list of blocks with unlike rates give 0, not None,
+    to the one that drops nothing: then all share a compiled graph.
+
     `layer_scale` starts a learned factor for each channel of both branches (CaiT, Touvron et al. 2021); None: none.
     """
-    return Shortcut(
+    block = Shortcut(
         width,
         heads,
         mlp_ratio,
         qkv_bias=True,
-        drop_path=drop_path,
         attn_drop=attention_drop,
         init_values=layer_scale,
         norm_layer=LayerNorm,  # type: ignore[arg-type]
     )
+    if drop_path is not None:
+        block.drop_path1, block.drop_path2 = DropPath(drop_path), DropPath(drop_path)
+    return block
+
+
+class DropPath(nn.Module):
+    """Leaves a residual branch out of some sequences (stochastic depth, Huang et al. 2016): [s ..] -> [s ..].
+
+    The share that is kept is a tensor: so blocks that differ in nothing else share a compiled graph.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.kept = torch.tensor(1.0 - rate)  # no buffer: nothing that a step could change
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Kept sequences are scaled up, so that the mean stays; all are kept outside training."""
+        if not self.training:
+            return x
+        drawn = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < self.kept
+        return x * (drawn / self.kept).to(x.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        self.kept = fn(self.kept)
+        return super()._apply(fn, recurse)
 
 
 class Shortcut(_TimmBlock):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Grid
-from sslzoo.nn import attention, splits
+from sslzoo.nn import DropPath, attention, splits
 
 EPS = 1e-5
 HIGHEST, LOWEST = 7.0, 7e-4  # turns over the image, of the first and the last pair of channels

@@ -92,7 +92,7 @@ class ViT(nn.Module):
         self.relative = RelativeBias(heads, self.native) if positions == "relative" and self.native else None
         self.positions = Positions(width, positions == "sincos-rows") if positions.startswith("sincos") else None
         shared = {"mlp_ratio": mlp_ratio, "attention_drop": attention_drop, "layer_scale": layer_scale}
-        rates = [drop_path * number / max(1, depth - 1) for number in range(depth)]
+        rates = [drop_path * number / max(1, depth - 1) if drop_path else None for number in range(depth)]
         self.blocks = nn.ModuleList(Block(width, heads, drop_path=rate, **shared) for rate in rates)
         self.norm = LayerNorm(width)
         self._start(init, rescale)

@@ -8,8 +8,9 @@ import torch.distributed as dist
 from torch._inductor.compile_fx import compile_fx
 from torch.distributed.device_mesh import init_device_mesh
 
+from sslzoo.plugins import catalogue
 from sslzoo.recipe.build import check
-from sslzoo.recipe.recipe import load
+from sslzoo.recipe.recipe import load, names
 from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import World, data_parallel
 from sslzoo.train import Watch, train
@@ -66,3 +67,35 @@ def test_few_graphs_are_made_and_none_anew(graphs, tmp_path):
     assert made[-1] == made[4], "none is made after the first few steps"
     constant = [shapes for shapes in graphs if shapes and all(type(n) is int for n in shapes[0])]
     assert any(shape[0][1] == 64 for shape in constant), "the teacher's own graph knows its 64 patches"
+
+
+TINY = sorted(name for name in names(catalogue()) if name.startswith("tiny/"))
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("tiny/cae", "tiny/dino") else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
+)
+def test_few_graphs_are_made_of_any_method(graphs, tmp_path, name):
+    sets = [
+        "run.steps=6",
+        "run.compile=true",
+        "run.batch=4",
+        "run.log_every=1",
+        "run.monitor=8",
+        "run.monitor_every=4 steps",
+    ]
+    recipe, installed = load(name, [*sets, "data.length=40", "data.cache=false"])
+    if recipe.encoder["use"] == "vit":  # as most published recipes have it: a rate of its own for each block
+        recipe, installed = load(name, [*sets, "data.length=40", "data.cache=false", "encoder.drop_path=0.1"])
+    made = []
+    watch = Watch(show=lambda at, line: made.append(len(graphs)))
+    train(recipe, installed, check(recipe, installed), tmp_path / "run", World(), watch)
+    assert 0 < len(graphs) <= 5, graphs
+    assert made[-1] == made[1], "none is made after the first steps"
+
+
+def test_recipes_of_paper_size_are_compiled_where_blocks_are():
+    for name, path in names(catalogue()).items():
+        recipe, _ = load(name) if name.endswith(("_in1k", "_in22k", "_gpu")) else (None, None)
+        if recipe is not None and recipe.encoder["use"] != "resnet":
+            assert recipe.run.compile, path

@@ -9,13 +9,13 @@ from sslzoo_pixels import Pixels
 from sslzoo_readout import Linear
 from sslzoo_teachers import Ema
 from sslzoo_vit import ViT
-from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from sslzoo import Batch, Group, Mask, Pairing, Patches, Progress, Schedule, Signal, Student
+from sslzoo.nn import DropPath
 from sslzoo.run import optim
 from sslzoo.step import Method
 
