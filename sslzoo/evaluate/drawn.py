@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from sslzoo.contracts import Features, Patches, Tokens
 from sslzoo.errors import RunError
+from sslzoo.evaluate.features import POOLS
 from sslzoo.nn import Block, patchify
 
 WIDTH, SIDE, PATCH = 16, 8, 4
-POOLS = ("mean", "mean4", "class", "class4")
 
 
 def drawn(x: Tensor, labels: Tensor, classes: int, *, augmented: bool = True) -> Features:

@@ -10,6 +10,7 @@ import yaml
 
 from sslzoo.errors import UserError, did_you_mean
 from sslzoo.plugins import FAMILIES, Catalogue
+from sslzoo.recipe.recipe import MANY, ONE, split_keys
 
 PARTS = files("sslzoo.scaffold").joinpath("parts")
 # What a person types, and the family it stands for.
@@ -70,25 +71,13 @@ def _package(kind: str, family: str, name: str) -> dict[str, str]:
 def recipe(family: str, name: str) -> str:
     """A recipe of ten steps that uses the part, the rest being I-JEPA on rendered scenes."""
     tree = yaml.safe_load(_RECIPE)
-    tree["name"] = f"{name}-tiny"
-    new = {"use": name}
-    if family == "datasets":
-        tree["data"] = new
-    elif family == "views":
-        tree["views"]["image"] = new | {"size": 32}
-    elif family == "masks":
-        tree["masks"]["image"] = new
-    elif family == "encoders":
-        tree["encoder"] = new
-    elif family == "predictors":
-        tree["predictor"] = new
-    elif family == "targets":
-        tree["targets"]["teacher"] = new
-    elif family == "losses":
-        tree["losses"]["guess"] |= new
-    elif family == "optimizers":
-        tree["optim"] |= new
-    else:
+    tree["name"], new = f"{name}-tiny", {"use": name}
+    for section in (section for section, one in (ONE | MANY).items() if one == family):
+        old = tree[section] if section in ONE else next(iter(tree[section].values()))
+        kept = split_keys(old, section)[1] | ({"size": 32} if family == "views" else {})
+        old.clear()
+        old |= new | kept
+    if family == "probes":
         tree["evaluate"]["probes"] = {name: new}
     return f"# Ten steps with {name}: sslzoo train recipes/tiny.yaml\n" + yaml.safe_dump(
         tree, sort_keys=False, default_flow_style=None, width=110
