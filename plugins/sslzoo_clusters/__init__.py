@@ -98,9 +98,9 @@ class Clusters(nn.Module):
         own, others = list(self.encoder.parameters()), list(student.encoder.parameters())  # type: ignore[attr-defined]
         follow(own, others, 1.0 - self.momentum(at), finite)
 
-    def metrics(self, at: Progress) -> dict[str, Tensor]:
+    def metrics(self, at: Progress) -> dict[str, float]:
         """The momentum of this step."""
-        return {"momentum": torch.tensor(self.momentum(at), dtype=torch.float64)}
+        return {"momentum": self.momentum(at)}
 
 
 @hookimpl

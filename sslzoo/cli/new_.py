@@ -15,8 +15,8 @@ import click
 def command(kind: str, name: str, into: Path, lone: bool) -> None:
     """Write a working plugin, to be changed: a package, or with --file a lone file.
 
-    KIND: dataset, view, mask, encoder, predictor, target, loss or probe. The package has one module, its entry point,
-    a test of one line that checks the contract, a recipe that uses it, and a README.
+    KIND: dataset, view, mask, encoder, predictor, target, loss, optimizer or probe. The package has one module, its
+    entry point, a test of one line that checks the contract, a recipe that uses it, and a README.
 
     \b
     Examples:

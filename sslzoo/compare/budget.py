@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from sslzoo.plugins import Catalogue
-from sslzoo.recipe.build import Flow, build
+from sslzoo.recipe.build import Flow, build_sources
 from sslzoo.recipe.recipe import Recipe, schedules
 from sslzoo.recipe.schedule import Duration
 
@@ -53,7 +53,7 @@ class Cost:
 
 def cost_of(recipe: Recipe, installed: Catalogue, budget: Budget, flow: Flow) -> Cost:
     """What a step of a recipe costs, and how many it asks for; opens the data set for its length."""
-    images, run = len(build(recipe, installed)[1].data), recipe.run
+    images, run = len(build_sources(recipe, installed).data), recipe.run
     own = run.length(images // run.batch)
     seconds = _measure(recipe, installed, flow) if budget.equal == "seconds" else 0.0
     return Cost(run.batch, flow.flops, images, own, seconds)

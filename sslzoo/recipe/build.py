@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -90,12 +90,24 @@ def build(recipe: Recipe, installed: Catalogue) -> tuple[Method, Sources]:
     """
     problems: list[Problem] = []
     method, sources = _build(recipe, installed, problems)
-    data: Dataset = _NoData()
-    if recipe.data:
-        data = _attempt(problems, installed, "datasets", recipe.data, "data")
+    return method, _opened(recipe, installed, sources, problems)
+
+
+def build_sources(recipe: Recipe, installed: Catalogue) -> Sources:
+    """The sources of batches alone, data set opened; no network is built.
+
+    Raises:
+        RecipeError: a part refused its keys, or the data set cannot be opened.
+    """
+    problems: list[Problem] = []
+    return _opened(recipe, installed, _sources(recipe, _maker(recipe, installed, problems)), problems)
+
+
+def _opened(recipe: Recipe, installed: Catalogue, sources: Sources, problems: list[Problem]) -> Sources:
+    data = _attempt(problems, installed, "datasets", recipe.data, "data") if recipe.data else sources.data
     if problems:
         raise recipe.text.error(problems)
-    return method, replace(sources, data=data)
+    return replace(sources, data=data)
 
 
 def build_optimizer(recipe: Recipe, installed: Catalogue, method: Method) -> torch.optim.Optimizer:
@@ -133,18 +145,32 @@ def check(recipe: Recipe, installed: Catalogue) -> Flow:
     return _rehearse(recipe, method, sources)
 
 
-def _build(recipe: Recipe, installed: Catalogue, problems: list[Problem]) -> tuple[Method, Sources]:
+Maker = Callable[..., Any]  # (family, spec, place, *given) -> a part, or None and a problem
+
+
+def _maker(recipe: Recipe, installed: Catalogue, problems: list[Problem]) -> Maker:
+    """Makes parts, each from a seed of its own."""
+
     def one(family: str, spec: Spec, place: str, *given: Any) -> Any:
         torch.manual_seed(derive_seed(recipe.run.seed, "init", place))
         return _attempt(problems, installed, family, spec, place, *given)
 
+    return one
+
+
+def _sources(recipe: Recipe, one: Maker) -> Sources:
     views = {}
     with torch.device("cpu"):
         for name, spec in recipe.views.items():
             group = GroupKeys(**split_keys(spec, "views")[1])
             views[name] = Views(one("views", spec, f"views.{name}"), group.count, group.role)
         masks = {name: one("masks", spec, f"masks.{name}") for name, spec in recipe.masks.items()}
-    sources = Sources(_NoData(), views, masks)
+    return Sources(_NoData(), views, masks)
+
+
+def _build(recipe: Recipe, installed: Catalogue, problems: list[Problem]) -> tuple[Method, Sources]:
+    one = _maker(recipe, installed, problems)
+    sources = _sources(recipe, one)
     if not isinstance(encoder := one("encoders", recipe.encoder, "encoder"), nn.Module):
         raise recipe.text.error(problems)
     if not isinstance(predictor := one("predictors", recipe.predictor, "predictor", encoder), nn.Module):

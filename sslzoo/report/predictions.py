@@ -13,7 +13,7 @@ from sslzoo.contracts import Batch, Grid, Mask
 from sslzoo.nn import patchify
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
-from sslzoo.recipe.build import build
+from sslzoo.recipe.build import build_sources
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.report.charts import SVG, Chart, Rows, chart
 from sslzoo.report.insides import SHOWN, THUMB, boards, pictures
@@ -150,7 +150,7 @@ def _term(method: Method) -> tuple[str, str, str] | None:
 
 def _batches(recipe: Recipe, installed: Catalogue, method: Method) -> tuple[Callable[[int], Batch], int]:
     """Training batches of the first epoch by number, of different images; and how many there are."""
-    sources = build(recipe, installed)[1]
+    sources = build_sources(recipe, installed)
     count = min(IMAGES, max(1, len(sources.data) // 2))
     world = World(device=device_of(method))
     micros = data.undivided(sources, method.student.encoder, count, recipe.run.seed, world)

@@ -13,7 +13,9 @@ import yaml
 from safetensors.torch import load_file
 
 from sslzoo import catalogue
-from sslzoo.cli import COMMANDS, main
+from sslzoo.cli import COMMANDS, list_, main, new_
+from sslzoo.plugins import FAMILIES
+from sslzoo.scaffold import KINDS
 
 SHORT = ["--set", "run.steps=4", "--set", "run.batch=8", "--set", "run.workers=0", "--set", "run.monitor=8"]
 SHORT += ["--set", "data.length=40", "--set", "run.save_every=2", "--set", "run.log_every=1"]
@@ -226,3 +228,8 @@ def test_what_cannot_be_written_is_told_before_any_work(sslzoo, tmp_path, monkey
     assert code == 2
     assert says in " ".join(told.split())
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_help_of_list_and_new_names_every_family():
+    assert all(f" {word}" in new_.command.help for word in KINDS)
+    assert all(f" {family}" in list_.command.help for family in FAMILIES)
