@@ -83,6 +83,8 @@ def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison):
                 "and test images; p of a paired t-test over seeds, corrected by Holm's method for all cells of all "
                 "tables of differences."
             )
+            whys = sorted({one[what].why for one in found.differences.values() for what in own} - {""})
+            note += f" Where no p stands, there was no test: {'; '.join(whys)}." if whys else ""
             yield Table(f"Differences of the {network}", note, ["variant", *names], rows)
     rows = [_cost_row(name, records) for name, records in variants.items()]
     head = ["variant", "images", "steps", "training FLOPs", "device s", "patch tokens", "parameters", "peak bytes"]

@@ -120,10 +120,9 @@ def holm(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def wording(one: Difference) -> str:
-    """In a person's words: `+2.1 [+0.4, +3.9], p 0.03`."""
-    if one.low is None or one.high is None:
-        return f"{one.mean:+.1f}, no test: {one.why}"
+    """In a person's words: `+2.1 [+0.4, +3.9], p 0.03`; of what could not be told, a part of that."""
+    interval = "" if one.low is None or one.high is None else f" [{one.low:+.1f}, {one.high:+.1f}]"
     if one.p is None:
-        return f"{one.mean:+.1f} [{one.low:+.1f}, {one.high:+.1f}], no test: {one.why}"
+        return f"{one.mean:+.1f}{interval}"
     p = "p < 0.001" if one.p < 0.001 else f"p {one.p:.2g}" if not math.isnan(one.p) else "p ?"
-    return f"{one.mean:+.1f} [{one.low:+.1f}, {one.high:+.1f}], {p}"
+    return f"{one.mean:+.1f}{interval}, {p}"

@@ -108,11 +108,11 @@ def read(folder: Path, name: str, seed: int) -> tuple[list[Evaluation], list[str
     return found, faults
 
 
-def latest(evaluations: list[Evaluation], step: int) -> Columns:
-    """Figures at a step: of the newest evaluation that has an untrained encoder too, else the newest; or none."""
+def latest(evaluations: list[Evaluation], step: int, network: str) -> Columns:
+    """Figures of a network at a step: of the newest evaluation that has an untrained encoder too, else the newest."""
     found: Columns = {}
     for one in evaluations:
-        if one.step == step and ("untrained" in one.columns or "untrained" not in found):
+        if (one.step, one.network) == (step, network) and ("untrained" in one.columns or "untrained" not in found):
             found = one.columns
     return found
 

@@ -24,7 +24,7 @@ from sslzoo.report.insides import Look
 from sslzoo.report.predictions import of_predictions
 from sslzoo.run.data import first_views
 from sslzoo.run.folder import Folder
-from sslzoo.run.monitor import evaluated_encoder
+from sslzoo.run.monitor import evaluated_encoder, network_of
 from sslzoo.step import Method
 
 SEEN = 256  # test images that are shown to the encoder
@@ -42,7 +42,8 @@ def of(folder: Path, words: Sequence[str] = (), say: Say = lambda _: None) -> Pa
     recipe, installed = load(str(folder))
     method, step = restored(recipe, installed, folder, say=say)
     found = written.read(folder, recipe.name, recipe.run.seed)[0]
-    return write(recipe, installed, method, step, folder, written.latest(found, step), words)
+    figures = written.latest(found, step, network_of(method, _network(recipe)))
+    return write(recipe, installed, method, step, folder, figures, words)
 
 
 def write(
@@ -64,7 +65,7 @@ def write(
         title=recipe.name,
         subtitle=f"seed {recipe.run.seed}, {step} steps of {recipe.run.batch} images",
         verdict=[*words, *_learned(figures)],
-        tables=list(_tables(figures)),
+        tables=list(_tables(figures, network_of(method, _network(recipe)))),
         charts=[*_charts(lines, figures, recipe.run.batch), *insides.charts(looks), *([guessed] if guessed else [])],
         sources=[
             ("Command", f"sslzoo report {folder}"),
@@ -130,11 +131,11 @@ def _learned(figures: Columns) -> Iterator[str]:
     yield "One run: another seed may give other figures; sslzoo compare says how sure they are."
 
 
-def _tables(figures: Columns) -> Iterator[Table]:
+def _tables(figures: Columns, network: str) -> Iterator[Table]:
     if figures:
         rows = [[Cell(name, name), *(number(value) for value in values)] for name, values in main_figures(figures)]
         note = "Top-1 in percent on test images, read from frozen features. Chance: telling the commonest class."
-        yield Table("Figures", note, ["probe/task", *figures], rows)
+        yield Table(f"Figures of the {network}", note, ["probe/task", *figures], rows)
 
 
 def _charts(lines: Lines, figures: Columns, batch: int) -> Iterator[Chart]:

@@ -64,6 +64,10 @@ def test_tables_have_untrained_and_chance_and_many_panels_have_room():
         ["(untrained)", "40.0", "30.0"],
         ["(chance)", "10.0", "20.0"],
     ]
+    few = {"base": runs("base", BASE[:1]), "other": runs("other", BASE[:1])}
+    gaps = list(_tables(few, compare(few, "base")))[1]
+    assert [cell.text for cell in gaps.rows[0]] == ["other", "+0.0", "+0.0"]
+    assert gaps.note.endswith("Where no p stands, there was no test: 1 seed: a test needs at least 3.")
     many = {f"teacher knn/{n}": found.differences["other"]["teacher knn/x"] for n in range(16)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns where panels have no room

@@ -87,8 +87,9 @@ def test_figures_stand_beside_the_untrained_encoder_and_chance(run):
     assert "ijepa-tiny, seed 0, 4 steps" in text
     (found,), faults = written.read(out, "ijepa-tiny", 0)
     assert not faults
-    assert written.latest([found], 4) == figures
-    assert written.latest([found], 2) == {}
+    assert written.latest([found], 4, found.network) == figures
+    assert written.latest([found], 2, found.network) == {}
+    assert written.latest([found], 4, "student") == {}  # figures of one network never stand for those of another
 
 
 def test_a_checkpoint_restores_the_encoder_that_was_trained(run):
