@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
-from sslzoo.keys import Codes, Count, NotNegative
+from sslzoo.keys import Codes, Count, NotNegative, Positive, Width
 from sslzoo.nn import Block, LayerNorm, Positions, attention, joint_mask, key_mask, splits, start_normal, start_xavier
 
 
@@ -25,12 +25,13 @@ class Regressor(nn.Module):
         depth: layers of the regressor.
         decoder_depth: self-attention blocks of the decoder.
         heads: attention heads of both.
+        width: channels of both; the encoder's if left out. If they are others, the encoder's tokens pass a layer and a
+            norm first, and latents are guessed behind these: then the teacher wants project and project_patches.
+        mlp_ratio: hidden channels of an MLP over width.
         layer_scale: start of the learned factors of each branch.
         positions: sincos (columns first) or sincos-rows (CAE's own; as the encoder's).
         init: xavier, or the deviation of normal starting weights.
     """
-
-    projector = None
 
     def __init__(
         self,
@@ -40,19 +41,22 @@ class Regressor(nn.Module):
         depth: Count = 4,
         decoder_depth: Literal[0] | Count = 4,
         heads: Count = 12,
+        width: Width | None = None,
+        mlp_ratio: Positive = 4.0,
         layer_scale: NotNegative = 0.1,
         positions: Literal["sincos", "sincos-rows"] = "sincos-rows",
         init: NotNegative | Literal["xavier"] = "xavier",
     ) -> None:
         super().__init__()
-        width = encoder.width
+        width = width or encoder.width
         splits(width, heads)
+        self.projector = None if width == encoder.width else Projection(encoder.width, width)
         self.outputs = {"latent": Signal("patch", width)} | ({"code": Signal("patch", codes)} if codes else {})
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = Positions(width, positions == "sincos-rows")
-        self.blocks = nn.ModuleList(Read(width, heads, layer_scale) for _ in range(depth))
+        self.blocks = nn.ModuleList(Read(width, heads, mlp_ratio, layer_scale) for _ in range(depth))
         self.norm = LayerNorm(width)
-        self.decoder = Decoder(width, codes, decoder_depth, heads, layer_scale) if codes else None
+        self.decoder = Decoder(width, codes, decoder_depth, heads, mlp_ratio, layer_scale) if codes else None
         self.apply(start_xavier if isinstance(init, str) else partial(start_normal, std=init))
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -63,7 +67,8 @@ class Regressor(nn.Module):
         s, m, q = target.index.shape
         table = self.positions(tokens.grid, tokens.patches.device)
         asked = table[target.index.flatten(0, 1)]  # (s m) q d
-        seen = tokens.patches.repeat_interleave(m, 0)
+        patches = tokens.patches if self.projector is None else self.projector(tokens.patches)
+        seen = patches.repeat_interleave(m, 0)
         where = torch.cat([table[tokens.index].repeat_interleave(m, 0), asked], 1)
         mask, x = joint_mask(tokens, target), self.mask_token.expand(s * m, q, -1)
         for block in self.blocks:
@@ -76,12 +81,25 @@ class Regressor(nn.Module):
         return said
 
 
+class Projection(nn.Module):
+    """From the encoder's channels to the regressor's: a layer and a norm."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(width, out), LayerNorm(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.. d] -> [.. e]."""
+        return self.norm(self.embed(x))
+
+
 class Decoder(nn.Module):
     """Blocks among the patches of a target block, then scores of codes."""
 
-    def __init__(self, width: int, codes: int, depth: int, heads: int, layer_scale: float) -> None:
+    def __init__(self, width: int, codes: int, depth: int, heads: int, mlp_ratio: float, layer_scale: float) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, layer_scale=layer_scale) for _ in range(depth))
+        shape = {"mlp_ratio": mlp_ratio, "layer_scale": layer_scale}
+        self.blocks = nn.ModuleList(Block(width, heads, **shape) for _ in range(depth))
         self.norm, self.head = LayerNorm(width), nn.Linear(width, codes)
 
     def forward(self, x: Tensor, mask: Tensor | None, target: Patches) -> Tensor:
@@ -97,14 +115,15 @@ class Read(nn.Module):
     The residual stream goes on behind the second norm, as in CAE's released code.
     """
 
-    def __init__(self, width: int, heads: int, layer_scale: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, layer_scale: float) -> None:
         super().__init__()
         self.heads = heads
         self.norm1_q, self.norm1_k, self.norm1_v = LayerNorm(width), LayerNorm(width), LayerNorm(width)
         self.q, self.k, self.v = nn.Linear(width, width), nn.Linear(width, width, bias=False), nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
         self.norm2 = LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        hidden = int(width * mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.gamma_1 = nn.Parameter(torch.full((width,), layer_scale))
         self.gamma_2 = nn.Parameter(torch.full((width,), layer_scale))
 

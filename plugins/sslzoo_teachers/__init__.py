@@ -24,9 +24,10 @@ class Ema(nn.Module):
     """Teacher that follows the student by an exponential moving average, and sees all patches.
 
     I-JEPA (Assran et al. 2023, section 3): norm layer, layers 0. data2vec (Baevski et al. 2022): layers 6, renorm.
-    CAE (Chen et al. 2022): momentum 0 (the student's own weights), norm none, sees targets. BYOL, MSN: project. DINO:
-    project and center. iBOT: patches too. Signals: patch [t d] where groups have masks, image [u b e]. Batch norms
-    keep running statistics of their own.
+    CAE (Chen et al. 2022): momentum 0 (the student's own weights), norm none, sees targets; and where the regressor has
+    another width than the encoder, project and project_patches. BYOL, MSN: project. DINO: project and center. iBOT:
+    patches too. Signals: patch [t d] where groups have masks, image [u b e]. Batch norms keep running statistics of
+    their own.
 
     Args:
         momentum: share of the teacher kept at a step.
@@ -64,8 +65,10 @@ class Ema(nn.Module):
             )
         if sees == "targets" and (norm == "image" or read == "mlp"):
             raise ValueError("norm, read: image and mlp are of whole images, but the teacher sees targets")
-        if project and sees == "targets":
-            raise ValueError("project: it is the whole image that is projected, but the teacher sees targets")
+        if project and sees == "targets" and not project_patches:
+            raise ValueError(
+                "project: the teacher sees targets, of which patches are projected; set project_patches too"
+            )
         if project and student.predictor.projector is None:
             raise ValueError("project: the predictor has no projector to copy")
         if project_patches and (not project or layers):
@@ -77,7 +80,7 @@ class Ema(nn.Module):
         self.encoder = copy.deepcopy(student.encoder).requires_grad_(False)  # type: ignore[attr-defined]
         projector = copy.deepcopy(student.predictor.projector) if project else None
         self.projector = projector if projector is None else projector.requires_grad_(False)
-        width = student.predictor.outputs["image"].width if project else student.encoder.width
+        width = _projected(student) if project else student.encoder.width
         of_patch = width if project_patches else student.encoder.width
         self.project_patches = project_patches
         self.outputs = {"patch": Signal("patch", of_patch)}
@@ -144,10 +147,7 @@ class Ema(nn.Module):
         if self.norm == "image":
             layers = [F.instance_norm(layer.float().transpose(1, 2)).transpose(1, 2) for layer in layers]
         found = [target.flat(target.take(mask.rows(layer))) for layer in layers]
-        if self.project_patches:
-            assert self.projector is not None
-            return self.projector(found[0])
-        return self._mean(found)
+        return self._read(found)
 
     def _from_targets(self, group: Group) -> Tensor:
         """What it says of each target block where it sees nothing else: [t d]."""
@@ -160,7 +160,13 @@ class Ema(nn.Module):
         tokens = self.encoder(rows, block, self.layers)
         if tokens.patches.shape[1] != q:
             raise ValueError("sees: targets wants an encoder that drops what is hidden; set encoder.hidden to drop")
-        return self._mean([target.flat(layer.unflatten(0, (s, m))) for layer in tokens.layers or (tokens.patches,)])
+        return self._read([target.flat(layer.unflatten(0, (s, m))) for layer in tokens.layers or (tokens.patches,)])
+
+    def _read(self, found: Sequence[Tensor]) -> Tensor:
+        if self.project_patches:
+            assert self.projector is not None
+            return self.projector(found[0])
+        return self._mean(found)
 
     def _mean(self, layers: Sequence[Tensor]) -> Tensor:
         # Normalising acts on each token alone, so only the targets' tokens need it.
@@ -180,6 +186,12 @@ class Ema(nn.Module):
                 other += student.predictor.projector.parameters()  # type: ignore[union-attr]
             self._pairs = own, other
         return self._pairs
+
+
+def _projected(student: Student) -> int:
+    """Channels of what the projector says: those of the image signal, or of the first where there is none."""
+    outputs = student.predictor.outputs
+    return outputs.get("image", next(iter(outputs.values()))).width
 
 
 @hookimpl

@@ -32,6 +32,8 @@ def predictor_of(tensors):
     for name, value in tensors.items():
         name = name.replace("regresser.regressor_blocks.", "blocks.").replace("regresser.norm.", "norm.")
         name = name.replace("decoder.decoder_blocks.", "decoder.blocks.")
+        name = name.replace("encoder_to_regresser_norm.", "projector.norm.")
+        name = name.replace("encoder_to_regresser.", "projector.embed.")
         if ".cross_attn.q_bias" in name or ".cross_attn.v_bias" in name:
             name = name.replace("_bias", ".bias")
         name = name.replace("cross_attn.", "").replace("_cross", "")
@@ -63,13 +65,16 @@ def method_of(tensors, facts):
         depth=model["regressor_depth"],
         decoder_depth=model["decoder_depth"],
         heads=model["decoder_num_heads"],
+        width=model["decoder_embed_dim"],
+        mlp_ratio=float(model["mlp_ratio"]),
         layer_scale=model["decoder_layer_scale_init_value"],
     )
     ours = weights_of(tensors, "init.")
     encoder.load_state_dict(ours[0])
     predictor.load_state_dict(ours[1])
     student = Student(encoder, predictor)
-    teacher = part("targets", "ema", student, momentum=Schedule.parse(0), norm="none", sees="targets")
+    projects = dict.fromkeys(("project", "project_patches"), predictor.projector is not None)
+    teacher = part("targets", "ema", student, momentum=Schedule.parse(0), norm="none", sees="targets", **projects)
     losses = {
         "code": part("losses", "cross_entropy", predictor.outputs["code"]),
         "align": part("losses", "mse", predictor.outputs["latent"]),

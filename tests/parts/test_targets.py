@@ -7,6 +7,7 @@ import pytest
 import torch
 from sslzoo_pixels import Pixels
 from sslzoo_readout import Linear
+from sslzoo_regressor import Regressor
 from sslzoo_teachers import Ema
 from sslzoo_vit import ViT
 from torch import nn
@@ -279,3 +280,32 @@ def test_targets_may_be_normalised_over_the_patches_of_an_image():
     wanted = torch.stack([mean[0, 0], mean[0, 3], mean[1, 2], mean[1, 5]])
     found = teacher(batch(image=images), None, AT)["patch"]
     assert torch.allclose(found, F.layer_norm(wanted, (16,)), atol=1e-5)
+
+
+def test_targets_alone_are_projected_where_the_regressor_has_a_width_of_its_own():
+    """CAE's released code with a decoder of another width: what is aligned lies behind the layer and the norm."""
+    torch.manual_seed(0)
+    encoder = ViT(width=24, depth=1, heads=2, patch=4, hidden="drop").double()
+    regressor = Regressor(encoder, codes=5, depth=1, decoder_depth=1, heads=2, width=16, mlp_ratio=2.0).double()
+    student = Student(encoder, regressor)
+    teacher = Ema(student, momentum=0, norm="none", sees="targets", project=True, project_patches=True)
+    order = torch.stack([torch.randperm(16) for _ in range(3)])
+    mask = Mask(Patches(order[:, :10]), Patches(order[:, None, 10:]))
+    pixels = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    groups = {"image": Group(pixels[None], torch.zeros(1, 3, 4), mask, "both")}
+    batch = Batch(groups, Pairing(torch.zeros(0), torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0)))
+    with torch.no_grad():  # the student has moved, and so has the teacher of momentum 0
+        regressor.projector.embed.weight.mul_(1.5)
+    teacher.after_step(student, AT)
+    said = teacher(batch, None, AT)["patch"]
+    seen = encoder(pixels, Patches(order[:, 10:])).patches.flatten(0, 1)
+    layer = regressor.projector
+    rows = F.linear(seen, layer.embed.weight, layer.embed.bias)
+    wanted = F.layer_norm(rows, (16,), layer.norm.weight, layer.norm.bias, 1e-6)
+    torch.testing.assert_close(said, wanted)
+    assert teacher.outputs["patch"].width == regressor.outputs["latent"].width == 16
+    guess = regressor(encoder(pixels, mask.context), mask.target, AT)
+    assert guess["latent"].shape == (18, 16)
+    assert guess["code"].shape == (18, 5)
+    with pytest.raises(ValueError, match="set project_patches too"):
+        Ema(student, sees="targets", project=True)
