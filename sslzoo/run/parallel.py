@@ -77,7 +77,8 @@ def join(device: str | None = None, processes: int | None = None, *, gpus: bool 
     """
     launcher, rank, size, local = launched()
     if processes is not None and size != processes:
-        raise RunError(f"{processes} processes were asked for, but {launcher} started {size}")
+        wanted = "1 process was" if processes == 1 else f"{processes} processes were"
+        raise RunError(f"{wanted} asked for, but {launcher} started {size}")
     chosen = _device(device, local, gpus or _given_gpus())
     if size == 1:
         return World(rank, size, local, chosen, launcher)

@@ -178,7 +178,7 @@ def test_what_does_not_suit_is_told_before_the_run():
         rehearse(*sizes, data=False)
 
 
-def test_a_run_is_fine_tuned_from_the_command_line(tmp_path):
+def test_a_run_is_fine_tuned_from_the_command_line_by_one_process(tmp_path, monkeypatch):
     sets = (*SMALL, "run.steps=1", "run.batch=4", "run.monitor=0", "data.length=4", "data.size=32")
     recipe, installed = load("tiny/ijepa", sets)
     train(recipe, installed, check(recipe, installed), tmp_path / "run", World())
@@ -188,6 +188,17 @@ def test_a_run_is_fine_tuned_from_the_command_line(tmp_path):
     assert "tuned/colour/trained" in json.loads(found.stdout)["step 1"]
     (path,) = (tmp_path / "run" / "eval").glob("*.json")
     assert json.loads(path.read_text())["augment"]["operations"] == 2
+
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match="1 process was asked for, but torchrun started 2"):
+        CliRunner().invoke(cli, ["eval", str(tmp_path / "run")], catch_exceptions=False)
 
 
 def test_the_augmented_view_draws_from_the_engine_alone():
