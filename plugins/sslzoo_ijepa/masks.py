@@ -105,8 +105,8 @@ class Multiblock:
         target = min(sizes(grid, *self.target), key=math.prod)
         most = int(self.keep * expected_context(context, target, self.targets, grid))
         if self.multiple > max(1, most) and not self.overlap and self.trim == "random":
-            told = f"{self.multiple} is more than the {most} context patches that are kept at most"
-            raise ValueError(f"multiple: {told}, on a grid of {grid[0]} x {grid[1]}")
+            found = f"{self.multiple} is more than the {most} context patches that are kept at most"
+            raise ValueError(f"multiple: {found}, on a grid of {grid[0]} x {grid[1]}")
 
     def _least(self, target: Size, context: Size, grid: Grid) -> int:
         """Context patches that every image of the step has: a function of the block sizes alone."""

@@ -55,8 +55,8 @@ def run_study(path: Path, asked: Asked) -> bool:
     evaluation.evaluate(read, console)
     fair = _tell_study(read, path, asked)
     if failed:
-        told = f"{len(failed)} of {len(read.cells)} cells failed and are left out: {'; '.join(failed)}"
-        raise UserError(f"{told}\n`sslzoo status {read.folder}` says why; the same command tries them again")
+        lost = f"{len(failed)} of {len(read.cells)} cells failed and are left out: {'; '.join(failed)}"
+        raise UserError(f"{lost}\n`sslzoo status {read.folder}` says why; the same command tries them again")
     return fair
 
 
@@ -103,8 +103,8 @@ def compare_runs(folders: Sequence[Path], asked: Asked) -> bool:
         within = sorted(folder.glob("**/recipe.yaml")) if not (folder / "recipe.yaml").exists() else []
         if within:
             some = within[0].parent.parent
-            told = f"{folder} is no run folder, but holds {len(within)}: name those, such as {some}/*"
-            raise UserError(f"{told}; or the YAML file of the study that made them")
+            what = f"{folder} is no run folder, but holds {len(within)}: name those, such as {some}/*"
+            raise UserError(f"{what}; or the YAML file of the study that made them")
     variants = records.by_recipe(list(folders))
     baseline = asked.baseline or next(iter(variants))
     if baseline not in variants:

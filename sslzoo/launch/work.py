@@ -197,8 +197,8 @@ class Teller:
         elif before.get("step") and not step:
             self.display.say(f"warning: this run was at step {before['step']} and never saved, so it begins again")
         elif self.again and not step and not before:
-            told = "its log tells of an earlier start, and nothing else does"
-            self.display.say(f"warning: {told}, so it begins at step 0")
+            why = "its log tells of an earlier start, and nothing else does"
+            self.display.say(f"warning: {why}, so it begins at step 0")
         self.warn(before.get("saving") or 0.0)
         self.tell("running", step=step, steps=steps, saved=step)
 

@@ -40,11 +40,11 @@ def write(path: Path, tensors: Mapping[str, Tensor], name: Name, about: Mapping[
     Raises:
         RunError: they could not be written; what was there is untouched.
     """
-    told = {**about, name[0]: name[1], "crc32": str(checksum(tensors, name, about))}
+    header = {**about, name[0]: name[1], "crc32": str(checksum(tensors, name, about))}
     files.make_folder(path.parent)
     try:
         with files.whole(path) as beside:
-            save_file(dict(tensors), beside, told)
+            save_file(dict(tensors), beside, header)
         files.flush(path.parent)
     except OSError as error:
         raise files.unwritten(path, error) from error
