@@ -48,13 +48,18 @@ def write(
 
 
 def opened_looks(variants: Mapping[str, Sequence[Record]]) -> tuple[list[Look], list[str]]:
-    """The network of one run of each variant, its first seed that is trained, to look into; and what could not be."""
+    """The network of one run of each variant, its first seed that can be opened; and what none could be of, and why."""
     looks, blind = [], []
     for name, records in variants.items():
-        try:
-            looks.append(page_of_run.opened(records[0].folder, name))
-        except UserError as error:
-            blind.append(f"pictures of {name}: {error}")
+        why = ""
+        for record in records:
+            try:
+                looks.append(page_of_run.opened(record.folder, name))
+                break
+            except UserError as error:
+                why = why or str(error)
+        else:
+            blind.append(f"pictures of {name}: {why}")
     return looks, blind
 
 

@@ -1,11 +1,13 @@
 """What may be said of a table: what is sure, what is not, and what there is nothing to say of."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from made_up import evaluated, record
 
-from sslzoo.compare import charts
+from sslzoo import RunError
+from sslzoo.compare import charts, page
 from sslzoo.compare.page import _tables
 from sslzoo.compare.table import compare, verdict
 
@@ -79,3 +81,19 @@ def test_the_teachers_figures_come_first(order):
     both = [evaluated(name, figures={"trained": {"knn/x/top1": 1.0}}) for name in order]
     one = record(evaluated=both[0] | both[1])
     assert compare({"base": [one]}, "base").networks == ("teacher", "student")
+
+
+def test_pictures_are_of_the_first_seed_that_can_be_opened(monkeypatch):
+    """One torn checkpoint took a variant out of every picture."""
+
+    def opened(folder, name):
+        if folder == "torn":
+            raise RunError("no checkpoint can be read")
+        return folder, name
+
+    monkeypatch.setattr(page.page_of_run, "opened", opened)
+    torn, whole = SimpleNamespace(folder="torn"), SimpleNamespace(folder="whole")
+    assert page.opened_looks({"a": [torn, whole], "b": [torn]}) == (
+        [("whole", "a")],
+        ["pictures of b: no checkpoint can be read"],
+    )
