@@ -39,7 +39,7 @@ def _silent(*_words: Any) -> None:
     """Says nothing."""
 
 
-def _unwatched(_name: str) -> AbstractContextManager[Any]:
+def _untimed(_name: str) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
@@ -165,7 +165,7 @@ class Learner:
         """The precision that the recipe asks for."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.run.precision == "bf16")
 
-    def step(self, fresh: list[Batch], at: Progress, log: bool = False, stage: Stage = _unwatched) -> dict[str, Tensor]:
+    def step(self, fresh: list[Batch], at: Progress, log: bool = False, stage: Stage = _untimed) -> dict[str, Tensor]:
         """One step on micro-batches of the host; returns loss and norm, with `log` all metrics, 0-d on the device.
 
         `stage` is entered for what happens in turn: data, forward, backward, optimizer, EMA (`sslzoo bench`).
