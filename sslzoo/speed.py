@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
 import tempfile
 import time
@@ -30,6 +29,7 @@ from sslzoo.recipe.recipe import Recipe
 from sslzoo.run import data, optim
 from sslzoo.run.folder import Folder
 from sslzoo.run.guard import Guard
+from sslzoo.run.metrics import peak_memory
 from sslzoo.run.parallel import World, barrier
 from sslzoo.run.stop import Stop
 from sslzoo.step import Method
@@ -234,9 +234,9 @@ class _Timed:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             self._step()
-            self.memory = torch.cuda.max_memory_allocated(device) - self.base
+            self.memory = peak_memory(device) - self.base
         elif alone:
-            self.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            self.memory = peak_memory(device)
         self.timeline.read()
         self.waits.clear()
 

@@ -67,12 +67,3 @@ def source_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return commit + ("+changes" if changed.strip() else "")
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most memory that this process has held, in bytes: on the GPU, or resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

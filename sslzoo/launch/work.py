@@ -28,6 +28,7 @@ from sslzoo.report.display import Display
 from sslzoo.run import checkpoint, parallel
 from sslzoo.run.clock import time_left
 from sslzoo.run.folder import Folder
+from sslzoo.run.metrics import peak_memory
 from sslzoo.run.parallel import World
 from sslzoo.run.stop import Stop, Stopped
 from sslzoo.step import Method
@@ -153,7 +154,7 @@ def _first(
                 raise Stopped(f"stopped by {stop.asked}")
             teller.tell("probing")
             _probe(recipe, installed, out, world, display)
-        teller.tell("done", left=0, peak_memory=facts.peak_memory(world.device))
+        teller.tell("done", left=0, peak_memory=peak_memory(world.device))
 
 
 @dataclass

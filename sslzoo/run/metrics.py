@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,13 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for card, peak in PEAK.items() if card in name), None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has held, in bytes: on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def collect(metrics: Mapping[str, Tensor | float], device: torch.device) -> dict[str, float]:
