@@ -159,6 +159,9 @@ def declared(
         if signal.ids and found.numel() and not 0 <= int(found.min()) <= int(found.max()) < signal.width:
             came = f"{int(found.min())} to {int(found.max())}"
             raise Violation(f"{name} class ids from 0 to {signal.width - 1}", came, where)
+        wanted = torch.int64 if signal.ids else torch.float32
+        if found.dtype != wanted:
+            raise Violation(f"{name} of {str(wanted).removeprefix('torch.')}", str(found.dtype), where)
         if not signal.ids and not found.isfinite().all():
             raise Violation(f"{name} of finite numbers", "nan or inf", where)
 

@@ -138,6 +138,22 @@ def separate(make: Make) -> None:
         raise Violation("a student that stays as it is", found, "a call and after_step")
 
 
+@check(outputs, repeats)
+def looks(make: Make) -> None:
+    """What it says depends on what the images show."""
+    part, who = _part(make)
+    part.eval()
+    first = _called(part, who, batch(8))[0]
+    for plain in (0.0, 1.0, -1.0, 100.0, -100.0):  # class ids of two images may be one
+        given = batch(8)
+        given.groups["image"].pixels.fill_(plain)
+        if equal(first, _called(part, who, given)[0], 0):
+            return
+    raise Violation(
+        "other targets for other images", "the same, whatever the images show", "8 images, and 8 of one color"
+    )
+
+
 @check(made)
 def frozen(make: Make) -> None:
     """Its copies do not train: no parameter of a teacher asks for a gradient."""
@@ -210,6 +226,7 @@ CHECKS: tuple[Check, ...] = (
     separate,
     follows,
     repeats,
+    looks,
     restores,
     weightless,
 )

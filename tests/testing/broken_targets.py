@@ -1,5 +1,7 @@
 """Target generators that are wrong on purpose, each in one way; and the sound ones they are made from."""
 
+import os
+
 import torch
 from torch import nn
 
@@ -127,6 +129,27 @@ class FloatIds(Words):
         return {"patch": super().forward(batch, student, at)["patch"].float()}
 
 
+class Double(Follow):
+    """Answers in float64."""
+
+    def forward(self, batch, student, at):
+        return {"patch": super().forward(batch, student, at)["patch"].double()}
+
+
+class Leaving(Follow):
+    """Ends the process, and calls it a success."""
+
+    def forward(self, batch, student, at):
+        os._exit(0)
+
+
+class Blind(Follow):
+    """Says the same whatever the images show."""
+
+    def forward(self, batch, student, at):
+        return {"patch": torch.ones_like(super().forward(batch, student, at)["patch"]) + self.shift}
+
+
 class PlainShift(Follow):
     """Holds a tensor that is no buffer."""
 
@@ -166,6 +189,9 @@ class Motionless(Follow):
 TARGETS = {
     FromOne: "outputs",
     FloatIds: "outputs",
+    Double: "outputs",
+    Leaving: "outputs",
+    Blind: "looks",
     PlainShift: "stored",
     Settling: "moves",
     Wandering: "repeats",
