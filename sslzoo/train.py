@@ -89,6 +89,8 @@ def train(
     order = data.Order(len(sources.data), run.batch, run.seed)
     steps = length(recipe, catalogue, order, watch.say)
     start = resume(folder, recipe, catalogue, method, optimizer, world, watch.say)
+    if world.first:
+        checkpoint.refuse_folders(folder.checkpoints, start)
     watch.begin(start, steps)
     ready(folder, recipe, catalogue, found, start, world, watch.say)
     watch.say(

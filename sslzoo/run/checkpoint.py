@@ -174,6 +174,17 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Saved | None:
     return None
 
 
+def refuse_folders(folder: Path, done: int) -> None:
+    """Sees that a run which goes on after `done` steps can save; changes nothing.
+
+    Raises:
+        RunError: a folder has the name of a later checkpoint, which could only be noticed when it is saved.
+    """
+    for step in steps(folder):
+        if step > done and path_of(folder, step).is_dir():
+            raise RunError(f"{path_of(folder, step)} is a folder, where a checkpoint will be written: move it away")
+
+
 def agreed(folder: Path, warn: Callable[[str], None], world: World) -> Saved | None:
     """`newest`, read and checked by the first rank alone and sent to the others: all start from one, or none does.
 

@@ -9,6 +9,7 @@ from sslzoo import UserError
 from sslzoo.cli import cli
 
 SHORT = ("run.steps=2", "run.batch=4", "run.workers=0", "run.monitor=0", "run.device=cpu", "data.length=16")
+SHORT += ("run.save_every=1",)
 SHORT += ("encoder.width=48", "encoder.depth=1", "targets.teacher.layers=1", "evaluate=null")
 
 
@@ -64,6 +65,17 @@ def test_a_run_of_which_the_log_alone_is_left_begins_again_with_a_word(run):
     assert told.exit_code == 0
     assert "warning: its log tells of an earlier start, and nothing else does" in told.output
     assert "its log" not in train(run.with_name("new")).output
+
+
+def test_a_folder_where_a_checkpoint_belongs_is_told_before_the_run_goes_on(run):
+    path = run / "checkpoints" / "step-000000002.safetensors"
+    path.unlink()
+    path.mkdir()
+    before = {one: one.read_bytes() for one in run.iterdir() if one.is_file() and one.name != "log.txt"}
+    told = train(run)
+    assert isinstance(told.exception, UserError)
+    assert f"{path} is a folder" in str(told.exception)
+    assert {one: one.read_bytes() for one in before} == before
 
 
 def test_control_characters_of_a_path_reach_no_terminal(run):
