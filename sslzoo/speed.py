@@ -26,7 +26,7 @@ from sslzoo.progress import Progress
 from sslzoo.recipe.build import build, build_optimizer, check
 from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import Recipe
-from sslzoo.run import data, optim
+from sslzoo.run import data, loader, optim
 from sslzoo.run.folder import Folder
 from sslzoo.run.guard import Guard
 from sslzoo.run.metrics import peak_memory
@@ -223,8 +223,8 @@ class _Timed:
         steps = ENDLESS if self.real else READY
         micros = data.undivided(sources, method.student.encoder, self.images, run.seed, self.world, steps)
         if self.real:
-            return data.loader(micros, 0, steps, run.workers, pin=pin)
-        return cycle(list(data.loader(micros, 0, steps, 0, pin=pin)))
+            return loader.load(micros, 0, steps, run.workers, pin=pin)
+        return cycle(list(loader.load(micros, 0, steps, 0, pin=pin)))
 
     def warm_up(self, alone: bool) -> None:
         """Meets every shape, so that what is compiled is compiled here; sees how much memory a step takes."""

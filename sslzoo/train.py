@@ -20,7 +20,7 @@ from sslzoo.recipe.compare import claim, refuse, refuse_foreign
 from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import OptimKeys, Recipe, Run, resolve, warmups
 from sslzoo.rng import derive_seed
-from sslzoo.run import checkpoint, data, optim
+from sslzoo.run import checkpoint, data, loader, optim
 from sslzoo.run.clock import Clock
 from sslzoo.run.compiling import compile_blocks
 from sslzoo.run.folder import Folder
@@ -102,8 +102,8 @@ def train(
 
     grids = sources.grids(method.student.encoder)
     micros = data.Micros(sources, grids, order, shares, world.rank, steps)
-    watch.say("; ".join(data.remarks(found, data.ahead(micros, run.workers))))
-    batches = data.loader(micros, start, steps, run.workers, pin=world.device.type == "cuda")
+    watch.say("; ".join(loader.remarks(found, loader.ahead(micros, run.workers))))
+    batches = loader.load(micros, start, steps, run.workers, pin=world.device.type == "cuda")
     monitored = monitored_images(recipe, catalogue, sources, world)
     save_every, monitor_every = (max(1, x.steps(order.epoch_steps)) for x in (run.save_every, run.monitor_every))
     probe_every = probing(recipe, order)

@@ -14,7 +14,8 @@ from sslzoo.contracts import Dataset, Features, Tokens, View
 from sslzoo.errors import ImageError, RunError
 from sslzoo.rng import derive_seed
 from sslzoo.run.compiling import eager
-from sslzoo.run.data import look, passed, read, ready
+from sslzoo.run.data import look, read, ready
+from sslzoo.run.loader import passed
 from sslzoo.run.monitor import evaluating
 
 Labels = dict[str, Tensor]

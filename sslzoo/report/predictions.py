@@ -17,7 +17,7 @@ from sslzoo.recipe.build import build_sources
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.report.charts import SVG, Chart, Rows, chart
 from sslzoo.report.insides import SHOWN, THUMB, boards, pictures
-from sslzoo.run import data
+from sslzoo.run import data, loader
 from sslzoo.run.monitor import device_of, evaluating
 from sslzoo.run.parallel import World
 from sslzoo.step import Method, encode_and_predict, sequences
@@ -154,4 +154,4 @@ def _batches(recipe: Recipe, installed: Catalogue, method: Method) -> tuple[Call
     count = min(IMAGES, max(1, len(sources.data) // 2))
     world = World(device=device_of(method))
     micros = data.undivided(sources, method.student.encoder, count, recipe.run.seed, world)
-    return lambda number: data.passed(micros[number]).to(world.device).normalized(), micros.order.epoch_steps
+    return lambda number: loader.passed(micros[number]).to(world.device).normalized(), micros.order.epoch_steps

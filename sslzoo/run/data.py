@@ -7,20 +7,15 @@ what an unbroken one gives there, whatever the number of workers, ranks and micr
 from __future__ import annotations
 
 import hashlib
-import math
-import os
 import random
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from sslzoo.contracts import (
@@ -44,10 +39,8 @@ from sslzoo.rng import Rng, derive_seed, generator
 from sslzoo.run.parallel import World, all_sum
 from sslzoo.run.travel import moved
 
-Made = TypeVar("Made")
 DRAWN_TOGETHER = "images masked together (run.batch over processes, at most run.micro)"
 Seen = tuple[Tensor, Tensor]  # pixels of a view, and its box
-SHARED = 2**30  # bytes of batches that the workers of a process hold at most
 TRIES = 16  # other images tried in place of an unreadable one
 # What reading an image may raise: Pillow reports a broken PNG as a SyntaxError, and too large an image in its own way.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -357,65 +350,6 @@ def _weighing(pairing: Pairing, weight: Tensor) -> Pairing:
     return replace(pairing, weight=weight.expand(len(pairing.sequence)))
 
 
-@dataclass(frozen=True)
-class Ahead:
-    """How far a process's loader workers run ahead. What they hold lies in shared memory, /dev/shm."""
-
-    workers: int
-    prefetch: int  # micro-batches of each worker
-    size: int  # bytes of a micro-batch
-
-    def __str__(self) -> str:
-        held = self.workers * self.prefetch * self.size / 1e9
-        return (
-            f"{self.workers} loader workers, {self.prefetch} micro-batches ahead each: up to {held:.2g} GB of /dev/shm"
-        )
-
-
-def ahead(micros: Micros, workers: int, most: int = SHARED) -> Ahead:
-    """Four micro-batches for each worker, or as many as `most` bytes hold; then as many workers.
-
-    What a batch holds does not depend on it, and so no run changes with it.
-    """
-    views = micros.sources.views.values()
-    pixels = sum(each.count * math.prod(each.view.size) * (1 if hasattr(each.view, "mean") else 4) for each in views)
-    size = 3 * micros.shares.micro * pixels
-    prefetch = max(1, min(4, most // (max(1, workers) * size)))
-    return Ahead(min(workers, max(1, most // size)), prefetch, size)
-
-
-def remarks(found: Mapping[str, Any], ahead: Ahead) -> list[str]:
-    """What decodes the files of a data set of this identity, and what the loader may hold."""
-    decoder = [f"JPEG files are decoded by {found['decoder']}"] if "decoder" in found else []
-    return [*decoder, str(ahead) if ahead.workers else "batches are made by the training process itself"]
-
-
-def loader(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Iterator[Batch]:
-    """Micro-batches of steps start .. steps-1, in order, made by up to `workers` processes (0: by this one)."""
-    each = micros.shares.accumulate
-    bound = ahead(micros, workers)
-    return map(
-        passed,
-        DataLoader(
-            micros,
-            batch_size=None,
-            sampler=range(start * each, steps * each),
-            num_workers=bound.workers,
-            pin_memory=pin,
-            prefetch_factor=bound.prefetch if workers else None,
-            worker_init_fn=_deaf if workers else None,
-            multiprocessing_context="fork" if workers else None,  # plugin files cannot be imported by name elsewhere
-        ),
-    )
-
-
-def passed(made: Made | UserError) -> Made:
-    """What a loader's worker made; raises the person's mistake that it returned instead."""
-    if isinstance(made, UserError):
-        raise made
-    return made
-
-
 def first_views(data: Dataset, view: View, among: int, most: int, seed: int) -> Tensor:
     """A view of each of the first `most` images that can be read among the first `among`, normalized [n 3 H W]."""
     pixels = []
@@ -459,23 +393,6 @@ def drawn_together(sources: Sources, shares: Split) -> dict[str, int]:
     """How many images masks are drawn with, where that matters to them: a part of the training data's identity."""
     matters = any(getattr(sampler, "batchwise", False) for sampler in sources.masks.values())
     return {DRAWN_TOGETHER: shares.micro} if matters else {}
-
-
-def _deaf(_worker: int) -> None:
-    """Signals for the whole job, such as SLURM's before a preemption, must not kill workers that are still needed.
-
-    TERM is heard from the parent process alone: so it ends them when it leaves, and would wait for ever for deaf ones.
-    """
-    for one in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
-        signal.signal(one, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_leave_when_told, args=(os.getppid(),), daemon=True).start()
-
-
-def _leave_when_told(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
 
 
 def fake_batch(

@@ -6,7 +6,8 @@ import pytest
 from sslzoo_crops import Crop
 from sslzoo_datasets import packed
 
-from sslzoo.run.data import Micros, Order, Sources, Split, Views, ahead
+from sslzoo.run.data import Micros, Order, Sources, Split, Views
+from sslzoo.run.loader import ahead
 
 
 def micros(count, size, micro):

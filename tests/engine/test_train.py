@@ -21,6 +21,7 @@ from sslzoo.recipe.build import build, check
 from sslzoo.recipe.recipe import load
 from sslzoo.run import checkpoint, data
 from sslzoo.run.folder import Folder
+from sslzoo.run.loader import _deaf
 from sslzoo.run.metrics import mask_shares
 from sslzoo.run.parallel import World
 from sslzoo.train import Watch, train
@@ -335,7 +336,7 @@ def test_loader_workers_hear_their_own_process_alone():
             None,
             sampler=range(100),
             num_workers=1,
-            worker_init_fn=data._deaf,
+            worker_init_fn=_deaf,
             multiprocessing_context="fork",
         )
     )

@@ -1,0 +1,96 @@
+"""How are batches made ahead of the steps that take them? Processes of their own, how far ahead, and how they end."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader
+
+from sslzoo.contracts import Batch
+from sslzoo.errors import UserError
+from sslzoo.run.data import Micros
+
+Made = TypeVar("Made")
+SHARED = 2**30  # bytes of batches that the workers of a process hold at most
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """How far a process's loader workers run ahead. What they hold lies in shared memory, /dev/shm."""
+
+    workers: int
+    prefetch: int  # micro-batches of each worker
+    size: int  # bytes of a micro-batch
+
+    def __str__(self) -> str:
+        held = self.workers * self.prefetch * self.size / 1e9
+        return (
+            f"{self.workers} loader workers, {self.prefetch} micro-batches ahead each: up to {held:.2g} GB of /dev/shm"
+        )
+
+
+def ahead(micros: Micros, workers: int, most: int = SHARED) -> Ahead:
+    """Four micro-batches for each worker, or as many as `most` bytes hold; then as many workers.
+
+    What a batch holds does not depend on it, and so no run changes with it.
+    """
+    views = micros.sources.views.values()
+    pixels = sum(each.count * math.prod(each.view.size) * (1 if hasattr(each.view, "mean") else 4) for each in views)
+    size = 3 * micros.shares.micro * pixels
+    prefetch = max(1, min(4, most // (max(1, workers) * size)))
+    return Ahead(min(workers, max(1, most // size)), prefetch, size)
+
+
+def remarks(found: Mapping[str, Any], ahead: Ahead) -> list[str]:
+    """What decodes the files of a data set of this identity, and what the loader may hold."""
+    decoder = [f"JPEG files are decoded by {found['decoder']}"] if "decoder" in found else []
+    return [*decoder, str(ahead) if ahead.workers else "batches are made by the training process itself"]
+
+
+def load(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Iterator[Batch]:
+    """Micro-batches of steps start .. steps-1, in order, made by up to `workers` processes (0: by this one)."""
+    each = micros.shares.accumulate
+    bound = ahead(micros, workers)
+    return map(
+        passed,
+        DataLoader(
+            micros,
+            batch_size=None,
+            sampler=range(start * each, steps * each),
+            num_workers=bound.workers,
+            pin_memory=pin,
+            prefetch_factor=bound.prefetch if workers else None,
+            worker_init_fn=_deaf if workers else None,
+            multiprocessing_context="fork" if workers else None,  # plugin files cannot be imported by name elsewhere
+        ),
+    )
+
+
+def passed(made: Made | UserError) -> Made:
+    """What a loader's worker made; raises the person's mistake that it returned instead."""
+    if isinstance(made, UserError):
+        raise made
+    return made
+
+
+def _deaf(_worker: int) -> None:
+    """Signals for the whole job, such as SLURM's before a preemption, must not kill workers that are still needed.
+
+    TERM is heard from the parent process alone: so it ends them when it leaves, and would wait for ever for deaf ones.
+    """
+    for one in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(one, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_leave_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
