@@ -14,7 +14,7 @@ from typing import Any
 
 from sslzoo.errors import RunError, UserError
 from sslzoo.launch import slurm
-from sslzoo.launch.state import State, alive
+from sslzoo.launch.state import InUse, State, alive
 from sslzoo.run.folder import Folder
 
 
@@ -161,5 +161,8 @@ def cancel(run: Path) -> str:
         raise UserError(f"{run} runs on {now.get('host')}; cancel it there")
     if not now.get("pid"):
         raise UserError(f"{run} does not tell its process; end it by hand")
+    with suppress(InUse):
+        State(run).refuse_if_held()
+        raise UserError(f"{run} does not run: nobody holds it, and process {now['pid']} is another by now")
     os.kill(now["pid"], signal.SIGTERM)
     return f"process {now['pid']} was asked to save and leave; `sslzoo resume {run}` goes on"

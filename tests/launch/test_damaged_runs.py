@@ -1,6 +1,9 @@
 """Run folders that something befell, and the commands that go on with them or look at them."""
 
+import json
 import shutil
+import socket
+import subprocess
 
 import pytest
 from click.testing import CliRunner
@@ -84,3 +87,15 @@ def test_control_characters_of_a_path_reach_no_terminal(run):
         assert told.exit_code == 0
         assert "\x1b" not in told.output
         assert "\\x1b[31mred" in told.output
+
+
+def test_a_process_that_has_the_number_of_one_that_was_killed_is_left_alone(run):
+    path = run / "state.json"
+    with subprocess.Popen(["sleep", "60"]) as other:
+        now = json.loads(path.read_text()) | {"state": "running", "pid": other.pid, "host": socket.gethostname()}
+        path.write_text(json.dumps(now))
+        told = CliRunner().invoke(cli, ["cancel", str(run)])
+        assert isinstance(told.exception, UserError)
+        assert f"process {other.pid} is another by now" in str(told.exception)
+        assert other.poll() is None
+        other.kill()
