@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -40,7 +42,7 @@ class Problem:
 
     place: str  # dotted path in the recipe, such as masks.image.target_scale
     message: str  # may have several lines
-    line: int | None = None  # line in the file; None for what came from the command line
+    line: int | None = None  # line in the file; 0 for what `--set` gave, None for what stands nowhere
 
 
 class RecipeError(UserError):
@@ -55,7 +57,7 @@ class RecipeError(UserError):
         many = len(self.problems)
         lines = [f"{self.source}: {many} problem{'s' if many != 1 else ''}"]
         for problem in self.problems[:_MOST]:
-            where = f"line {problem.line}  " if problem.line else ""
+            where = {None: "", 0: "--set  "}.get(problem.line, f"line {problem.line}  ")
             lines += ["", f"{where}{_clipped(problem.place, 200)}"]
             lines += [f"    {_clipped(line, 1000)}" for line in problem.message.splitlines()]
         if many > _MOST:
@@ -105,6 +107,21 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
         return RENAMED[str(name)]
     found = difflib.get_close_matches(str(name), names, n=1, cutoff=0.55)
     return found[0] if found else None
+
+
+def is_no_run(path: Path, what: str) -> UserError:
+    """What to raise for a path at which no run lies: `what` is known of one that exists; else the nearest beside it."""
+    if path.exists():
+        return UserError(f"{path} {what}")
+    return UserError(f"there is no folder {path}{did_you_mean_beside(path)}")
+
+
+def did_you_mean_beside(path: Path) -> str:
+    """`; did you mean runs/x?` of the folders and YAML files beside a path at which nothing lies, or nothing."""
+    there = path.parent.iterdir() if os.access(path.parent, os.R_OK) and path.parent.is_dir() else ()
+    beside = [one.name for one in there if one.suffix in (".yaml", ".yml") or one.is_dir()]
+    close = nearest(path.name, beside)
+    return f"; did you mean {path.with_name(close)}?" if close else ""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

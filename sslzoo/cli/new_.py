@@ -34,4 +34,4 @@ def command(kind: str, name: str, into: Path, lone: bool) -> None:
         click.echo(f"\nnext:  sslzoo verify {KINDS[kind]} {name} --plugin {written[0]}")
     else:
         top = written[0].parent
-        click.echo(f"\nnext:  pip install -e {top} && sslzoo verify {KINDS[kind]} {name} && pytest {top}")
+        click.echo(f"\nnext:  pip install -e {top} pytest && sslzoo verify {KINDS[kind]} {name} && pytest {top}")

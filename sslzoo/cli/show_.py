@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from sslzoo.cli.options import recipe_options
 def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, ...], as_json: bool) -> None:
     """A part (FAMILY NAME) with every key, its type and default; or a RECIPE with every default written out.
 
+    FAMILY is needed only where several families have a part of that name.
     Also a name that authors of plugins import, such as Rng: its docstring and methods.
 
     \b
     Examples:
       sslzoo show masks multiblock
+      sslzoo show multiblock
       sslzoo show tiny/ijepa
       sslzoo show Rng
       sslzoo show tiny/ijepa --set run.steps=60 > mine.yaml
@@ -39,6 +42,8 @@ def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, 
     if len(words) == 1 and words[0] in FAMILIES:
         known = ", ".join(sorted(catalogue(plugins).parts[words[0]]))
         raise UserError(f"{words[0]} is a family of parts; wanted: {words[0]} NAME\ninstalled: {known}")
+    if len(words) == 1:
+        words = _part_of_that_name(words[0], plugins)
     if len(words) == 1:
         _recipe(words[0], sets, plugins, as_json)
         return
@@ -61,6 +66,26 @@ def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, 
     for name, key in keys.items():
         default = "needed" if key["needed"] else f"default {key['default']}"
         echo_folded(f"  {name}: {key['type']}  [{default}]")
+
+
+def _part_of_that_name(word: str, plugins: tuple[Path, ...]) -> tuple[str, ...]:
+    """(family, word) of a part, or (word,) of a recipe, a file or a run folder; a misspelt one is near to either."""
+    from sslzoo.errors import UserError, did_you_mean, nearest
+    from sslzoo.plugins import catalogue
+    from sslzoo.recipe.recipe import names
+
+    installed = catalogue(plugins)
+    recipes = names(installed)
+    if word in recipes or os.path.lexists(word):
+        return (word,)
+    families = [family for family, parts in installed.parts.items() if word in parts]
+    if len(families) > 1:
+        raise UserError(f"several parts are called {word!r}: say which of {', '.join(families)}")
+    parts = [name for family in installed.parts.values() for name in family]
+    if not families and nearest(word, [*recipes, *parts]) in parts:
+        close = did_you_mean(word, parts)
+        raise UserError(f"no recipe, part or run folder is called {word!r}{close}\n`sslzoo list` lists all")
+    return (families[0], word) if families else (word,)
 
 
 def _recipe(name: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_json: bool) -> None:

@@ -83,6 +83,12 @@ def here(study: Study, jobs: int, console: Console) -> list[str]:
     """
     waiting, running, failed = prepare(study), [], []
     stopped = False
+    if waiting:
+        at_once = f", {jobs} at a time" if jobs > 1 else ""
+        told = (
+            f"{len(waiting)} of {len(study.cells)} cells to run{at_once}; `sslzoo status {study.folder}` tells how far"
+        )
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
     try:
         with Live(console=console, refresh_per_second=2, transient=True, auto_refresh=False) as live:
             while waiting or running:

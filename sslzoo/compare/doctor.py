@@ -167,7 +167,7 @@ def _not_learning(record: Record) -> Iterator[str]:
         if gains and all(gain <= GAIN for gain in gains.values()):
             best = max(gains, key=lambda key: gains[key])
             what = f"no probe of the {kind} is {GAIN} points above the untrained encoder"
-            yield f"{what}; best: {best} {gains[best]:+.1f}"
+            yield f"{what}; best: {best} {gains[best]:+z.1f}"
 
 
 def _not_learning_yet(record: Record) -> Iterator[str]:
@@ -180,7 +180,7 @@ def _not_learning_yet(record: Record) -> Iterator[str]:
     if gains and all(gain <= GAIN for gain in gains.values()):
         best = max(gains, key=lambda key: gains[key])
         what = f"no probe at step {last['step']:.0f} is {GAIN} points above the untrained encoder"
-        yield f"{what}; best: {best.removeprefix('probe/')} {gains[best]:+.1f}"
+        yield f"{what}; best: {best.removeprefix('probe/')} {gains[best]:+z.1f}"
 
 
 _SIGNS = (

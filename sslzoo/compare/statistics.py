@@ -121,8 +121,8 @@ def holm(differences: Sequence[Difference]) -> list[Difference]:
 
 def wording(one: Difference) -> str:
     """In a person's words: `+2.1 [+0.4, +3.9], p 0.03`; of what could not be told, a part of that."""
-    interval = "" if one.low is None or one.high is None else f" [{one.low:+.1f}, {one.high:+.1f}]"
+    interval = "" if one.low is None or one.high is None else f" [{one.low:+z.1f}, {one.high:+z.1f}]"
     if one.p is None:
-        return f"{one.mean:+.1f}{interval}"
+        return f"{one.mean:+z.1f}{interval}"
     p = "p < 0.001" if one.p < 0.001 else f"p {one.p:.2g}" if not math.isnan(one.p) else "p ?"
-    return f"{one.mean:+.1f}{interval}, {p}"
+    return f"{one.mean:+z.1f}{interval}, {p}"

@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from sslzoo.compare.budget import Budget, Cost, changes, cost_of, steps_for
-from sslzoo.errors import Problem, UserError, did_you_mean
+from sslzoo.errors import Problem, UserError, did_you_mean, did_you_mean_beside
 from sslzoo.plugins import Catalogue, catalogue
 from sslzoo.recipe import signature, yamltext
 from sslzoo.recipe.build import check
@@ -123,8 +123,9 @@ def find_study(name: Path, plugins: Sequence[Path] = ()) -> Path | None:
     if str(name) in known:
         return known[str(name)]
     if name.suffix in (".yaml", ".yml"):
-        raise UserError(f"no file is called {str(name)!r}\nshipped studies go by name: {', '.join(known)}")
-    close = did_you_mean(str(name), known)
+        close = did_you_mean_beside(name)
+        raise UserError(f"no file is called {str(name)!r}{close}\nshipped studies go by name: {', '.join(known)}")
+    close = did_you_mean(str(name), known) or did_you_mean_beside(name)
     raise UserError(f"no study or run folder is called {str(name)!r}{close}\nshipped studies: {', '.join(known)}")
 
 
@@ -147,12 +148,17 @@ def read(path: Path, out: Path | None = None, plugins: Sequence[Path] = ()) -> S
     if problems:
         raise text.error(problems)
     folder = out or Path("runs") / keys.study
-    cells = tuple(
-        Cell(one.name, seed, folder / one.name / f"seed-{seed}", *_load(one, common, seed, files))
-        for one in variants
-        for seed in seeds
-    )
-    return Study(keys.study, keys, baseline, seeds, tuple(variants), cells, folder)
+    cells, problems = [], []
+    for one in variants:
+        try:
+            loaded = [(seed, *_load(one, common, seed, files)) for seed in seeds]
+        except UserError as error:
+            problems.append(Problem(f"variants.{one.name}", f"at the {one.steps:,} steps of this study:\n{error}"))
+            continue
+        cells += [Cell(one.name, seed, folder / one.name / f"seed-{seed}", *made) for seed, *made in loaded]
+    if problems:
+        raise text.error(problems)
+    return Study(keys.study, keys, baseline, seeds, tuple(variants), tuple(cells), folder)
 
 
 def _load(one: Variant, common: Sequence[str], seed: int, files: Sequence[Path]) -> tuple[Recipe, Catalogue]:

@@ -142,7 +142,7 @@ def _against(name: str, differences: Mapping[str, Difference], baseline: str) ->
 
 def _points(one: Difference) -> str:
     p = "" if one.p is None else ", p < 0.001" if one.p < 0.001 else f", p {one.p:.2g}"
-    return f"{one.mean:+.1f} points{p}"
+    return f"{one.mean:+z.1f} points{p}"
 
 
 def shown(found: Comparison) -> Table:

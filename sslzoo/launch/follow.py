@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sslzoo.errors import RunError, UserError
+from sslzoo.errors import RunError, UserError, is_no_run
 from sslzoo.launch import slurm
 from sslzoo.launch.state import InUse, State, alive
 from sslzoo.run.folder import Folder
@@ -60,7 +60,7 @@ def folders(path: Path) -> list[Path]:
     walked = os.walk(path)  # passes over what cannot be opened
     found = sorted(Path(path) for path, _, names in walked if set(OF_RUNS) & set(names))
     if not found:
-        raise UserError(f"no run folder at or below {path}: none holds a recipe.yaml")
+        raise is_no_run(path, "is no run folder and holds none: there is no recipe.yaml in or below it")
     return found
 
 

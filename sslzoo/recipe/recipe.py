@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 from torch import nn
 
-from sslzoo.errors import Problem, UserError, did_you_mean, shown
+from sslzoo.errors import Problem, UserError, did_you_mean, did_you_mean_beside, is_no_run, shown
 from sslzoo.keys import Free
 from sslzoo.plugins import Catalogue, catalogue, missing, singular
 from sslzoo.recipe import signature, yamltext
@@ -222,7 +222,7 @@ def load(name: str, sets: Sequence[str] = (), plugins: Sequence[Path] = ()) -> t
 def load_run(folder: Path, sets: Sequence[str] = (), plugins: Sequence[Path] = ()) -> tuple[Recipe, Catalogue]:
     """The recipe of a run folder, as `load`; raises UserError where it holds none."""
     if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{folder} is not a run folder: it holds no recipe.yaml")
+        raise is_no_run(folder, "is not a run folder: it holds no recipe.yaml")
     return load(str(folder), sets, plugins)
 
 
@@ -254,7 +254,8 @@ def find(name: str, plugins: Sequence[Path] = ()) -> Path:
     known = names(catalogue(plugins))
     if name in known:
         return known[name]
-    close = did_you_mean(name, known)
+    beside = did_you_mean_beside(path) if "/" in name or path.suffix in (".yaml", ".yml") else ""
+    close = beside or did_you_mean(name, known)
     raise UserError(f"no recipe, file or run folder is called {shown(name)}{close}\n`sslzoo list recipes` lists all")
 
 

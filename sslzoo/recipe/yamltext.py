@@ -41,7 +41,7 @@ for _name, _pattern, _first in (
 
 @dataclass
 class Text:
-    """A recipe as it stands: the tree, and the line of every dotted place."""
+    """A recipe as it stands: the tree, and the line of every dotted place; 0 for what `--set` gave."""
 
     source: str
     tree: dict[str, Any]
@@ -57,7 +57,8 @@ class Text:
 
     def error(self, problems: Sequence[Problem]) -> RecipeError:
         """These problems, each with its line."""
-        return RecipeError(self.source, [Problem(p.place, p.message, p.line or self.line(p.place)) for p in problems])
+        line = {p: self.line(p.place) if p.line is None else p.line for p in problems}
+        return RecipeError(self.source, [Problem(p.place, p.message, line[p]) for p in problems])
 
 
 def read(path: Path, source: str) -> Text:
@@ -148,6 +149,7 @@ def _assign(text: Text, place: str, new: Any) -> None:
         here.pop("epochs" if last == "steps" else "steps", None)
     for known in [one for one in text.lines if one == place or one.startswith(place + ".")]:
         del text.lines[known]
+    text.lines[place] = 0
 
 
 class _NotYaml(ValueError):  # noqa: N818 - becomes a problem of the recipe

@@ -119,6 +119,8 @@ class Display:
             self._bar.update(
                 self._task, completed=done, total=at.steps, numbers=numbers, left=hours(left), visible=True
             )
+            if at.last:  # what comes then, such as probing, is not training: the bar stays above it, as it is
+                self._bar.stop()
         now = time.monotonic()
         if at.last or now - self._spoke >= EVERY:
             self._spoke = now

@@ -121,7 +121,7 @@ def _learned(figures: Columns) -> Iterator[str]:
         return
     trained = next(column for name, column in figures.items() if name not in ("untrained", "chance"))
     gains = {name: trained[name] - figures["untrained"][name] for name in trained if name.endswith("/top1")}
-    listed = lambda names: ", ".join(f"{name.removesuffix('/top1')} ({gains[name]:+.1f})" for name in names)  # noqa: E731
+    listed = lambda names: ", ".join(f"{name.removesuffix('/top1')} ({gains[name]:+z.1f})" for name in names)  # noqa: E731
     better = [name for name in gains if gains[name] > GAIN]
     rest = [name for name in gains if name not in better]
     if better:

@@ -120,7 +120,7 @@ _README = """\
 The {kind} `{name}` for sslzoo.
 
 ```sh
-pip install -e .
+pip install -e . pytest
 sslzoo show {family} {name}            # its keys
 sslzoo verify {family} {name}          # does it keep its contract?
 sslzoo check recipes/tiny.yaml         # shapes of one step

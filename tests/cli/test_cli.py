@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from sslzoo.scaffold import KINDS
 SHORT = ["--set", "run.steps=4", "--set", "run.batch=8", "--set", "run.workers=0", "--set", "run.monitor=8"]
 SHORT += ["--set", "data.length=40", "--set", "run.save_every=2", "--set", "run.log_every=1"]
 SHORT += ["--set", "evaluate.train.length=60", "--set", "evaluate.test.length=40"]
+OF_A_RUN = ("eval", "resume", "status", "logs", "doctor", "cancel", "report", "compare")
 
 
 @pytest.fixture
@@ -141,9 +143,17 @@ def test_check_says_which_data_are_not_here(sslzoo, tmp_path, monkeypatch):
         (["draw", "random", "--grid", "14"], "rows x columns"),
         (["draw", "block", "--grid", "1x1"], "1 x 1"),
         (["eval", "."], "is not a run folder"),
+        (["show", "multiblok"], "did you mean multiblock?"),
+        (["show", "runs/ijepa-tin"], "did you mean runs/ijepa-tiny?"),
+        (["check", "mine.yml"], "did you mean mine.yaml?"),
+        (["compare", "mine.yml"], "did you mean mine.yaml?"),
+        (["show", "linear"], "say which of predictors, probes"),
+        *(([one, "runs/ijepa-tin"], "did you mean runs/ijepa-tiny?") for one in OF_A_RUN),
     ],
 )
 def test_a_mistake_ends_with_a_message_code_2_and_no_traceback(sslzoo, words, says):
+    Path("runs/ijepa-tiny").mkdir(parents=True)
+    Path("mine.yaml").touch()
     code, _, complaint = sslzoo(*words)
     assert code == 2
     assert says in complaint

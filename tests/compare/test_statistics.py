@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sslzoo.compare.statistics import difference, holm, summary, wording
+from sslzoo.compare.statistics import Difference, difference, holm, summary, wording
 
 
 def test_a_summary_is_mean_and_sample_deviation():
@@ -78,3 +78,7 @@ def test_holm_equals_its_definition():
 def test_without_a_test_nothing_is_corrected():
     one = difference([1.0], [0.0])
     assert holm([one]) == [one]
+
+
+def test_no_difference_has_no_sign_of_less():
+    assert wording(Difference(mean=-0.01, low=-0.04, high=0.04, p=1.0, values=(-0.01,))).startswith("+0.0 [+0.0, +0.0]")

@@ -1,5 +1,6 @@
 """Studies: what is held equal, what scales with a length, and what is refused."""
 
+import io
 import math
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from rich.console import Console
 from sslzoo.compare import cells, records, study
 from sslzoo.compare.budget import Budget, Cost, _follows, steps_for
 from sslzoo.compare.command import Asked, compare_runs, run_study
-from sslzoo.errors import UserError
+from sslzoo.errors import RecipeError, UserError
 
 SMALL = ["run.workers=0", "run.steps=40", "run.batch=8", "data.length=64", "data.cache=false"]
 RANDOM = "masks.image={use: random, hide: 0.6}"
@@ -52,6 +53,13 @@ def test_durations_and_momentum_scale_with_the_length(tmp_path):
     lr = next(change for change in one.scaled if change.startswith("optim.lr="))
     assert "steps: 8," in lr  # 16, by half
     assert "targets.teacher.momentum={linear: [0.996, 1.0]}" in one.scaled  # 0.998: its horizon halves
+
+
+def test_a_variant_that_cannot_be_as_long_as_the_study_asks_is_named(tmp_path):
+    changed = {"multiblock": [], "small": ["run.batch=2"]}
+    path = write(tmp_path, variants=changed, seeds=1, set=[*SMALL, "data.length=4000"])
+    with pytest.raises(RecipeError, match=r"(?s)study.yaml: 1 problem.*variants\.small.*steps of this study"):
+        study.read(path, tmp_path / "out")
 
 
 def test_without_another_length_nothing_changes(tmp_path):
@@ -125,7 +133,9 @@ def test_cells_run_as_many_at_a_time_as_asked_and_what_runs_is_saved_when_one_is
 
     monkeypatch.setattr(cells, "_start", start)
     monkeypatch.setattr(cells, "LOOK", 0.02)
-    assert cells.here(read, 3, Console(quiet=True)) == ["random, seed 1"]
+    said = Console(file=io.StringIO(), width=200)
+    assert cells.here(read, 3, said) == ["random, seed 1"]
+    assert said.file.getvalue().startswith("4 of 4 cells to run, 3 at a time; `sslzoo status")
     assert [cell for cell, _ in started] == list(read.cells)
     assert max(at_once) == 3
     assert {jobs for _, jobs in started} == {3}

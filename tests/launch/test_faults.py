@@ -198,3 +198,12 @@ def test_too_little_grace_is_told():
     assert not Grace(180, 30).warning(20.0)
     assert "KillWait leaves 30" in Grace(180, 30).warning(40.0)
     assert "signal_lead leaves 180" in Grace(180, None).warning(200.0)
+
+
+def test_what_comes_after_training_is_told_below_its_bar(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, for rich
+    with Display() as display:
+        display.show(Progress(0, 1), LINE, 0.0)
+        display.say("probing")
+        assert "training" in (shown := capsys.readouterr().out)
+        assert shown.endswith("probing\n")

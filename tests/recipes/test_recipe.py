@@ -122,8 +122,17 @@ def test_sets_change_the_recipe_before_it_is_checked(recipe):
     assert read.run.monitor_every == Duration(2, "epochs")
     assert isinstance(read.optim_keys.weight_decay, Schedule)
     line, message = problems(recipe(), ["run.stepps=3"])["run.stepps"]
-    assert line == 14
+    assert line == 0  # no line of the file says so
     assert "did you mean steps?" in message
+
+
+def test_what_set_gave_is_told_as_such_and_the_rest_with_its_line(recipe):
+    with pytest.raises(RecipeError) as told:
+        load(recipe(("steps: 10", "steps: none")), ["masks.image={use: random, hid: 0.6}", "optim.lr=fast"])
+    said = str(told.value)
+    assert "--set  masks.image.hid\n" in said
+    assert "--set  optim.lr\n    found 'fast'" in said
+    assert "line 14  run.steps\n" in said
 
 
 def test_epochs_replace_steps_when_set(recipe):
