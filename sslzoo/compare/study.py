@@ -151,11 +151,11 @@ def read(path: Path, out: Path | None = None, plugins: Sequence[Path] = ()) -> S
     cells, problems = [], []
     for one in variants:
         try:
-            loaded = [(seed, *_load(one, common, seed, files)) for seed in seeds]
+            for seed in seeds:
+                home = folder / one.name / f"seed-{seed}"
+                cells.append(Cell(one.name, seed, home, *_load(one, common, seed, files)))
         except UserError as error:
             problems.append(Problem(f"variants.{one.name}", f"at the {one.steps:,} steps of this study:\n{error}"))
-            continue
-        cells += [Cell(one.name, seed, folder / one.name / f"seed-{seed}", *made) for seed, *made in loaded]
     if problems:
         raise text.error(problems)
     return Study(keys.study, keys, baseline, seeds, tuple(variants), tuple(cells), folder)
