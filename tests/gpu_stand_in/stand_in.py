@@ -27,7 +27,7 @@ import sslzoo.train as loop
 from sslzoo import speed
 from sslzoo.recipe import build as parts
 from sslzoo.recipe.build import Flow
-from sslzoo.run import checkpoint, data
+from sslzoo.run import checkpoint, data, loader
 from sslzoo.run.parallel import World
 from sslzoo.step import Method
 
@@ -179,7 +179,7 @@ def _anywhere(stand_in: StandIn, batches: list[data.Batch]) -> Iterator[tuple[An
         stand_in.method = method
         return method, data.Sources(_Pictures(), sources.views, sources.masks)  # type: ignore[arg-type]
 
-    def loader(*_given: Any, **_named: Any) -> Iterator[data.Batch]:
+    def load(*_given: Any, **_named: Any) -> Iterator[data.Batch]:
         for stand_in.step, batch in enumerate(batches):
             yield batch.pin_memory() if stand_in.kind == "cuda" else batch
 
@@ -191,7 +191,7 @@ def _anywhere(stand_in: StandIn, batches: list[data.Batch]) -> Iterator[tuple[An
         (speed, "build", build),
         (speed, "check", lambda *_: Flow((), {}, 1.0, ())),
         (loop, "monitored_images", images),
-        (data, "loader", loader),
+        (loader, "load", load),
     )
     synchronized = Crossing(-1, "out", "synchronize", (), torch.bool, True)
     yield speed, "_wait", lambda _: stand_in.crossings.append(synchronized)

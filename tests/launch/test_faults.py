@@ -29,6 +29,7 @@ LINE = {"loss": 1.0, "images_per_second": 10.0, "data_wait": 0.0}
 def test_a_hang_up_is_a_wish_to_stop_unless_nohup_ignores_it():
     before = {one: signal.getsignal(one) for one in (signal.SIGHUP, signal.SIGTERM)}
     try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup themselves
         stop = Stop()
         stop.listen()
         os.kill(os.getpid(), signal.SIGHUP)
