@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from sslzoo.compare.records import Record
 from sslzoo.compare.statistics import Difference
-from sslzoo.report.charts import COLORS, SVG, Chart, Rows, chart, color, legend
+from sslzoo.report.charts import COLORS, SVG, Chart, Rows, chart, color, curve, legend
 
 
 def against_cost(
@@ -107,7 +107,7 @@ def curves(variants: Mapping[str, Sequence[Record]], keys: Mapping[str, str], na
                     continue
                 c, _ = color(list(variants), variant)
                 mean = lines.mean(0)
-                ax.plot(x, mean, color=c, linewidth=1.6, label=variant)
+                curve(ax, x, mean, c, variant)
                 ax.fill_between(x, lines.min(0), lines.max(0), color=c, alpha=0.18, linewidth=0)
                 for at, value in zip(x, mean, strict=True):
                     rows.append({"variant": variant, "metric": key, "images": float(at), "mean": float(value)})

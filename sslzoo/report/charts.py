@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 # Okabe and Ito's colors, told apart by people who are color-blind too; and a mark for each, for print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B", "#8A6D00")
@@ -19,6 +20,7 @@ SVG: Any = {"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "
 SVG |= {"text.color": "#777777", "axes.labelcolor": "#777777", "axes.edgecolor": "#999999", "xtick.color": "#777777"}
 SVG |= {"ytick.color": "#777777", "svg.hashsalt": "sslzoo"}  # greys that can be read on white and on black
 Rows = list[dict[str, object]]
+Points = Sequence[float] | NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ def color(names: Sequence[str], name: str) -> tuple[str, str]:
     """A variant's color and mark, the same in every chart."""
     number = list(names).index(name)
     return COLORS[number % len(COLORS)], MARKS[number % len(MARKS)]
+
+
+def curve(ax: Axes, x: Points, y: Points, color: str, label: str) -> None:
+    """A line through points; a single one is a dot, for a line through it would be nothing."""
+    ax.plot(x, y, color=color, linewidth=1.6, label=label, marker="o" if len(x) == 1 else "", markersize=4)
 
 
 def legend(page: Figure, ax: Axes) -> None:

@@ -18,7 +18,7 @@ from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import make
 from sslzoo.recipe.recipe import Recipe, load
 from sslzoo.report import html, insides
-from sslzoo.report.charts import COLORS, SVG, Chart, Rows, chart, legend
+from sslzoo.report.charts import COLORS, SVG, Chart, Rows, chart, curve, legend
 from sslzoo.report.html import Cell, Page, Table, number
 from sslzoo.report.insides import Look
 from sslzoo.report.predictions import of_predictions
@@ -164,7 +164,7 @@ def _curves(lines: Lines, batch: int) -> Chart:
             for number, key in enumerate(keys):
                 points = [(line["step"] * batch, line[key]) for line in lines if line.get(key) is not None]
                 x, y = zip(*points, strict=True)
-                ax.plot(x, smooth(y), color=COLORS[number % len(COLORS)], linewidth=1.6, label=key)
+                curve(ax, x, smooth(y), COLORS[number % len(COLORS)], key)
                 rows += [{"metric": key, "images": images, "value": value} for images, value in points]
             ax.set_title(title, fontsize=10, loc="left")
             ax.set_xlabel("images seen")

@@ -7,12 +7,14 @@ from urllib.parse import unquote
 import pytest
 import torch
 from browser import look
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo.evaluate.bench import untrained
 from sslzoo.recipe.recipe import load
 from sslzoo.report import html, insides, page, predictions
+from sslzoo.report.charts import curve
 from sslzoo.report.html import Cell, Page, Table, number
 
 SETS = ("evaluate.test.length=12", "run.steps=4", "run.batch=8", "run.micro=4")
@@ -79,6 +81,15 @@ def test_maps_of_coverage_are_the_mean_over_masks_as_trained(two):
     assert len(seen["random"]) == 64
     assert sum(seen["random"]) / 64 == pytest.approx(0.4, abs=0.01)  # of 64 patches 0.6 are hidden
     assert [one.batch for one in two] == [4, 4]
+
+
+def test_a_curve_of_one_point_is_seen():
+    drawn = []
+    for x in ([5], [5, 6]):
+        page = Figure(figsize=(1, 1))
+        curve(page.subplots(), x, [0.5] * len(x), "#000000", "loss")
+        drawn.append(page.axes[0].lines[0].get_marker())
+    assert drawn == ["o", ""]
 
 
 def test_rotated_features_get_the_same_colors():
