@@ -6,6 +6,7 @@ killed, or that is split over other ranks, draws the same.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import blake2b
@@ -55,6 +56,13 @@ def _hash_int(x: int) -> int:
 def generator(*words: int | str) -> torch.Generator:
     """A torch generator seeded with `derive_seed(*words)`."""
     return torch.Generator().manual_seed(derive_seed(*words))
+
+
+def seed_shared(seed: int) -> None:
+    """Seeds the generators that all code of a process shares, on the CPU: torch's, random's and numpy's."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # third-party augmentations draw from it
 
 
 class Rng:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from timm.data.mixup import Mixup
-from timm.layers.drop import DropPath
 from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -22,7 +21,8 @@ from torch.nn import functional as F  # noqa: N812
 from sslzoo import Features, RunError
 from sslzoo.contracts import Images
 from sslzoo.keys import BelowOne, NotNegative, Positive, Share
-from sslzoo.rng import derive_seed, generator
+from sslzoo.nn import DropPath
+from sslzoo.rng import derive_seed, generator, seed_shared
 from sslzoo_probes.frozen import percent
 
 Size = Annotated[int, Field(ge=1, le=2**20)]
@@ -258,9 +258,8 @@ def _resumed(model: nn.Module, solver: torch.optim.Optimizer, saved: Mapping[str
 
 
 def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)  # timm's Mixup draws from it
+    torch.manual_seed(seed)  # on every device
+    seed_shared(seed)
 
 
 @contextmanager

@@ -85,10 +85,10 @@ def here(study: Study, jobs: int, console: Console) -> list[str]:
     stopped = False
     if waiting:
         at_once = f", {jobs} at a time" if jobs > 1 else ""
-        told = (
-            f"{len(waiting)} of {len(study.cells)} cells to run{at_once}; `sslzoo status {study.folder}` tells how far"
+        many = f"{len(waiting)} of {len(study.cells)} cells to run{at_once}"
+        console.print(
+            f"{many}; `sslzoo status {study.folder}` tells how far", markup=False, highlight=False, soft_wrap=True
         )
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
     try:
         with Live(console=console, refresh_per_second=2, transient=True, auto_refresh=False) as live:
             while waiting or running:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sslzoo.contracts import Dataset, View
 from sslzoo.errors import RunError
 from sslzoo.evaluate.features import extract, pages
 from sslzoo.evaluate.kept import Kept
+from sslzoo.run import tensors as files
 from sslzoo.run.data import ready
 
 
@@ -57,23 +57,21 @@ class Images:
         """What was saved under this name; nothing where it cannot be read."""
         if self.kept is None:
             return {}
+        path = self.kept.half(self.encoder, name)
         try:
-            return load_file(self.kept.half(self.encoder, name))
-        except (OSError, SafetensorError):
+            found = files.read(path, "half", "the file of what a probe has done")
+        except RunError:
             return {}
+        return found.tensors if found.name == path.stem else {}
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keeps tensors whole or not at all; a folder that cannot be written is no fault of an evaluation."""
         if self.kept is None:
             return
         path = self.kept.half(self.encoder, name)
-        try:
-            if not tensors:
+        with suppress(OSError, RunError):
+            if tensors:
+                content = {key: one.detach().cpu().contiguous() for key, one in tensors.items()}
+                files.write(path, content, ("half", path.stem), {})
+            else:
                 path.unlink(missing_ok=True)
-                return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".writing")
-            save_file({key: one.detach().cpu().contiguous() for key, one in tensors.items()}, beside)
-            beside.replace(path)
-        except OSError:
-            return

@@ -78,7 +78,8 @@ class Kept:
 
     def _prune(self) -> None:
         """The oldest files go, those that a kill left half written among them."""
-        newest = sorted(self.folder.glob("*.safetensors*"), key=lambda one: one.stat().st_mtime, reverse=True)
+        made = [*self.folder.glob("*.safetensors*"), *self.folder.glob("*.half.*")]
+        newest = sorted(made, key=lambda one: one.stat().st_mtime, reverse=True)
         taken = 0
         for one in newest:
             taken += one.stat().st_size

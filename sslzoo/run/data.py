@@ -7,7 +7,6 @@ what an unbroken one gives there, whatever the number of workers, ranks and micr
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -35,7 +34,7 @@ from sslzoo.contracts import (
 )
 from sslzoo.errors import ImageError, RunError, UserError
 from sslzoo.progress import Progress
-from sslzoo.rng import Rng, derive_seed, generator
+from sslzoo.rng import Rng, derive_seed, generator, seed_shared
 from sslzoo.run.parallel import World, all_sum
 from sslzoo.run.travel import moved
 
@@ -206,7 +205,7 @@ def read(data: Dataset, index: int) -> Any:
 
 def look(view: View, image: Any, seed: int) -> Seen:
     """Pixels and box of a view, its chances drawn from a seed; raises ImageError."""
-    seed_views(seed)
+    seed_shared(seed)
     return view(image)
 
 
@@ -294,13 +293,6 @@ def _length_fault(patches: Patches) -> str:
         return ""
     low, high = (int(one) for one in patches.length.aminmax())
     return "" if 0 <= low <= high <= patches.index.shape[-1] else f"whose lengths run from {low} to {high}"
-
-
-def seed_views(seed: int) -> None:
-    """Seeds what augmentations draw from: torch, random and numpy."""
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)  # third-party augmentations draw from it
 
 
 def pair(groups: Mapping[str, Group], of: Literal["target", "context"] = "target") -> Pairing:

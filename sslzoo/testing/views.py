@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslzoo.contracts import View
-from sslzoo.run.data import seed_views
+from sslzoo.rng import seed_shared
 from sslzoo.testing.report import Check, Make, Violation, check, offers
 
 
@@ -23,7 +23,7 @@ def _images() -> Iterator[tuple[str, Any]]:
 
 
 def _seen(view: Any, image: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
-    seed_views(seed)
+    seed_shared(seed)
     return view(image)
 
 

@@ -117,6 +117,25 @@ def test_cut_short_it_goes_on_where_it_was(real):
     assert not list(real[0].images.kept.folder.glob("*.half"))
 
 
+@pytest.mark.parametrize("damage", ["a bit", "torn", "of another name"])
+def test_a_state_that_is_damaged_or_anothers_is_not_gone_on_with(real, damage):
+    images = real[0].images
+    path = images.kept.half(images.encoder, "mine")
+    images.save("mine", {"x": torch.arange(6.0)})
+    assert images.load("mine")["x"].equal(torch.arange(6.0))
+    content = bytearray(path.read_bytes())
+    if damage == "of another name":
+        images.save("others", {"x": torch.zeros(6)})
+        content = images.kept.half(images.encoder, "others").read_bytes()
+        images.save("others", {})
+    elif damage == "a bit":
+        content[-1] ^= 1
+    path.write_bytes(content[:-3] if damage == "torn" else content)
+    assert images.load("mine") == {}
+    images.save("mine", {})
+    assert not list(path.parent.glob("*.half*"))
+
+
 def test_the_models_of_killed_and_unbroken_are_equal_bit_for_bit():
     probe, features = FineTune(epochs=3, batch=16, warmup=1), made_up()
     args = (features.labels["kind"], "kind", 4, 0)

@@ -11,7 +11,8 @@ from sslzoo_crops import Blur, Center, Crop
 from torchvision.transforms import v2
 
 from sslzoo.errors import did_you_mean
-from sslzoo.run.data import ready, seed_views
+from sslzoo.rng import seed_shared
+from sslzoo.run.data import ready
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -32,7 +33,7 @@ def places(height=96, width=128):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_box_is_where_the_view_was_cut(seed):
-    seed_views(seed)
+    seed_shared(seed)
     view, box = seen(Crop(size=32, scale=(0.3, 1.0), **PLAIN), places())
     top, left, height, width = (box * torch.tensor([96, 128, 96, 128])).tolist()
     shown = view * 255
@@ -47,7 +48,7 @@ def test_the_box_is_where_the_view_was_cut(seed):
 def test_the_cut_keeps_to_scale_and_ratio():
     crop = Crop(size=16, scale=(0.3, 0.6), ratio=(0.75, 4 / 3), **PLAIN)
     for seed in range(60):
-        seed_views(seed)
+        seed_shared(seed)
         _, box = crop(places())
         area, ratio = (box[2] * box[3]).item(), (box[3] * 128 / (box[2] * 96)).item()
         assert 0.28 <= area <= 0.62
@@ -57,16 +58,16 @@ def test_the_cut_keeps_to_scale_and_ratio():
 def test_a_flip_happens_as_often_as_its_rate():
     crop, flipped = Crop(size=32, scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3), flip=0.3, **PLAIN), 0
     for seed in range(400):
-        seed_views(seed)
+        seed_shared(seed)
         view, _ = crop(places())
         flipped += bool(view[1, 0, 0] > view[1, 0, -1])
     assert 0.22 < flipped / 400 < 0.38
 
 
 def test_views_are_normalized_with_the_given_statistics():
-    seed_views(0)
+    seed_shared(0)
     plain, _ = seen(Crop(size=16, scale=(1.0, 1.0), **PLAIN), places())
-    seed_views(0)
+    seed_shared(0)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     view, _ = seen(Crop(size=16, scale=(1.0, 1.0), mean=mean, std=std), places())
     wanted = (plain - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
@@ -86,7 +87,7 @@ def test_one_seed_gives_one_view_with_every_augmentation_on():
     crop = Crop(size=24, flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.2, blur=0.5, solarize=0.2)
     views = []
     for seed in (1, 1, 2):
-        seed_views(seed)
+        seed_shared(seed)
         views.append(crop(places())[0])
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
@@ -119,9 +120,9 @@ def test_a_view_is_what_torchvision_draws_and_does(seed):
         grayscale=0.3,
         solarize=0.3,
     )
-    seed_views(seed)
+    seed_shared(seed)
     wanted = theirs(noise())
-    seed_views(seed)
+    seed_shared(seed)
     assert torch.allclose(seen(ours, noise())[0], wanted, atol=0.5 / 255 / 0.224 + 1e-6)  # rounded to bytes once
 
 
@@ -152,7 +153,7 @@ def test_the_blur_fits_views_of_any_size():
 def test_what_never_happens_draws_nothing():
     drawn = []
     for crop in (Crop(size=16), Crop(size=16, jitter=(0.4, 0.4, 0.4, 0.1), jitter_rate=0.0)):
-        seed_views(3)
+        seed_shared(3)
         crop(noise())
         drawn.append(torch.rand(()))
     assert drawn[0] == drawn[1]
@@ -203,7 +204,7 @@ def test_the_published_views_of_the_docs_can_be_drawn(method):
     for spec in PUBLISHED[method].values():
         keys = {key: value for key, value in spec.items() if key not in ("use", "count", "role")}
         crop = Crop(**keys)
-        seed_views(0)
+        seed_shared(0)
         view, _ = crop(noise())
         assert view.shape == (3, *crop.size)
         assert view.isfinite().all()

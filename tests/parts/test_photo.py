@@ -9,7 +9,8 @@ from PIL import Image
 from sslzoo_crops import Center, Crop
 
 from sslzoo import ImageError, Photo, catalogue
-from sslzoo.run.data import Micros, Order, Sources, Split, Views, seed_views
+from sslzoo.rng import seed_shared
+from sslzoo.run.data import Micros, Order, Sources, Split, Views
 
 
 def scene(height, width, seed=0):
@@ -93,9 +94,9 @@ def test_it_is_a_pillow_image_to_those_who_want_one():
 def test_views_of_a_photo_are_those_of_the_image(make):
     content = encoded(LARGE)
     for seed in range(4):
-        seed_views(seed)
+        seed_shared(seed)
         found, box = make()(Photo(content))
-        seed_views(seed)
+        seed_shared(seed)
         wanted, other = make()(Image.open(io.BytesIO(content)).convert("RGB"))
         assert torch.equal(box, other)
         assert (found.float() - wanted.float()).abs().mean() < 1
