@@ -128,7 +128,7 @@ class FineTune:
         """The class that the model tells each image: [n], on the CPU."""
         model.eval()
         batches = [range(start, min(start + self.micro, count)) for start in range(0, count, self.micro)]
-        return torch.cat([self._told(model, images, pixels).argmax(1).cpu() for pixels in images.pages(batches)])
+        return torch.cat([self._logits(model, images, pixels).argmax(1).cpu() for pixels in images.pages(batches)])
 
     def _epoch(
         self,
@@ -151,13 +151,13 @@ class FineTune:
             pixels, wanted = self._mixed(pixels, labels[batch].to(pixels.device), classes)
             solver.zero_grad()
             for some, theirs in zip(pixels.split(self.micro), wanted.split(self.micro), strict=True):
-                loss = F.cross_entropy(self._told(model, images, some).float(), theirs, reduction="sum") / len(wanted)
+                loss = F.cross_entropy(self._logits(model, images, some).float(), theirs, reduction="sum") / len(wanted)
                 loss.backward()
             if self.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             solver.step()
 
-    def _told(self, model: Tuned, images: Images, pixels: Tensor) -> Tensor:
+    def _logits(self, model: Tuned, images: Images, pixels: Tensor) -> Tensor:
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=images.bf16):
             return model(pixels)
 

@@ -47,11 +47,11 @@ class Knn:
         votes = (near / self.temperature).exp()
         figures: dict[str, float | Tensor] = {}
         for task, classes in train.tasks.items():
-            told = ballot(train.labels[task][index], votes, classes, ks)
-            right = {k: percent(told[k] == test.labels[task]) for k in ks}
+            elected = ballot(train.labels[task][index], votes, classes, ks)
+            right = {k: percent(elected[k] == test.labels[task]) for k in ks}
             best = max(right, key=lambda k: right[k])
             figures[f"{task}/top1"] = right[best]
-            figures[f"{task}/correct"] = told[best] == test.labels[task]
+            figures[f"{task}/correct"] = elected[best] == test.labels[task]
             figures |= {f"{task}/top1@{k}": value for k, value in right.items()}
         return figures
 
@@ -73,14 +73,14 @@ def neighbors(train: Tensor, test: Tensor, k: int, device: torch.device) -> tupl
 
 def ballot(labels: Tensor, votes: Tensor, classes: int, ks: list[int]) -> dict[int, Tensor]:
     """For each of ks, the class that the first k neighbors elect: their classes [m k], their votes [m k]."""
-    told: dict[int, list[Tensor]] = {k: [] for k in ks}
+    elected: dict[int, list[Tensor]] = {k: [] for k in ks}
     for of, weight in zip(labels.split(QUERIES), votes.split(QUERIES), strict=True):
         score, counted = torch.zeros(len(of), classes), 0
         for k in ks:
             score.scatter_add_(1, of[:, counted:k], weight[:, counted:k])
-            told[k].append(score.argmax(1))
+            elected[k].append(score.argmax(1))
             counted = k
-    return {k: torch.cat(found) for k, found in told.items()}
+    return {k: torch.cat(found) for k, found in elected.items()}
 
 
 class Linear:

@@ -117,8 +117,8 @@ class Heads:
                 x = {name: pools[name][rows].to(train.device).float() for name in self.pools}
                 y = train.labels[task][rows].to(train.device)
                 solver.zero_grad()
-                told = [head(x[kind.features]) for kind, head in zip(self.kinds, heads, strict=True)]
-                torch.stack([F.cross_entropy(one, y) for one in told]).sum().backward()
+                logits = [head(x[kind.features]) for kind, head in zip(self.kinds, heads, strict=True)]
+                torch.stack([F.cross_entropy(one, y) for one in logits]).sum().backward()
                 solver.step()
         return heads
 

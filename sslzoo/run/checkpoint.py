@@ -194,15 +194,15 @@ def agreed(folder: Path, warn: Callable[[str], None], world: World) -> Saved | N
     if world.size == 1 or not dist.is_initialized():
         return newest(folder, warn)
     saved: Saved | None = None
-    told: list[Any] = [None]
+    sent: list[Any] = [None]
     if world.first:
         try:
             saved = newest(folder, warn)
-            told = [saved and (saved.step, saved.path, _listed(saved), saved.checksum, saved.about)]
+            sent = [saved and (saved.step, saved.path, _listed(saved), saved.checksum, saved.about)]
         except RunError as error:
-            told = [str(error)]
-    dist.broadcast_object_list(told, 0, device=world.device)
-    word: Any = told[0]
+            sent = [str(error)]
+    dist.broadcast_object_list(sent, 0, device=world.device)
+    word: Any = sent[0]
     if isinstance(word, str):
         raise RunError(word)
     if word is None:
@@ -211,9 +211,9 @@ def agreed(folder: Path, warn: Callable[[str], None], world: World) -> Saved | N
     tensors = {}
     for name, dtype, shape in listed:
         own = saved.tensors[name] if saved else torch.empty(shape, dtype=dtype)
-        sent = own.to(world.device)
-        dist.broadcast(sent, 0)
-        tensors[name] = own if saved else sent.cpu()
+        shared = own.to(world.device)
+        dist.broadcast(shared, 0)
+        tensors[name] = own if saved else shared.cpu()
     return Saved(step, path, tensors, checksum, about)
 
 

@@ -211,14 +211,14 @@ def _see_all(store: Store, what: str, size: int, within: timedelta) -> None:
     try:
         store.wait(list(keys.values()), within)
     except (RuntimeError, ValueError) as error:  # DistStoreError is a RuntimeError
-        away = [str(rank) for rank, key in keys.items() if not _told(store, key)]
+        away = [str(rank) for rank, key in keys.items() if not _has_come(store, key)]
         raise RunError(
             f"after {within.total_seconds():.0f} seconds, of {size} processes these have not come: rank "
             f"{', '.join(away) or '?'}"
         ) from error
 
 
-def _told(store: Store, key: str) -> bool:
+def _has_come(store: Store, key: str) -> bool:
     try:
         return store.check([key])
     except RuntimeError:
