@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from sslzoo.plugins import Catalogue
+from sslzoo.recipe import yamltext
 from sslzoo.recipe.build import Flow, build_sources
-from sslzoo.recipe.recipe import Recipe, schedules
-from sslzoo.recipe.schedule import Duration
+from sslzoo.recipe.recipe import GROUPS, Recipe, schedules
+from sslzoo.recipe.schedule import Duration, Schedule
 
 TIMED = 12  # steps whose time is measured for a budget of device time
 WARM = 4  # steps before them
@@ -51,12 +51,30 @@ class Cost:
         return self.images // self.batch
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """How many times as long durations become, by their unit."""
+
+    steps: float
+    epochs: float
+
+    @classmethod
+    def of(cls, base: Cost, cost: Cost, steps: int) -> Stretch:
+        """What was so many images of the base's run is the same share of the images now, whatever batch and data."""
+        images = steps * cost.batch / (base.own * base.batch)
+        return cls(steps / base.own, images * base.images / cost.images)
+
+
+def length_of(recipe: Recipe, installed: Catalogue) -> Cost:
+    """A recipe's batch and length; opens the data set for its own length."""
+    images, run = len(build_sources(recipe, installed).data), recipe.run
+    return Cost(run.batch, 0.0, images, run.length(images // run.batch))
+
+
 def cost_of(recipe: Recipe, installed: Catalogue, budget: Budget, flow: Flow) -> Cost:
     """What a step of a recipe costs, and how many it asks for; opens the data set for its length."""
-    images, run = len(build_sources(recipe, installed).data), recipe.run
-    own = run.length(images // run.batch)
     seconds = _measure(recipe, installed, flow) if budget.equal == "seconds" else 0.0
-    return Cost(run.batch, flow.flops, images, own, seconds)
+    return replace(length_of(recipe, installed), flops=flow.flops, seconds=seconds)
 
 
 def steps_for(cost: Cost, measure: Cost, budget: Budget) -> int:
@@ -72,49 +90,65 @@ def steps_for(cost: Cost, measure: Cost, budget: Budget) -> int:
     return max(1, round(spent[budget.equal]))
 
 
-def changes(recipe: Recipe, installed: Catalogue, cost: Cost, steps: int) -> Iterator[str]:
-    """Changes to a recipe that make it `steps` long: its length, durations, and the horizon of teachers."""
-    factor = steps / cost.own
-    if factor == 1 and recipe.run.steps:
-        return
-    yield f"run.steps={steps}"
-    if factor == 1:
-        return
+def changes(recipe: Recipe, installed: Catalogue, base: Cost, cost: Cost, steps: int) -> Iterator[str]:
+    """Changes to a variant that make it `steps` long: its length, durations, and the horizon of teachers.
+
+    `base` is the length of its base recipe, for which the durations were written; the variant may have changed the
+    batch or the data since.
+    """
+    if recipe.run.steps != steps:
+        yield f"run.steps={steps}"
+    by = Stretch.of(base, cost, steps)
     for place, value in schedules(recipe, installed):
-        scaled = _scaled(value, factor, cost.epoch_steps)
-        if place.startswith("targets.") and place.endswith(".momentum"):
-            scaled = _follows(scaled, factor)
+        if place.startswith(GROUPS):  # all at once: a pattern has dots of its own
+            continue
+        horizon = by.steps if place.startswith("targets.") and place.endswith(".momentum") else 1.0
+        scaled = _scaled(value, by, horizon)
         if scaled != value:
-            yield f"{place}={yaml.safe_dump(scaled, default_flow_style=True, width=100_000).split(chr(10))[0]}"
+            yield f"{place}={yamltext.written(scaled)}"
+    groups = recipe.optim.get("groups", {})
+    scaled = {pattern: {key: _scaled(one, by) for key, one in factors.items()} for pattern, factors in groups.items()}
+    if scaled != groups:
+        yield f"{GROUPS}={yamltext.written(scaled)}"
 
 
-def _scaled(spec: Any, factor: float, epoch_steps: int) -> Any:
-    """A schedule with its durations `factor` times as long, in steps."""
+def _scaled(spec: Any, by: Stretch, horizon: float = 1.0) -> Any:
+    """A schedule with its durations as long as `by` says, and of a momentum m, 1 - m divided by `horizon`."""
+    found = _stretched(spec, by, horizon)
+    return spec if Schedule.parse(found) == Schedule.parse(spec) else found
+
+
+def _stretched(spec: Any, by: Stretch, horizon: float) -> Any:
+    if isinstance(spec, list | tuple):
+        return [_stretched(one, by, horizon) for one in spec]
     if not isinstance(spec, Mapping):
-        return spec
-    found = dict(spec)
-    if "over" in found:
-        found["over"] = f"{_long(found['over'], factor, epoch_steps)} steps"
-    if isinstance(found.get("warmup"), Mapping):
-        warm = dict(found["warmup"])
-        unit = "epochs" if "epochs" in warm else "steps"
-        amount = _long({unit: warm.pop(unit)}, factor, epoch_steps)
-        found["warmup"] = {"steps": amount} | warm
+        return spec if horizon == 1 else _follows(spec, horizon)
+    found = {}
+    for key, value in spec.items():
+        if key == "over":
+            found[key] = str(_long(value, by))
+        elif key in ("epochs", "steps"):  # of a warm-up
+            found[key] = _long({key: value}, by).amount
+        elif key == "piecewise":
+            found[key] = {str(_long(start, by)): _stretched(piece, by, horizon) for start, piece in value.items()}
+        elif key in ("counting", "each", "stretch", "truncate"):
+            found[key] = value
+        else:
+            found[key] = _stretched(value, by, horizon)
     return found
 
 
-def _long(duration: Any, factor: float, epoch_steps: int) -> int:
+def _long(duration: Any, by: Stretch) -> Duration:
+    """A duration as long as `by` says, in its own unit."""
     known = Duration.parse(duration)
-    return round(known.amount * (epoch_steps if known.unit == "epochs" else 1) * factor)
+    if known.unit == "epochs":
+        return Duration(round(known.amount * by.epochs, 6), "epochs")
+    return Duration(round(known.amount * by.steps), "steps")
 
 
-def _follows(spec: Any, factor: float) -> Any:
+def _follows(momentum: Any, factor: float) -> float:
     """A momentum whose horizon is `factor` times as long: 1 - m is divided by it."""
-    if isinstance(spec, Mapping):
-        return {key: _follows(value, factor) if key in ("linear", "cosine") else value for key, value in spec.items()}
-    if isinstance(spec, list | tuple):
-        return [_follows(one, factor) for one in spec]
-    return min(1.0, max(0.0, round(1 - (1 - float(spec)) / factor, 6)))
+    return min(1.0, max(0.0, round(1 - (1 - float(momentum)) / factor, 6)))
 
 
 def _measure(recipe: Recipe, installed: Catalogue, flow: Flow) -> float:

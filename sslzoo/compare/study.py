@@ -13,15 +13,14 @@ budget: {equal: images}
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from sslzoo.compare.budget import Budget, Cost, changes, cost_of, steps_for
+from sslzoo.compare.budget import Budget, Cost, changes, cost_of, length_of, steps_for
 from sslzoo.errors import Problem, UserError, did_you_mean, did_you_mean_beside
 from sslzoo.plugins import Catalogue, catalogue
 from sslzoo.recipe import signature, yamltext
@@ -143,21 +142,16 @@ def read(path: Path, out: Path | None = None, plugins: Sequence[Path] = ()) -> S
     keys = Keys.model_construct(**values)
     baseline, seeds = _baseline(keys, text), _seeds(keys, text)
     files = [*((path.parent / one).resolve() for one in keys.plugins), *plugins]
-    common = [*keys.set, *([f"evaluate={_flow(keys.evaluate)}"] if keys.evaluate else [])]
+    common = [*keys.set, *([f"evaluate={yamltext.written(keys.evaluate)}"] if keys.evaluate else [])]
     variants, problems = _variants(keys, path.parent, common, files, baseline)
     if problems:
         raise text.error(problems)
     folder = out or Path("runs") / keys.study
-    cells, problems = [], []
+    cells = []
     for one in variants:
-        try:
-            for seed in seeds:
-                home = folder / one.name / f"seed-{seed}"
-                cells.append(Cell(one.name, seed, home, *_load(one, common, seed, files)))
-        except UserError as error:
-            problems.append(Problem(f"variants.{one.name}", f"at the {one.steps:,} steps of this study:\n{error}"))
-    if problems:
-        raise text.error(problems)
+        for seed in seeds:
+            home = folder / one.name / f"seed-{seed}"
+            cells.append(Cell(one.name, seed, home, *_load(one, common, seed, files)))
     return Study(keys.study, keys, baseline, seeds, tuple(variants), tuple(cells), folder)
 
 
@@ -205,6 +199,7 @@ def _variants(
 ) -> tuple[list[Variant], list[Problem]]:
     """Every variant with the changes that the budget asks for; the baseline's cost is the measure of all."""
     found: dict[str, tuple[str, list[str], Recipe, Catalogue, Cost]] = {}
+    bases: dict[str, Cost] = {}  # their own lengths
     problems: list[Problem] = []
     for name, given in keys.variants.items():
         own, base = (given.set, given.base) if isinstance(given, Own) else (given, keys.base)
@@ -216,13 +211,10 @@ def _variants(
         try:
             base = _base(base, folder, files)
             recipe, installed = load(base, [*common, *own], files)
-            found[name] = (
-                base,
-                own,
-                recipe,
-                installed,
-                cost_of(recipe, installed, keys.budget, check(recipe, installed)),
-            )
+            cost = cost_of(recipe, installed, keys.budget, check(recipe, installed))
+            found[name] = (base, own, recipe, installed, cost)
+            if base not in bases:
+                bases[base] = length_of(*load(base, common, files)) if own else cost
         except UserError as error:
             problems.append(Problem(place, str(error)))
     if problems:
@@ -231,10 +223,6 @@ def _variants(
     variants = []
     for name, (base, own, recipe, installed, cost) in found.items():
         steps = steps_for(cost, measure, keys.budget)
-        scaled = tuple(changes(recipe, installed, cost, steps))
+        scaled = tuple(changes(recipe, installed, bases[base], cost, steps))
         variants.append(Variant(name, base, tuple(own), scaled, steps, cost))
     return variants, []
-
-
-def _flow(value: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(value), default_flow_style=True, width=100_000).strip()

@@ -255,13 +255,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
         value = yamltext.value(written if written.lstrip().startswith("[") else f"[{written}]")
     except ValueError as error:
         raise UserError(f"--sweep {key}: {error}") from error
-    return key.strip(), [_written(one) for one in value]
-
-
-def _written(value: Any) -> str:
-    import yaml
-
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    return key.strip(), [yamltext.written(one) for one in value]
 
 
 def _folder_name(own: Sequence[str]) -> str:

@@ -39,6 +39,7 @@ MANY = {"views": "views", "masks": "masks", "targets": "targets", "losses": "los
 NEEDED = ("name", "data", "views", "encoder", "predictor", "losses", "optim", "run")
 SECTIONS = ("name", "plugins", "data", "views", "masks", "encoder", "predictor", "targets", "losses", "optim", "run")
 SECTIONS += ("evaluate",)
+GROUPS = "optim.groups"
 _NAME = re.compile(r"[^\W_][\w.+=-]{0,99}")  # of a run: one folder's name, and of no other folder
 _ENTRY = re.compile(r"[^\W_][\w-]{0,63}")  # of a group, target generator or loss: one word of a dotted place
 
@@ -449,6 +450,9 @@ def schedules(recipe: Recipe, installed: Catalogue) -> Iterator[tuple[str, Any]]
     for key in keys(recipe, installed):
         if key.declared is not None and signature.takes(key.declared.annotation, Schedule):
             yield ".".join(key.place), key.value
+    for pattern, factors in recipe.optim.get("groups", {}).items():
+        for name, value in factors.items():
+            yield f"{GROUPS}.{pattern}.{name}", value
 
 
 def _engine_model(place: str) -> type[Keys] | None:

@@ -71,7 +71,7 @@ class Duration:
         return int(self.amount * (epoch_steps if self.unit == "epochs" else 1))
 
     def __str__(self) -> str:
-        return f"{self.amount:g} {self.unit}"
+        return f"{self.amount:.6f}".rstrip("0").rstrip(".") + f" {self.unit}"  # as `parse` reads it: no exponent
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:

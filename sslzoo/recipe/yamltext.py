@@ -99,6 +99,11 @@ def value(written: str) -> Any:
     return found
 
 
+def written(value: Any) -> str:
+    """A value as it stands in YAML on one line, such as after `--set KEY=`."""
+    return yaml.safe_dump(value, default_flow_style=True, width=100_000).removesuffix("...\n").strip()
+
+
 def assigned(assignments: Sequence[str]) -> list[tuple[str, str, Any]]:
     """What `--set KEY=VALUE` says: each as it was written, its place and its value.
 

@@ -12,9 +12,11 @@ from made_up import TREE, record
 from rich.console import Console
 
 from sslzoo.compare import cells, records, study
-from sslzoo.compare.budget import Budget, Cost, _follows, steps_for
+from sslzoo.compare.budget import Budget, Cost, Stretch, _follows, _scaled, steps_for
 from sslzoo.compare.command import Asked, compare_runs, run_study
-from sslzoo.errors import RecipeError, UserError
+from sslzoo.errors import UserError
+from sslzoo.progress import Progress
+from sslzoo.recipe.schedule import Schedule
 
 SMALL = ["run.workers=0", "run.steps=40", "run.batch=8", "data.length=64", "data.cache=false"]
 RANDOM = "masks.image={use: random, hide: 0.6}"
@@ -55,11 +57,51 @@ def test_durations_and_momentum_scale_with_the_length(tmp_path):
     assert "targets.teacher.momentum={linear: [0.996, 1.0]}" in one.scaled  # 0.998: its horizon halves
 
 
-def test_a_variant_that_cannot_be_as_long_as_the_study_asks_is_named(tmp_path):
-    changed = {"multiblock": [], "small": ["run.batch=2"]}
-    path = write(tmp_path, variants=changed, seeds=1, set=[*SMALL, "data.length=4000"])
-    with pytest.raises(RecipeError, match=r"(?s)study.yaml: 1 problem.*variants\.small.*steps of this study"):
-        study.read(path, tmp_path / "out")
+def test_every_form_of_a_duration_scales_and_keeps_its_unit():
+    half = Stretch(steps=0.5, epochs=0.25)
+    for spec, wanted in (
+        ({"linear": [0, 1], "over": "8 epochs"}, {"linear": [0, 1], "over": "2 epochs"}),
+        ({"linear": [0, 1], "over": 9}, {"linear": [0, 1], "over": "4 steps"}),
+        ({"piecewise": {0: 0, "1 epoch": 1}}, {"piecewise": {"0 steps": 0, "0.25 epochs": 1}}),
+        (
+            {"piecewise": {0: {"warmup": {"steps": 4, "from": 0, "to": 1}}, "20 steps": {"cosine": [1, 0]}}},
+            {"piecewise": {"0 steps": {"warmup": {"steps": 2, "from": 0, "to": 1}}, "10 steps": {"cosine": [1, 0]}}},
+        ),
+        (
+            {"warmup": {"epochs": 40, "from": 0, "to": 1}, "each": "epoch"},
+            {"warmup": {"epochs": 10, "from": 0, "to": 1}, "each": "epoch"},
+        ),
+        ({"linear": [0.9, 1.0]}, {"linear": [0.9, 1.0]}),
+        (0.5, 0.5),
+    ):
+        assert _scaled(spec, half) == wanted
+
+
+def test_momentum_follows_inside_every_form():
+    twice = Stretch(2.0, 2.0)
+    assert _scaled({"warmup": {"steps": 4, "from": 0.8, "to": 0.9, "then": {"linear": 1.0}}}, twice, 2.0) == {
+        "warmup": {"steps": 8, "from": 0.9, "to": 0.95, "then": {"linear": 1.0}}
+    }
+    assert _scaled({"piecewise": {0: 0.9, "4 steps": 0.98}}, twice, 2.0) == {
+        "piecewise": {"0 steps": 0.95, "8 steps": 0.99}
+    }
+
+
+def test_with_another_batch_or_data_set_a_duration_is_the_same_share_of_the_images(tmp_path):
+    warm = "optim.lr={warmup: {epochs: 1.5, from: 0, to: 1.0e-3}}"
+    groups = 'optim.groups={"*.bias": {lr: {piecewise: {0: 0, 8 steps: 1}}}}'
+    variants = {"base": [], "batch": ["run.batch=16"], "data": ["data.length=128"]}
+    read = study.read(write(tmp_path, set=[*SMALL, warm, groups], variants=variants, seeds=1))
+    shares = {}
+    for cell in read.cells:
+        run, images = cell.recipe.run, cell.recipe.data["length"]
+        lr = Schedule.parse(cell.recipe.optim["lr"])
+        frozen = cell.recipe.optim_keys.groups["*.bias"].lr
+        steps = run.length(images // run.batch)
+        at = [Progress(step, steps, images // run.batch) for step in range(steps)]
+        rising = sum(lr(one) < 1e-3 for one in at) * run.batch
+        shares[cell.variant] = (steps * run.batch, rising, sum(frozen(one) == 0 for one in at) * run.batch)
+    assert set(shares.values()) == {(320, 96, 64)}  # images: of the run, of the warm-up, with biases frozen
 
 
 def test_without_another_length_nothing_changes(tmp_path):
