@@ -150,16 +150,24 @@ def progress(study: Study) -> Table:
     return table
 
 
-def on_cluster(study: Study, asked: Asked, words: Sequence[str], say: Say) -> None:
-    """Submits what is left of a study as one job array; not while some of it waits or runs, for they share the code."""
-    launched = [State(cell.folder).launch.get("job", "") for cell in study.cells if not is_done(cell)]
+def on_cluster(study: Study, asked: Asked, words: Sequence[str], say: Say) -> bool:
+    """Submits what is left of a study as one job array, each cell with a job that probes it; whether some goes on.
+
+    Nothing is submitted while some of it waits, runs or is probed, for they share the code.
+    """
+    launched = [State(cell.folder).launch.get("probing" if is_done(cell) else "job", "") for cell in study.cells]
     active = [job for job, answer in slurm.ask(launched).items() if not answer.ended]
     if active:
-        arrays = ", ".join(dict.fromkeys(job.split("_")[0] for job in active))
-        say(f"{len(active)} of {len(study.cells)} cells are queued or running as job {arrays}; nothing was submitted")
+        first, *others = dict.fromkeys(job.split("_")[0] for job in active)
+        jobs = f"job {first}" + (f" and {len(others)} more" if others else "")
+        many = f"{len(active)} of {len(study.cells)} cells"
+        say(f"{many} are queued, running or being probed: {jobs}; nothing was submitted")
         say(f"`sslzoo status {study.folder}` follows them; when they have ended, the same command goes on")
-        return
+        return True
     left = prepare(study)
+    if not left:
+        return False
     jobs = submit([Element(cell.folder, cell.recipe, cell.installed) for cell in left], asked, words)
     array = jobs[0].split("_")[0]
     say(f"submitted {len(jobs)} cells as job {array}; the same command compares them when they are done")
+    return True

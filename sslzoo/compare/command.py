@@ -47,9 +47,8 @@ def run_study(path: Path, asked: Asked) -> bool:
     if asked.cluster is not None:
         from sslzoo.launch.submit import Asked as Submission
 
-        submission = Submission(asked.cluster, evaluate=False)
-        if any(not cells.is_done(cell) for cell in read.cells):
-            cells.on_cluster(read, submission, sys.argv[1:], click.echo)
+        submission = Submission(asked.cluster, networks=read.keys.networks)
+        if cells.on_cluster(read, submission, sys.argv[1:], click.echo):
             return True
     failed = cells.here(read, asked.jobs, console)
     evaluation.evaluate(read, console)

@@ -16,7 +16,7 @@ from sslzoo.evaluate.bench import Bench, bench, restored, untrained
 from sslzoo.evaluate.figures import probe
 from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.recipe.precision import settled
-from sslzoo.run.monitor import encoders
+from sslzoo.run.monitor import of_kind
 from sslzoo.run.parallel import World, join
 from sslzoo.step import Method
 
@@ -62,11 +62,11 @@ def evaluate(study: Study, console: Console) -> None:
 
 
 def _cell(cell: Cell, opened: Bench, study: Study, device: torch.device, console: Console) -> None:
-    wanted, start = study.keys.networks, untrained(cell.recipe, cell.installed)
+    start = untrained(cell.recipe, cell.installed)
     conditions = opened.conditions(cell.recipe, cell.installed)
     found = records.evaluations(cell.folder, cell.recipe.name, cell.recipe.run.seed)[0]
     known = {one.network for one in found if one.holds(conditions)}
-    missing = [name for name in encoders(start) if name not in known and wanted in ("all", records.kind(name))]
+    missing = [name for name in of_kind(start, study.keys.networks) if name not in known]
     if not missing:
         return
     method, step = restored(cell.recipe, cell.installed, cell.folder)

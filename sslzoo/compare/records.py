@@ -23,6 +23,7 @@ from sslzoo.progress import Progress
 from sslzoo.recipe.compare import leaves
 from sslzoo.recipe.schedule import Schedule
 from sslzoo.run.folder import Folder
+from sslzoo.run.monitor import kind
 
 
 @dataclass(frozen=True)
@@ -229,8 +230,3 @@ _FACTS_TOO = files.typed(flops_per_image=(int, float), patches_per_image=(int, f
 
 def _are_facts(row: Any) -> bool:
     return bool(row) and _FACTS(row) and _FACTS_TOO(row)
-
-
-def kind(network: str) -> str:
-    """Teacher or student, so that networks of one kind are compared whatever a recipe calls them."""
-    return "student" if network == "student" else "teacher"

@@ -14,7 +14,7 @@ from sslzoo.evaluate.kept import Kept
 from sslzoo.evaluate.written import Columns, write
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe, resolve, versions
-from sslzoo.run.monitor import evaluated_encoder, network_of
+from sslzoo.run.monitor import evaluated_encoder, network_of, of_kind
 from sslzoo.step import Method
 
 
@@ -60,11 +60,18 @@ def finish(
     folder: Path,
     device: torch.device,
     say: Say,
+    networks: str | None = None,
 ) -> dict[str, Figures]:
-    """At the end of a run: figures of the trained encoder beside the same encoder untrained."""
+    """At the end of a run: figures of the trained encoder beside the same encoder untrained.
+
+    `networks` is a kind, teacher, student or all: every network of it is probed, and the first one's figures are
+    returned. If left out, the one that the recipe chooses.
+    """
     opened = bench(recipe, installed, device=device, folder=folder)
     encoders = {"trained": method, "untrained": untrained(recipe, installed)}
-    return probe(opened, recipe, installed, encoders, step, opened.settings.network, folder, device, say)[0]
+    names = [opened.settings.network] if networks is None else of_kind(method, networks)
+    found = [probe(opened, recipe, installed, encoders, step, name, folder, device, say)[0] for name in names]
+    return found[0]
 
 
 def main_figures(figures: Columns) -> list[tuple[str, list[float]]]:

@@ -47,14 +47,17 @@ class Probing:
     """The evaluation of a finished run, by its folder, in a job of its own: whatever becomes of it, nothing trains."""
 
     folder: str
+    networks: str | None = None  # teacher, student or all; the recipe's choice if left out
 
     def __call__(self) -> None:
         """Probes the encoder and draws the page; from the start, if SLURM queues it again after a preemption."""
         from sslzoo.launch.work import probing
         from sslzoo.recipe.recipe import load
 
+        folder = Path(self.folder)
         try:
-            probing(*load(self.folder), Path(self.folder), gpus=bool(State(Path(self.folder)).launch.get("gpus")))
+            gpus = bool(State(folder).launch.get("gpus"))
+            probing(*load(self.folder), folder, gpus=gpus, networks=self.networks)
         except UserError as error:
             _say(error)
             sys.exit(error.exit_code)

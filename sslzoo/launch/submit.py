@@ -36,6 +36,7 @@ class Asked:
     time: str | None = None
     evaluate: bool = True
     limit: int | None = None
+    networks: str | None = None  # of which kind are probed: teacher, student or all; the recipe's choice if left out
     then: tuple[str, ...] = ()  # commands for each run that succeeded; the run folder goes where {} stands, or first
 
 
@@ -195,7 +196,7 @@ def send(
         more: dict[str, Any] = {"job": job}
         if asked.evaluate and one.recipe.evaluate is not None:
             limit = made.profile.probing_time
-            (more["probing"],) = _afterwards(made, "probing", job, limit, [Probing(str(folder))], top)
+            (more["probing"],) = _afterwards(made, "probing", job, limit, [Probing(str(folder), asked.networks)], top)
         commands = [Command(with_folder(words, folder)) for words in asked.then]
         more["then"] = _afterwards(made, "then", more.get("probing", job), made.time, commands, top)
         State(folder).write_launch(launch | more)

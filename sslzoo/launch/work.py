@@ -235,11 +235,14 @@ def start(folder: Path, **environment: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=given)
 
 
-def probing(recipe: Recipe, installed: Catalogue, out: Path, *, gpus: bool) -> None:
-    """Probes the encoder of a finished run and draws its page, in this process alone; its state stays as it is."""
+def probing(recipe: Recipe, installed: Catalogue, out: Path, *, gpus: bool, networks: str | None = None) -> None:
+    """Probes the encoder of a finished run and draws its page, in this process alone; its state stays as it is.
+
+    `networks` as in `evaluate.figures.finish`.
+    """
     world = parallel.join(None if recipe.run.device == "auto" else recipe.run.device, 1, gpus=gpus)
     with Display(out / "log.txt") as display:
-        _probe(recipe, installed, out, world, display)
+        _probe(recipe, installed, out, world, display, networks)
 
 
 def during(
@@ -253,14 +256,16 @@ def during(
     return During(recipe, installed, world.device, out)
 
 
-def _probe(recipe: Recipe, installed: Catalogue, out: Path, world: World, display: Display) -> None:
+def _probe(
+    recipe: Recipe, installed: Catalogue, out: Path, world: World, display: Display, networks: str | None = None
+) -> None:
     from sslzoo.evaluate.bench import restored
     from sslzoo.evaluate.figures import finish, table
     from sslzoo.report.page import write
 
     method, step = restored(recipe, installed, out, say=display.say)  # as saved: whole, wherever its shards were
     method.to(world.device)
-    figures = finish(recipe, installed, method, step, out, world.device, display.say)
+    figures = finish(recipe, installed, method, step, out, world.device, display.say, networks)
     display.print(table(figures))
     display.say(f"page: {write(recipe, installed, method, step, out, figures)}")
 

@@ -70,6 +70,16 @@ def evaluated_encoder(method: Method, network: str = "auto") -> nn.Module:
     return encoders(method)[network_of(method, network)]
 
 
+def kind(network: str) -> str:
+    """Teacher or student, so that networks of one kind are compared whatever a recipe calls them."""
+    return "student" if network == "student" else "teacher"
+
+
+def of_kind(method: Method, wanted: str) -> list[str]:
+    """Names of the networks that are of a kind: teacher, student or all."""
+    return [name for name in encoders(method) if wanted in ("all", kind(name))]
+
+
 def network_of(method: Method, network: str) -> str:
     """The name of the network that `auto` means, or the one that was named; raises RunError if it is not there."""
     known = encoders(method)

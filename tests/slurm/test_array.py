@@ -26,6 +26,11 @@ def test_a_study_is_one_array_and_no_finished_cell_runs_twice(cluster, tmp_path)
     def launched():
         return {cell: json.loads((cell / "launch.json").read_text())["job"] for cell in sorted(out.glob("*/seed-*"))}
 
+    def probed(cell):
+        finish(cell)
+        wait(cell, lambda row: not row["reason"])  # as long as its probing waits or runs, the reason tells of it
+        assert len(list((cell / "eval").glob("*.json"))) == 2, tell(cell)
+
     assert "submitted 4 cells as job" in compare("slow")
     first = launched()
     cells = list(first)
@@ -36,22 +41,24 @@ def test_a_study_is_one_array_and_no_finished_cell_runs_twice(cluster, tmp_path)
     killed = cells[0]
     reach(killed, 15)
     subprocess.run(["scancel", first[killed]], check=True)
-    assert "queued or running as job" in compare("slow")
+    assert "queued, running or being probed: job" in compare("slow")
     assert launched() == first  # nothing was submitted
     for cell in cells[1:]:
-        finish(cell)
+        probed(cell)
     wait(killed, lambda row: row["state"] not in ("running", "pending", "starting"))
 
     assert "submitted 1 cells as job" in compare("quick")
     second = launched()
     assert [cell for cell in cells if second[cell] != first[cell]] == [killed]
     assert finish(killed)["restarts"] == 1, tell(killed)
+    probed(killed)
 
     lines = {cell: (cell / "metrics.jsonl").read_text() for cell in cells}
     steps = [json.loads(line)["step"] for line in lines[killed].splitlines()]
     assert steps == list(range(1, 61)) or steps == list(range(60))  # went on where it was saved: no step is missing
     told = compare("quick")
     assert "page:" in told
+    assert "probing" not in told  # each cell was probed by a job of its own, teacher and student
     assert (out / "report" / "index.html").is_file()
     assert launched() == second
     assert {cell: (cell / "metrics.jsonl").read_text() for cell in cells} == lines
