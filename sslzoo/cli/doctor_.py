@@ -24,10 +24,10 @@ def command(folder: Path, as_json: bool) -> None:
       sslzoo doctor runs --json
     """
     from sslzoo.cli import echo_json
-    from sslzoo.compare.doctor import diagnose
-    from sslzoo.compare.records import read
     from sslzoo.errors import RunError
     from sslzoo.launch.follow import folders
+    from sslzoo.report.doctor import diagnose
+    from sslzoo.report.records import read
 
     runs, found, unread = folders(folder), {}, 0
     for run in runs:

@@ -22,7 +22,7 @@ def command(run: Path, follow: bool, rank: int) -> None:
     """
     from sslzoo.errors import UserError
     from sslzoo.launch.follow import folders, log_files
-    from sslzoo.launch.state import State
+    from sslzoo.run.state import State
 
     found = folders(run)
     if len(found) > 1:

@@ -26,15 +26,16 @@ def command(what: tuple[Path, ...], out: Path | None, plugins: tuple[Path, ...],
       sslzoo report runs/a runs/b --baseline a
       sslzoo report tiny/masks
     """
-    from sslzoo.compare.command import Asked, compare_runs, page_of_run, page_of_study
+    from sslzoo.compare.command import Asked, compare_runs, page_of_study
     from sslzoo.compare.study import find_study
     from sslzoo.launch.follow import folders, is_run
+    from sslzoo.report import page
 
     asked = Asked(out=out, plugins=plugins, baseline=baseline)
     study = find_study(what[0], plugins) if len(what) == 1 else None
     if study is not None:
         page_of_study(study, asked)
     elif len(what) == 1 and is_run(what[0]):
-        click.echo(f"page: {page_of_run(what[0])}")
+        click.echo(f"page: {page.of(what[0], lambda text: click.echo(text, err=True))}")
     else:
         compare_runs([run for one in what for run in folders(one)], asked)

@@ -37,10 +37,10 @@ def command(
     from dataclasses import fields
 
     from sslzoo.errors import UserError
-    from sslzoo.launch.state import State
     from sslzoo.launch.submit import Asked, Element, plan, ready, refuse_if_active, send
     from sslzoo.launch.work import refuse_upgrade, work
     from sslzoo.recipe.recipe import load_run
+    from sslzoo.run.state import State
     from sslzoo.run.stop import Stop
 
     state = State(run)

@@ -17,12 +17,12 @@ from rich.table import Table
 from sslzoo.compare.study import Cell, Study
 from sslzoo.errors import RunError, UserError
 from sslzoo.launch import slurm
-from sslzoo.launch.state import State
 from sslzoo.launch.submit import Asked, Element, submit
 from sslzoo.launch.work import start
 from sslzoo.recipe.compare import claim, refuse
 from sslzoo.run.clock import hours
 from sslzoo.run.folder import Folder
+from sslzoo.run.state import State
 
 LOOK = 1.0  # seconds between looks at running cells
 Say = Callable[[str], None]
@@ -44,6 +44,7 @@ def refuse_edited(study: Study) -> None:
     """
     edited: dict[str, list[str]] = {}  # what changed: in which cells
     for cell in study.cells:
+        Folder(cell.folder).refuse_others()
         if Folder(cell.folder).recipe.exists():
             try:
                 refuse(Folder(cell.folder), cell.recipe, cell.installed)

@@ -9,9 +9,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sslzoo.compare.records import Record
 from sslzoo.compare.statistics import Difference
 from sslzoo.report.charts import COLORS, SVG, Chart, Rows, chart, color, curve, legend
+from sslzoo.report.records import Record
 
 
 def against_cost(

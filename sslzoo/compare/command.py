@@ -12,10 +12,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from sslzoo.compare import cells, doctor, evaluation, fairness, page, records, study, table
-from sslzoo.compare.records import Record
+from sslzoo.compare import cells, evaluation, fairness, page, study, table
 from sslzoo.errors import UserError, did_you_mean
-from sslzoo.report import page as run_page
+from sslzoo.report import records
+from sslzoo.report.records import Record
 from sslzoo.run.folder import Folder
 
 
@@ -66,18 +66,6 @@ def page_of_study(path: Path, asked: Asked) -> bool:
         UserError: none of its cells has begun.
     """
     return _tell_study(study.read(path, asked.out, asked.plugins), path, asked)
-
-
-def page_of_run(folder: Path) -> Path:
-    """Writes the page of a run, the doctor's verdict first; returns where it lies."""
-    record = records.read(folder)
-    warn = lambda text: click.echo(text, err=True)  # noqa: E731 - one word for two uses
-    for fault in record.faults:
-        warn(f"warning: {fault}")
-    found = doctor.diagnose(record)
-    words = [f"Health: {found.verdict} ({'; '.join(found.evidence)})."]
-    words += [f"To try: {'; or '.join(found.remedies)}."] if found.remedies else []
-    return run_page.of(folder, words, warn)
 
 
 def _tell_study(read: study.Study, path: Path, asked: Asked) -> bool:

@@ -9,13 +9,14 @@ import click
 import torch
 from rich.console import Console
 
-from sslzoo.compare import cells, records
+from sslzoo.compare import cells
 from sslzoo.compare.study import Cell, Study
 from sslzoo.errors import UserError
 from sslzoo.evaluate.bench import Bench, bench, restored, untrained
 from sslzoo.evaluate.figures import probe
 from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.recipe.precision import settled
+from sslzoo.report import records
 from sslzoo.run.monitor import of_kind
 from sslzoo.run.parallel import World, join
 from sslzoo.step import Method

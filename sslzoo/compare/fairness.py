@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sslzoo.compare.doctor import diagnose
-from sslzoo.compare.records import Record
 from sslzoo.recipe.compare import leaves
+from sslzoo.report.doctor import diagnose
+from sslzoo.report.records import Record
 
 CLOSE = 0.02  # relative; costs nearer than this are equal
 SLOW = 0.1  # relative; device time is noisy

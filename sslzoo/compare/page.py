@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sslzoo.compare import charts
 from sslzoo.compare.fairness import Box, count
-from sslzoo.compare.records import Record
 from sslzoo.compare.statistics import Summary, wording
 from sslzoo.compare.table import Comparison, verdict
 from sslzoo.errors import UserError
@@ -16,6 +15,7 @@ from sslzoo.report import html, insides
 from sslzoo.report import page as page_of_run
 from sslzoo.report.html import Cell, Table
 from sslzoo.report.insides import Look
+from sslzoo.report.records import Record
 
 SIDES = (
     ("question", "The question"),

@@ -9,8 +9,8 @@ import numpy as np
 from rich.table import Table
 
 from sslzoo.compare.fairness import Box
-from sslzoo.compare.records import Record
 from sslzoo.compare.statistics import Difference, Summary, difference, holm, summary
+from sslzoo.report.records import Record
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import torch
 
 from sslzoo.errors import RunError
 from sslzoo.launch.follow import rows
-from sslzoo.launch.state import State
 from sslzoo.launch.submit import Asked, Element, submit
 from sslzoo.launch.work import start
 from sslzoo.run import checkpoint
 from sslzoo.run.clock import TIMING
 from sslzoo.run.folder import Folder
+from sslzoo.run.state import State
 
 Say = Callable[[str], None]
 PATIENCE = 3600.0  # seconds to wait for a queue

@@ -14,8 +14,8 @@ from typing import Any
 
 from sslzoo.errors import RunError, UserError, is_no_run
 from sslzoo.launch import slurm
-from sslzoo.launch.state import InUse, State, alive
 from sslzoo.run.folder import Folder
+from sslzoo.run.state import InUse, State, alive
 
 
 @dataclass(frozen=True)

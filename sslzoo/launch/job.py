@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sslzoo.errors import UserError
-from sslzoo.launch.state import State
+from sslzoo.run.state import State
 from sslzoo.run.stop import Stop, Stopped
 
 

@@ -16,7 +16,6 @@ from sslzoo.errors import RunError, UserError
 from sslzoo.launch import profile as profiles
 from sslzoo.launch import requeue, slurm, snapshot
 from sslzoo.launch.job import Command, Job, Probing
-from sslzoo.launch.state import State
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe import yamltext
 from sslzoo.recipe.build import check
@@ -24,6 +23,7 @@ from sslzoo.recipe.compare import claim, refuse
 from sslzoo.recipe.recipe import Recipe, load
 from sslzoo.run import checkpoint, data, parallel
 from sslzoo.run.folder import Folder
+from sslzoo.run.state import State
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Asked:
     time: str | None = None
     evaluate: bool = True
     limit: int | None = None
-    networks: str | None = None  # of which kind are probed: teacher, student or all; the recipe's choice if left out
     then: tuple[str, ...] = ()  # commands for each run that succeeded; the run folder goes where {} stands, or first
+    networks: str | None = None  # of which kind are probed: teacher, student or all; the recipe's choice if left out
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ def submit(found: Sequence[Element], asked: Asked, words: Sequence[str]) -> list
     for one in found:
         _refuse_unwritable(one.folder)
         refuse_if_active(one.folder)
+        Folder(one.folder).refuse_others()
         refuse(Folder(one.folder), replace(one.recipe, plugins=_planned(one, top)), one.installed)
         State(one.folder).refuse_vanished(max(checkpoint.steps(Folder(one.folder).checkpoints), default=0))
     slurm.executor(made, top / "slurm")  # is there a SLURM?

@@ -19,7 +19,6 @@ from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.launch import facts
 from sslzoo.launch.blame import blame, explain
 from sslzoo.launch.grace import Grace, kill_wait
-from sslzoo.launch.state import InUse, State
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import Flow, check
@@ -30,6 +29,7 @@ from sslzoo.run.clock import time_left
 from sslzoo.run.folder import Folder
 from sslzoo.run.metrics import peak_memory
 from sslzoo.run.parallel import World
+from sslzoo.run.state import InUse, State
 from sslzoo.run.stop import Stop, Stopped
 from sslzoo.step import Method
 from sslzoo.train import Watch, train
@@ -63,6 +63,7 @@ def work(
         UserError: it cannot start or go on. The reason is in the folder's failure.txt too, unless the command was
             refused before anything was done: then the folder is left as it was.
     """
+    Folder(out).refuse_others()
     if not upgrade:
         refuse_upgrade(recipe, installed, out)
     flow = check(recipe, installed)

@@ -17,7 +17,7 @@ from sslzoo.evaluate.written import Columns
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import make
 from sslzoo.recipe.recipe import Recipe, load
-from sslzoo.report import html, insides
+from sslzoo.report import doctor, html, insides, records
 from sslzoo.report.charts import COLORS, SVG, Chart, Rows, chart, curve, legend
 from sslzoo.report.html import Cell, Page, Table, number
 from sslzoo.report.insides import Look
@@ -33,8 +33,8 @@ GAIN = 0.5  # points of percent that a figure of the trained encoder must be abo
 Lines = Sequence[Mapping[str, float]]
 
 
-def of(folder: Path, words: Sequence[str] = (), say: Say = lambda _: None) -> Path:
-    """Writes the page of a run folder as it lies there; `words` stand first. `say` hears of damaged checkpoints.
+def of(folder: Path, say: Say = lambda _: None) -> Path:
+    """Writes the page of a run folder as it lies there; `say` hears of what is damaged.
 
     Raises:
         RunError: it holds no recipe or no checkpoint that can be read.
@@ -43,7 +43,9 @@ def of(folder: Path, words: Sequence[str] = (), say: Say = lambda _: None) -> Pa
     method, step = restored(recipe, installed, folder, say=say)
     found = written.read(folder, recipe.name, recipe.run.seed)[0]
     figures = written.latest(found, step, network_of(method, _network(recipe)))
-    return write(recipe, installed, method, step, folder, figures, words)
+    for fault in records.read(folder).faults:
+        say(f"warning: {fault}")
+    return write(recipe, installed, method, step, folder, figures)
 
 
 def write(
@@ -53,9 +55,11 @@ def write(
     step: int,
     folder: Path,
     figures: Columns,
-    words: Sequence[str] = (),
 ) -> Path:
-    """Writes the page of a run, report/index.html: of its method as trained for `step` steps, with its figures."""
+    """Writes the page of a run, report/index.html: of its method as trained for `step` steps, with its figures.
+
+    The doctor's verdict stands first.
+    """
     lines = Folder(folder).metrics.read()
     trained = look(recipe, installed, method, f"{recipe.name}, seed {recipe.run.seed}, {step} steps")
     start = evaluated_encoder(untrained(recipe, installed), _network(recipe))
@@ -64,7 +68,7 @@ def write(
     page = Page(
         title=recipe.name,
         subtitle=f"seed {recipe.run.seed}, {step} steps of {recipe.run.batch} images",
-        verdict=[*words, *_learned(figures)],
+        verdict=[*_health(folder), *_learned(figures)],
         tables=list(_tables(figures, network_of(method, _network(recipe)))),
         charts=[*_charts(lines, figures, recipe.run.batch), *insides.charts(looks), *([guessed] if guessed else [])],
         sources=[
@@ -73,6 +77,13 @@ def write(
         ],
     )
     return html.write(folder / "report", page)
+
+
+def _health(folder: Path) -> Iterator[str]:
+    found = doctor.diagnose(records.read(folder))
+    yield f"Health: {found.verdict} ({'; '.join(found.evidence)})."
+    if found.remedies:
+        yield f"To try: {'; or '.join(found.remedies)}."
 
 
 def opened(folder: Path, name: str) -> Look:

@@ -28,6 +28,10 @@ BRACKETS = 10_000  # more are no recipe, and take YAML minutes
 
 _IDENTITY = files.typed(images=int, tasks=dict, fingerprint=str, decoder=str)
 
+# One of these, whatever else was lost, makes a folder a run's.
+OWN = ("recipe.yaml", "checkpoints", "metrics.jsonl", "attempts.jsonl", "data.jsonl", "eval", "lock", "log.txt")
+OWN += ("state.json", "launch.json", "failure.txt", "output.txt")
+
 Differences = Callable[[Mapping[str, Any]], list[str]]
 
 
@@ -51,6 +55,23 @@ class Folder:
     def metrics(self) -> Lines:
         """The run's lines of metrics."""
         return Lines(self.path / "metrics.jsonl")
+
+    def refuse_others(self) -> None:
+        """Sees that no run is begun among files that are not a run's, such as a data set's; changes nothing.
+
+        Raises:
+            RunError: the folder holds some, and nothing of a run.
+        """
+        try:
+            names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        except OSError as error:
+            raise RunError(f"the run folder {self.path} cannot be read: {error}") from error
+        others = [name for name in names if not name.startswith(".")]
+        if others and not set(names) & set(OWN):
+            some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            raise RunError(
+                f"{self.path} is no run folder and not empty: it holds {some}\nchoose another folder with --out"
+            )
 
     def refuse(self, resolved: str, differences: Differences) -> None:
         """Sees that the folder holds no run of another recipe; changes nothing.

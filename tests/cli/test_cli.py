@@ -169,13 +169,23 @@ def test_draw_makes_pictures_of_samplers_and_recipes(sslzoo, tmp_path):
         assert (tmp_path / name).read_bytes()[1:4] == b"PNG"
 
 
+@pytest.mark.parametrize("words", [("train",), ("submit", "--cluster", "a100-80gb")])
+def test_a_run_is_not_begun_among_files_of_others(sslzoo, tmp_path, words):
+    command, *more = words
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/one.jpg").write_bytes(b"")
+    code, _, complaint = sslzoo(command, "tiny/ijepa", *SHORT, *more, "--out", "photos")
+    assert (code, "photos is no run folder and not empty: it holds one.jpg" in complaint) == (2, True), complaint
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["one.jpg"]
+
+
 def test_train_resume_and_eval_from_the_command_line(sslzoo, tmp_path):
     code, out, complaint = sslzoo("train", "tiny/ijepa", *SHORT, "--out", "run")
     assert code == 0, complaint
     assert "steps 0 to 4" in out
     assert re.search(r"step 4/4  loss \d.*images/s.*left 0:00:00", out)
     assert re.search(r"linear/count +\d+\.\d +\d+\.\d +\d+\.\d", out)
-    assert (tmp_path / "run/report/index.html").is_file()
+    assert "Health: " in (tmp_path / "run/report/index.html").read_text()
     assert [json.loads(x)["step"] for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     again = sslzoo("train", "run", "--out", "run", "--no-evaluate")  # the resolved recipe trains on
     assert "resumed from step-000000004" in again[1], again

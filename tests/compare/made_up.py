@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sslzoo.compare.records import Evaluation, Record
+from sslzoo.report.records import Evaluation, Record
 
 TREE = {
     "name": "a",

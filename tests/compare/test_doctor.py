@@ -6,8 +6,8 @@ import pytest
 import yaml
 from made_up import TREE, evaluated, record
 
-from sslzoo.compare import doctor
-from sslzoo.compare.doctor import diagnose, limits
+from sslzoo.report import doctor
+from sslzoo.report.doctor import diagnose, limits
 
 HEALTHY = tuple({"step": n * 10, "loss": 0.5 - n * 0.01, "rankme": 14.0, "guess/target_std": 0.9} for n in range(1, 20))
 

@@ -4,8 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 from sslzoo.cli import cli
-from sslzoo.compare.doctor import diagnose
-from sslzoo.compare.records import read
+from sslzoo.report.doctor import diagnose
+from sslzoo.report.records import read
 
 OWN = """
 import torch

@@ -11,12 +11,13 @@ import yaml
 from made_up import TREE, record
 from rich.console import Console
 
-from sslzoo.compare import cells, records, study
+from sslzoo.compare import cells, study
 from sslzoo.compare.budget import Budget, Cost, Stretch, _follows, _scaled, steps_for
 from sslzoo.compare.command import Asked, compare_runs, run_study
 from sslzoo.errors import UserError
 from sslzoo.progress import Progress
 from sslzoo.recipe.schedule import Schedule
+from sslzoo.report import records
 
 SMALL = ["run.workers=0", "run.steps=40", "run.batch=8", "data.length=64", "data.cache=false"]
 RANDOM = "masks.image={use: random, hide: 0.6}"

@@ -17,12 +17,12 @@ from sslzoo.compare.study import Cell
 from sslzoo.evaluate.bench import bench, matched
 from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.evaluate.written import write
-from sslzoo.launch.state import State
 from sslzoo.recipe.build import check
 from sslzoo.recipe.recipe import load
 from sslzoo.report.page import write as write_page
 from sslzoo.run.metrics import rankme
 from sslzoo.run.parallel import World
+from sslzoo.run.state import State
 from sslzoo.train import train
 
 SETS = ("run.steps=2", "run.batch=4", "run.workers=0", "run.monitor=4", "run.save_every=1", "data.length=4")

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from sslzoo import UserError
 from sslzoo.cli import cli
-from sslzoo.compare import records
 from sslzoo.evaluate import written
+from sslzoo.report import records
 
 TOLD = {"run": "good", "step": 4, "network": "teacher", "run_seed": 0, "view": {"size": 32}}
 FIGURES = {"trained": {"knn/count/top1": 40.0, "knn/count/loss": float("nan")}, "chance": {"count": 10.0}}

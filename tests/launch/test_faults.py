@@ -16,11 +16,11 @@ import torch.distributed as dist
 from sslzoo import RunError
 from sslzoo.launch.drill import _counts, _gap
 from sslzoo.launch.grace import Grace
-from sslzoo.launch.state import InUse, State
 from sslzoo.progress import Progress
 from sslzoo.report.display import Display
 from sslzoo.run import parallel
 from sslzoo.run.parallel import World
+from sslzoo.run.state import InUse, State
 from sslzoo.run.stop import Stop
 
 LINE = {"loss": 1.0, "images_per_second": 10.0, "data_wait": 0.0}

@@ -14,11 +14,11 @@ from sslzoo import RunError
 from sslzoo.cli import main
 from sslzoo.launch.job import Probing
 from sslzoo.launch.profile import minutes
-from sslzoo.launch.state import State
 from sslzoo.launch.work import Asked, work
 from sslzoo.recipe.recipe import load
 from sslzoo.run import parallel
 from sslzoo.run.folder import Folder
+from sslzoo.run.state import State
 from sslzoo.run.stop import Stop
 
 SHORT = ["--set", "run.batch=8", "--set", "run.workers=0", "--set", "run.monitor=0", "--set", "data.length=40"]

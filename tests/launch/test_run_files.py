@@ -11,9 +11,9 @@ import pytest
 from sslzoo import RunError, files
 from sslzoo.cli.status_ import table
 from sslzoo.launch.follow import Row, folders, rows
-from sslzoo.launch.state import State
 from sslzoo.run.folder import Folder
 from sslzoo.run.metrics import Lines
+from sslzoo.run.state import State
 
 RECIPE = "# sslzoo 0\nname: a\nrun: {steps: 4, batch: 8}\n"
 STATE = {"state": "done", "step": 4, "steps": 4, "saved": 4, "host": "elsewhere", "pid": 77, "time": 1.0, "loss": 0.5}

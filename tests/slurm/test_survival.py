@@ -9,7 +9,7 @@ import pytest
 from conftest import HERE, SAVE_EVERY, STEPS, finish, reach, status, submit
 
 from sslzoo.launch.drill import compare
-from sslzoo.launch.state import State
+from sslzoo.run.state import State
 
 pytestmark = pytest.mark.slurm
 

@@ -18,12 +18,12 @@ from sslzoo import files
 from sslzoo.errors import RunError
 from sslzoo.evaluate import written
 from sslzoo.evaluate.written import Evaluation
-from sslzoo.launch.state import State
 from sslzoo.progress import Progress
 from sslzoo.recipe.compare import leaves
 from sslzoo.recipe.schedule import Schedule
 from sslzoo.run.folder import Folder
 from sslzoo.run.monitor import kind
+from sslzoo.run.state import State
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import yaml
 
-from sslzoo.compare.records import Record
-from sslzoo.launch.state import State
+from sslzoo.report.records import Record
+from sslzoo.run.state import State
 
 KEPT = 0.5  # share of its starting weights that a frozen teacher kept
 GAIN = 0.5  # points of percent above the untrained encoder, below which nothing was learnt
