@@ -37,6 +37,9 @@ Classes = Annotated[int, Field(ge=1, le=2**18)]  # of a task
 Side = Annotated[int, Field(ge=1, le=2**14)]  # pixels
 GridCount = Annotated[int, Field(ge=1, le=2**16)]  # patches of a grid
 
+MlpRatio = Annotated[float, Field(ge=0.25, le=64)]  # hidden channels over width
+Deviation = Annotated[float, Field(ge=0, le=10)]  # of starting weights
+
 Positive = Annotated[float, Field(gt=0)]  # temperatures, deviations
 Epsilon = Annotated[float, Field(gt=0, le=1)]  # what keeps a quotient from 0 / 0
 NotNegative = Annotated[float, Field(ge=0)]  # weights of terms, penalties
@@ -47,5 +50,9 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]  # some, not all
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]  # [low, high]
 _Aspect = Annotated[float, Field(ge=0.01, le=100)]
 Aspects = Annotated[tuple[_Aspect, _Aspect], AfterValidator(_rising)]  # [low, high] of one side over the other
+_Area = Annotated[float, Field(ge=1e-4, le=1)]
+Areas = Annotated[tuple[_Area, _Area], AfterValidator(_rising)]  # [low, high] of an image's area
+_Sigma = Annotated[float, Field(gt=0, le=1000)]
+Sigmas = Annotated[tuple[_Sigma, _Sigma], AfterValidator(_rising)]  # [low, high] of a blur, in pixels
 FractionRange = Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]
 ShareRange = Annotated[tuple[Share, Share], AfterValidator(_rising)]  # [low, high] of a whole

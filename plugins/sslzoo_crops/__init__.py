@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
 from sslzoo import Photo, hookimpl
-from sslzoo.keys import Aspects, NotNegative, Positive, Range, Rate, ShareRange, Side
+from sslzoo.keys import Areas, Aspects, NotNegative, Positive, Range, Rate, Side, Sigmas
 
 Mean = tuple[Rate, Rate, Rate]
 Std = tuple[Positive, Positive, Positive]
@@ -53,7 +53,7 @@ class Crop:
         self,
         *,
         size: Side | tuple[Side, Side] = 224,
-        scale: ShareRange = (0.3, 1.0),
+        scale: Areas = (0.3, 1.0),
         ratio: Aspects = (3 / 4, 4 / 3),
         interpolation: Interpolation = "bilinear",
         flip: Rate = 0.0,
@@ -61,7 +61,7 @@ class Crop:
         jitter_rate: Rate = 0.8,
         grayscale: Rate = 0.0,
         blur: Rate = 0.0,
-        blur_sigma: Range = (0.1, 2.0),
+        blur_sigma: Sigmas = (0.1, 2.0),
         solarize: Rate = 0.0,
         mean: Mean = MEAN,
         std: Std = STD,
@@ -116,7 +116,7 @@ class RandAugmented:
         self,
         *,
         size: Side | tuple[Side, Side] = 224,
-        scale: ShareRange = (0.08, 1.0),
+        scale: Areas = (0.08, 1.0),
         ratio: Aspects = (3 / 4, 4 / 3),
         interpolation: Interpolation = "bicubic",
         flip: Rate = 0.5,

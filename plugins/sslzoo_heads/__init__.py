@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
-from sslzoo.keys import Codes, Count, NotNegative, Width
+from sslzoo.keys import Codes, Count, Deviation, Width
 from sslzoo.nn import BatchNorm, WeightNorm, mlp, start_normal
 
 ACTS = {"gelu": nn.GELU, "relu": partial(nn.ReLU, inplace=True)}
@@ -56,7 +56,7 @@ class Head(nn.Module):
         gain: bool = False,
         guess: Literal[0] | Width = 0,
         patches: bool = False,
-        init: NotNegative | None = None,
+        init: Deviation | None = None,
     ) -> None:
         super().__init__()
         if guess and prototypes:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslzoo import Patches, Progress, Signal, Tokens
 from sslzoo.contracts import Encoder
-from sslzoo.keys import Codes, Count, NotNegative, Width
+from sslzoo.keys import Codes, Count, Deviation, Width
 from sslzoo.nn import (
     Block,
     LayerNorm,
@@ -52,7 +52,7 @@ class Joint(nn.Module):
         depth: Count | None = None,
         heads: Count | None = None,
         to: Literal["tokens", "pixels"] | Codes = "tokens",
-        init: NotNegative = 0.02,
+        init: Deviation = 0.02,
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)
@@ -110,7 +110,7 @@ class Cross(nn.Module):
         depth: Count | None = None,
         heads: Count | None = None,
         to: Literal["tokens", "pixels"] | Codes = "tokens",
-        init: NotNegative = 0.02,
+        init: Deviation = 0.02,
     ) -> None:
         super().__init__()
         depth, heads = _published(encoder.width, depth, heads)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
-from sslzoo.keys import Codes, Count, NotNegative, Positive, Width
+from sslzoo.keys import Codes, Count, Deviation, MlpRatio, NotNegative, Width
 from sslzoo.nn import Block, LayerNorm, Positions, attention, joint_mask, key_mask, splits, start_normal, start_xavier
 
 
@@ -42,10 +42,10 @@ class Regressor(nn.Module):
         decoder_depth: Literal[0] | Count = 4,
         heads: Count = 12,
         width: Width | None = None,
-        mlp_ratio: Positive = 4.0,
+        mlp_ratio: MlpRatio = 4.0,
         layer_scale: NotNegative = 0.1,
         positions: Literal["sincos", "sincos-rows"] = "sincos-rows",
-        init: NotNegative | Literal["xavier"] = "xavier",
+        init: Deviation | Literal["xavier"] = "xavier",
     ) -> None:
         super().__init__()
         width = width or encoder.width

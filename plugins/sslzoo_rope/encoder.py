@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from sslzoo import Grid, Patches, Tokens
-from sslzoo.keys import BelowOne, Count, NotNegative, Width
+from sslzoo.keys import BelowOne, Count, Deviation, MlpRatio, Width
 from sslzoo.nn import key_mask, mean_of, patchify, start_normal
 from sslzoo_rope.layers import RopeBlock, angles, positions_around, positions_of, rms_norm
 
@@ -46,11 +45,11 @@ class RopeViT(nn.Module):
         width: Width | None = None,
         depth: Count | None = None,
         heads: Count | None = None,
-        mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0,
+        mlp_ratio: MlpRatio = 4.0,
         patch: Count = 14,
         registers: Literal[0] | Count = 16,
         drop_path: BelowOne = 0.0,
-        init: NotNegative = 0.02,
+        init: Deviation = 0.02,
     ) -> None:
         super().__init__()
         named = SIZES[size] if size is not None else (width, depth, heads)

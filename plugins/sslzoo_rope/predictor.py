@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Patches, Progress, Signal, Tokens
 from sslzoo.contracts import Encoder
-from sslzoo.keys import Codes, Count, NotNegative
+from sslzoo.keys import Codes, Count, Deviation
 from sslzoo.nn import WeightNorm, key_mask, start_normal
 from sslzoo_rope.layers import RopeBlock, angles, positions_around, positions_of, rms_norm
 
@@ -35,7 +35,7 @@ class RopeCross(nn.Module):
         depth: Count = 12,
         heads: Count = 16,
         prototypes: Literal[0] | Codes = 0,
-        init: NotNegative = 0.02,
+        init: Deviation = 0.02,
     ) -> None:
         super().__init__()
         self.heads = heads

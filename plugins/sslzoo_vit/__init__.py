@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Grid, Patches, Tokens, hookimpl
 from sslzoo.contracts import true_entries
-from sslzoo.keys import BelowOne, Count, NotNegative, Side, Width
+from sslzoo.keys import BelowOne, Count, Deviation, MlpRatio, NotNegative, Side, Width
 from sslzoo.nn import Block, LayerNorm, Positions, key_mask, mean_of, patchify, splits, start_normal, start_xavier
 from sslzoo_vit.relative import RelativeBias, resized
 
@@ -62,7 +61,7 @@ class ViT(nn.Module):
         width: Width | None = None,
         depth: Count | None = None,
         heads: Count | None = None,
-        mlp_ratio: Annotated[float, Field(gt=0, le=64)] | None = None,
+        mlp_ratio: MlpRatio | None = None,
         patch: Count | tuple[Count, Count] = 16,
         class_token: bool = False,
         registers: Literal[0] | Count = 0,
@@ -73,7 +72,7 @@ class ViT(nn.Module):
         drop_path: BelowOne = 0.0,
         attention_drop: BelowOne = 0.0,
         layer_scale: NotNegative | None = None,
-        init: NotNegative | Literal["xavier"] = 0.02,
+        init: Deviation | Literal["xavier"] = 0.02,
         rescale: bool = False,
     ) -> None:
         super().__init__()

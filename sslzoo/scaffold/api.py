@@ -15,7 +15,7 @@ NAMES = {
     "sslzoo": "Rng Mask Patches Tokens Signal Batch Group Pairing Reading Student Features Progress Schedule Duration "
     "Free gather all_mean all_sum world_size make hookimpl Photo ImageError UserError",
     "sslzoo.keys": "Count Width Codes Classes Side GridCount Positive Epsilon NotNegative Rate BelowOne Share Fraction "
-    "Range Aspects FractionRange ShareRange",
+    "MlpRatio Deviation Range Aspects Areas Sigmas FractionRange ShareRange",
     "sslzoo.nn": "Block LayerNorm attention Positions sincos patchify pixels_of target_pixels key_mask mean_of "
     "laid_out splits start_normal start_xavier",
     "sslzoo.blocks": "size_of draw_size sizes unfitting indices covered chance",
