@@ -70,14 +70,14 @@ def work(
     remarks = rehearse(recipe, installed) if evaluate else ()
     state = State(out)
     own = Own(asked is not None or not state.begun)
+    attempt = Attempt(recipe, installed, flow, out, stop, state, own)
     world = None
     try:
         device = None if recipe.run.device == "auto" else recipe.run.device
         world = parallel.join(device, asked and asked.processes, gpus=bool(asked and asked.gpus))
         if world.first:
             grace = None if asked is None else Grace(asked.lead, kill_wait())
-            probe = evaluate and asked is None
-            _first(recipe, installed, flow, out, world, stop, state, own, grace, probe, remarks)
+            _first(attempt, world, grace, remarks, evaluate=evaluate and asked is None)
         else:
             probe = during(recipe, installed, world, out)
             train(recipe, installed, flow, out, world, Watch(begin=own.begin, stop=stop, probe=probe))
@@ -103,6 +103,19 @@ class Asked:
     lead: int
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run: what is trained and where, who may end it, and whose the folder's state is."""
+
+    recipe: Recipe
+    installed: Catalogue
+    flow: Flow
+    out: Path
+    stop: Stop
+    state: State
+    own: Own
+
+
 @dataclass
 class Own:
     """Whether the run folder's state is this command's to write: once it began, or where there was no run before."""
@@ -122,27 +135,17 @@ def refuse_upgrade(recipe: Recipe, installed: Catalogue, out: Path) -> None:
         raise UserError(text + "go on with these with --allow-upgrade, or choose another folder with --out")
 
 
-def _first(
-    recipe: Recipe,
-    installed: Catalogue,
-    flow: Flow,
-    out: Path,
-    world: World,
-    stop: Stop,
-    state: State,
-    own: Own,
-    grace: Grace | None,
-    evaluate: bool,
-    remarks: Sequence[str],
-) -> None:
+def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequence[str], *, evaluate: bool) -> None:
     """What the first process does beside training: holds the folder, tells how it goes on, probes at the end."""
+    recipe, installed, flow, out = attempt.recipe, attempt.installed, attempt.flow, attempt.out
+    stop, state = attempt.stop, attempt.state
     again = bool(files.read_text(out / "log.txt")[0])
     with state.locked(), Display(out / "log.txt") as display:
         display.say(f"{recipe.name} in {out}: {world}")
         for remark in remarks:  # before hours of training, not after them
             display.say(f"warning: {remark}")
         known = facts.of_run(flow) | facts.of_machine(world)
-        teller = Teller(state, display, recipe.run.batch, own, known, grace, again)
+        teller = Teller(state, display, recipe.run.batch, attempt.own, known, grace, again)
         try:
             watch = replace(teller.watch(stop), probe=during(recipe, installed, world, out))
             train(recipe, installed, flow, out, world, watch)
