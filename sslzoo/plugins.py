@@ -22,7 +22,7 @@ from typing import Any
 import pluggy
 
 from sslzoo import hooks
-from sslzoo.errors import PluginError, did_you_mean, nearest, shown
+from sslzoo.errors import PluginError, alive, did_you_mean, nearest, shown
 
 # Every family, and the word for one part of it. A hook `sslzoo_FAMILY` offers its parts; `sslzoo new WORD` begins one.
 FAMILIES: Mapping[str, str] = {
@@ -214,8 +214,9 @@ def _register(manager: pluggy.PluginManager, module: ModuleType, name: str) -> N
 
 def _import(entry: EntryPoint) -> ModuleType:
     try:
-        return entry.load()
-    except Exception as error:
+        with alive():
+            return entry.load()
+    except (Exception, SystemExit) as error:
         origin = f" (from {entry.dist.name} {entry.dist.version})" if entry.dist else ""
         raise PluginError(f"plugin {entry.name}{origin} cannot be imported: {type(error).__name__}: {error}") from error
 
@@ -230,8 +231,9 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that loader workers can pickle its classes
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with alive():
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PluginError(f"plugin file {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module

@@ -8,7 +8,6 @@ part; any other is a fault of the checks, and told as that.
 from __future__ import annotations
 
 import inspect
-import os
 import signal
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from sslzoo.errors import UserError, did_you_mean
+from sslzoo.errors import UserError, alive, did_you_mean
 from sslzoo.plugins import raised_in
 
 Make = Callable[..., Any]
@@ -181,7 +180,7 @@ def needed(one: Check, checks: Sequence[Check]) -> tuple[Check, ...]:
 
 def _one(one: Check, make: Make, seconds: float) -> Result:
     try:
-        with _within(seconds), _alive():
+        with _within(seconds), alive():
             remark = one.call(make)
     except Violation as found:
         return Result(one.name, one.says, "failed", "", found.expected, found.came, found.smallest)
@@ -241,23 +240,6 @@ def _within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
         if outer:
             signal.setitimer(signal.ITIMER_REAL, max(1e-3, outer - (time.monotonic() - started)))
-
-
-@contextmanager
-def _alive() -> Iterator[None]:
-    """An end of this process by `os._exit`, which nothing can catch, becomes an error; children may end so."""
-    end, own = os._exit, os.getpid()
-
-    def told(code: int) -> None:
-        if os.getpid() != own:
-            end(code)
-        raise SystemExit(f"os._exit({code}), which ends the whole run without a word")
-
-    os._exit = told  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        os._exit = end
 
 
 @contextmanager

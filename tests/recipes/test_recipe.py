@@ -214,6 +214,8 @@ def test_two_plugins_with_one_name_are_an_error_naming_both(recipe, tmp_path):
     ("text", "says"),
     [
         ("import nothing_like_it", "cannot be imported: ModuleNotFoundError"),
+        ("import sys; sys.exit(0)", "cannot be imported: SystemExit: 0"),
+        ("import os; os._exit(0)", "cannot be imported: SystemExit: os._exit(0), which ends the whole run"),
         (MASK.replace("sslzoo_masks()", "sslzoo_maks()"), "did you mean sslzoo_masks?"),
         (MASK.replace("*, where: int = 0", "**keys").replace("= where", "= 0"), "swallow misspelt keys"),
     ],
