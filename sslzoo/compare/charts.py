@@ -80,6 +80,7 @@ def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str) ->
                         "low": one.low,
                         "high": one.high,
                         "p": one.p,
+                        "p alone": one.alone,
                     }
                 )
             ax.axvline(0, color="#999999", linewidth=1)

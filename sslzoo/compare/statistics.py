@@ -43,6 +43,7 @@ class Difference:
     p: float | None  # of the paired t-test; after `holm`, corrected
     values: tuple[float, ...]
     why: str = ""  # why there is no test
+    alone: float | None = None  # p before it was corrected
 
     @property
     def sure(self) -> bool:
@@ -115,7 +116,7 @@ def holm(differences: Sequence[Difference]) -> list[Difference]:
     found, highest = list(differences), 0.0
     for rank, (p, position) in enumerate(tested):
         highest = max(highest, min(1.0, (len(tested) - rank) * p))
-        found[position] = replace(differences[position], p=highest)
+        found[position] = replace(differences[position], p=highest, alone=p)
     return found
 
 
@@ -124,5 +125,14 @@ def wording(one: Difference) -> str:
     interval = "" if one.low is None or one.high is None else f" [{one.low:+z.1f}, {one.high:+z.1f}]"
     if one.p is None:
         return f"{one.mean:+z.1f}{interval}"
-    p = "p < 0.001" if one.p < 0.001 else f"p {one.p:.2g}" if not math.isnan(one.p) else "p ?"
-    return f"{one.mean:+z.1f}{interval}, {p}"
+    return f"{one.mean:+z.1f}{interval}, {p_wording(one)}"
+
+
+def p_wording(one: Difference) -> str:
+    """`p 0.68 (alone 0.014)`: corrected for all tests of the table, and as if it were the only one."""
+    alone = "" if one.alone is None or one.p == one.alone else f" (alone {_small(one.alone)})"
+    return f"p {_small(one.p)}{alone}"
+
+
+def _small(p: float | None) -> str:
+    return "?" if p is None or math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.2g}"

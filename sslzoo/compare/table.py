@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from sslzoo.compare.fairness import Box
-from sslzoo.compare.statistics import Difference, Summary, difference, holm, summary
+from sslzoo.compare.statistics import Difference, Summary, difference, holm, p_wording, summary
 from sslzoo.report.records import Record
 
 
@@ -116,10 +116,24 @@ def verdict(found: Comparison) -> list[str]:
         lines.append(f"The baseline {found.baseline} has no finished run with figures, so nothing is compared with it.")
     elif not lines:
         lines.append(f"Only {found.baseline} has finished runs with figures, so there is nothing to compare it with.")
+    lines += _nearly(found)
     unlearnt = [name for name, gains in found.gains.items() if gains and all(not gain > 0.5 for gain in gains.values())]
     if unlearnt:
         lines.append(f"Not above its untrained encoder on any figure: {', '.join(unlearnt)}.")
     return lines
+
+
+def _nearly(found: Comparison) -> list[str]:
+    """What more seeds, or fewer questions, would tell: gaps that are sure alone, and not among so many tests."""
+    tested = [(name, one) for name, own in found.differences.items() for one in own.values() if one.p is not None]
+    nearly = [name for name, one in tested if not one.sure and one.alone is not None and one.alone < 0.05]
+    if not nearly:
+        return []
+    of = ", ".join(f"{name} {nearly.count(name)}" for name in dict.fromkeys(nearly))
+    return [
+        f"Corrected for {len(tested)} tests, p is 0.05 or more where a test alone would be below ({of}): more seeds, "
+        "or an evaluation of fewer figures, would tell."
+    ]
 
 
 def _against(name: str, differences: Mapping[str, Difference], baseline: str) -> str:
@@ -141,8 +155,7 @@ def _against(name: str, differences: Mapping[str, Difference], baseline: str) ->
 
 
 def _points(one: Difference) -> str:
-    p = "" if one.p is None else ", p < 0.001" if one.p < 0.001 else f", p {one.p:.2g}"
-    return f"{one.mean:+z.1f} points{p}"
+    return f"{one.mean:+z.1f} points" + ("" if one.p is None else f", {p_wording(one)}")
 
 
 def shown(found: Comparison) -> Table:

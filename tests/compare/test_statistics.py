@@ -73,6 +73,11 @@ def test_holm_equals_its_definition():
         highest = max(highest, min(1.0, (len(p) - rank) * p[place]))
         wanted[place] = highest
     assert [one.p for one in found] == pytest.approx([wanted[n] for n in range(4)])
+    assert [one.alone for one in found] == p
+    assert [wording(one) for one in found[:2]] == [
+        "+0.0 [+0.0, +0.0], p 0.04 (alone 0.01)",
+        "+0.0 [+0.0, +0.0], p 0.09 (alone 0.04)",
+    ]
 
 
 def test_without_a_test_nothing_is_corrected():

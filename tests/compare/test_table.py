@@ -41,6 +41,12 @@ def test_what_is_surely_higher_and_lower_is_named_and_the_rest_is_not_sure():
     assert line.startswith("other against base: no sure difference on any of 2 figures")
 
 
+def test_what_only_the_correction_made_unsure_is_told():
+    against, nearly = said([(54.0, 60.0), (56.0, 61.5), (59.5, 59.0)])
+    assert "(the largest: teacher knn/x, +5.5 points, p 0.068 (alone 0.034))" in against
+    assert nearly.startswith("Corrected for 2 tests, p is 0.05 or more where a test alone would be below (other 1)")
+
+
 def test_of_few_seeds_or_one_variant_nothing_is_said_to_be_sure():
     (line,) = said([(90.0, 90.0), (91.0, 91.0)])
     assert "not tested: 2 seeds: a test needs at least 3" in line
