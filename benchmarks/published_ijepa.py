@@ -55,7 +55,10 @@ def stepper(given: argparse.Namespace, device: torch.device) -> Callable[[], flo
         allow_overlap=False,
     )
     pictures = [torch.randn(3, 224, 224) for _ in range(given.images)]
-    batches = cycle([collate(pictures) for _ in range(READY)])
+    ready = [collate(pictures) for _ in range(READY)]
+    if device.type == "cuda":  # as its loader does
+        ready = [(x.pin_memory(), *([mask.pin_memory() for mask in some] for some in rest)) for x, *rest in ready]
+    batches = cycle(ready)
     learned = [*student.parameters(), *predictor.parameters()]
     optimizer = torch.optim.AdamW([parameter for parameter in learned if parameter.requires_grad])
     bf16 = device.type == "cuda"

@@ -14,7 +14,7 @@ Legend, valid in every annotation and docstring of the project:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -483,3 +483,24 @@ def _to(device: torch.device | str) -> Move:
 
 def _maybe(move: Move, x: Tensor | None) -> Tensor | None:
     return None if x is None else move(x)
+
+
+CONTRACTS: dict[str, type] = {
+    "datasets": Dataset,
+    "views": View,
+    "masks": MaskSampler,
+    "encoders": Encoder,
+    "predictors": Predictor,
+    "targets": TargetGenerator,
+    "losses": Loss,
+    "probes": Probe,
+}  # an optimizer is torch's own: `isinstance` tells
+
+
+def lacking(part: object, contract: type) -> Iterator[tuple[str, str]]:
+    """What a part should have and has not: each name, and how its contract writes it."""
+    methods = [name for name in vars(contract) if not name.startswith("_") or name in ("__call__", "__len__")]
+    for name in (*contract.__annotations__, *methods):
+        if not hasattr(type(part) if name.startswith("__") else part, name):
+            declared = contract.__annotations__.get(name)
+            yield name, f"`{name}: {declared}`" if declared else f"`{name}`"

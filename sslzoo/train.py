@@ -148,6 +148,7 @@ def train(
             barrier()  # nobody leaves before the checkpoint is on disk
             raise Stopped(f"{guard.stopping} after step {step + 1} of {steps}: saved; the same command goes on")
     saver.join()
+    barrier()  # a launcher may end those that are left when the first leaves
     return method
 
 

@@ -50,7 +50,7 @@ class RelativeBias(nn.Module):
         entry = F.pad(down * wide + across, (ahead, 0, ahead, 0))
         last = len(table)
         entry[:, :ahead, ahead:], entry[:, ahead:, :ahead], entry[:, :ahead, :ahead] = last - 3, last - 2, last - 1
-        return table[entry].permute(0, 3, 1, 2)
+        return table[entry].permute(0, 3, 1, 2).contiguous()  # fused attention on GPUs takes no other
 
     def _table(self, grid: Grid) -> Tensor:
         other = (2 * grid[0] - 1, 2 * grid[1] - 1)

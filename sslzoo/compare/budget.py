@@ -7,6 +7,8 @@ length, and so does the teacher's horizon, 1 / (1 - momentum).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
+import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from sslzoo import files
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe import yamltext
 from sslzoo.recipe.build import Flow, build_sources
-from sslzoo.recipe.recipe import GROUPS, Recipe, schedules
+from sslzoo.recipe.recipe import GROUPS, Recipe, resolve, schedules
 from sslzoo.recipe.schedule import Duration, Schedule
 
 TIMED = 12  # steps whose time is measured for a budget of device time
@@ -71,9 +75,12 @@ def length_of(recipe: Recipe, installed: Catalogue) -> Cost:
     return Cost(run.batch, 0.0, images, run.length(images // run.batch))
 
 
-def cost_of(recipe: Recipe, installed: Catalogue, budget: Budget, flow: Flow) -> Cost:
-    """What a step of a recipe costs, and how many it asks for; opens the data set for its length."""
-    seconds = _measure(recipe, installed, flow) if budget.equal == "seconds" else 0.0
+def cost_of(recipe: Recipe, installed: Catalogue, budget: Budget, flow: Flow, kept: Path) -> Cost:
+    """What a step of a recipe costs, and how many it asks for; opens the data set for its length.
+
+    Seconds are measured once for a study and `kept` in a file of it, for another time they would be others.
+    """
+    seconds = _seconds(recipe, installed, flow, kept) if budget.equal == "seconds" else 0.0
     return replace(length_of(recipe, installed), flops=flow.flops, seconds=seconds)
 
 
@@ -149,6 +156,18 @@ def _long(duration: Any, by: Stretch) -> Duration:
 def _follows(momentum: Any, factor: float) -> float:
     """A momentum whose horizon is `factor` times as long: 1 - m is divided by it."""
     return min(1.0, max(0.0, round(1 - (1 - float(momentum)) / factor, 6)))
+
+
+def _seconds(recipe: Recipe, installed: Catalogue, flow: Flow, kept: Path) -> float:
+    tree = yaml.safe_load(resolve(recipe, installed))
+    trained = json.dumps({key: value for key, value in tree.items() if key not in ("name", "evaluate")}, default=str)
+    key = hashlib.sha256(trained.encode()).hexdigest()[:16]
+    known = files.read_object(kept, lambda row: all(type(value) is float for value in row.values()))[0] or {}
+    if key not in known:
+        known[key] = _measure(recipe, installed, flow)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        files.write_whole(kept, json.dumps(known, indent=2))
+    return known[key]
 
 
 def _measure(recipe: Recipe, installed: Catalogue, flow: Flow) -> float:

@@ -20,6 +20,7 @@ from sslzoo.launch import slurm
 from sslzoo.launch.submit import Asked, Element, submit
 from sslzoo.launch.work import start
 from sslzoo.recipe.compare import claim, refuse
+from sslzoo.recipe.recipe import resolve
 from sslzoo.run.clock import hours
 from sslzoo.run.folder import Folder
 from sslzoo.run.state import State
@@ -40,17 +41,22 @@ def refuse_edited(study: Study) -> None:
     """Before anything runs: every folder that exists holds the cell as the study now says it.
 
     Raises:
-        UserError: the study was edited after some of it ran; names those cells and what changed.
+        UserError: the study, or a plugin, was edited after some of it ran; names those cells and what changed.
     """
     edited: dict[str, list[str]] = {}  # what changed: in which cells
+    complete = all(map(is_done, study.cells))
     for cell in study.cells:
-        Folder(cell.folder).refuse_others()
-        if Folder(cell.folder).recipe.exists():
+        folder, rows = Folder(cell.folder), []
+        folder.refuse_others()
+        if folder.recipe.exists():
             try:
-                refuse(Folder(cell.folder), cell.recipe, cell.installed)
+                refuse(folder, cell.recipe, cell.installed)
             except RunError as error:
                 rows = [line.strip() for line in str(error).splitlines() if line.startswith(" ")] or [str(error)]
-                edited.setdefault("; ".join(rows), []).append(f"{cell.variant}/seed-{cell.seed}")
+            if not complete:  # what is still to run would be made by other code
+                rows += folder.upgraded(resolve(cell.recipe, cell.installed))
+        if rows:
+            edited.setdefault("; ".join(rows), []).append(f"{cell.variant}/seed-{cell.seed}")
     if edited:
         many = sum(map(len, edited.values()))
         raise UserError(

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sslzoo.compare.statistics import Difference
-from sslzoo.report.charts import COLORS, SVG, Chart, Rows, chart, color, curve, legend
+from sslzoo.report.charts import SVG, Chart, Rows, chart, color, curve, legend
 from sslzoo.report.records import Record
 
 
@@ -53,7 +53,7 @@ def against_cost(
     return chart("cost", title, caption, page, rows)
 
 
-def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str) -> Chart:
+def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str, variants: Sequence[str]) -> Chart:
     """Paired differences to the baseline with intervals, a panel for each figure."""
     rows: Rows = []
     names = list(found)
@@ -67,7 +67,7 @@ def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str) ->
         for ax, what in zip(grid, some, strict=False):
             for position, name in enumerate(names):
                 one = found[name][what]
-                c = COLORS[(position + 1) % len(COLORS)]
+                c, _ = color(variants, name)
                 ax.scatter(one.values, [position] * len(one.values), s=12, c=c, alpha=0.45)
                 if one.low is not None and one.high is not None:
                     ax.plot([one.low, one.high], [position, position], c=c, linewidth=2)

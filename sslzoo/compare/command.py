@@ -14,6 +14,7 @@ from rich.table import Table
 
 from sslzoo.compare import cells, evaluation, fairness, page, study, table
 from sslzoo.errors import UserError, did_you_mean
+from sslzoo.evaluate.bench import asked as asked_for
 from sslzoo.report import records
 from sslzoo.report.records import Record
 from sslzoo.run.folder import Folder
@@ -73,7 +74,11 @@ def _tell_study(read: study.Study, path: Path, asked: Asked) -> bool:
     if not begun:
         raise UserError(f"nothing of the study {read.name} has run in {read.folder}: `sslzoo compare {path}` runs it")
     found = {
-        one.name: [records.read(cell.folder, one.name) for cell in begun if cell.variant == one.name]
+        one.name: [
+            records.read(cell.folder, one.name, cell.recipe.evaluate and asked_for(cell.recipe, cell.installed))
+            for cell in begun
+            if cell.variant == one.name
+        ]
         for one in read.variants
     }
     variants = {name: some for name, some in found.items() if some}
@@ -99,7 +104,7 @@ def compare_runs(folders: Sequence[Path], asked: Asked) -> bool:
         raise UserError(f"{message}\nvariants: {', '.join(variants)}")
     folder = asked.out or Path("runs") / "compared"
     commands = "sslzoo compare " + " ".join(map(str, folders))
-    return _tell("comparison", variants, baseline, {}, "images", folder, commands, asked)
+    return _tell("comparison", variants, baseline, {}, "", folder, commands, asked)
 
 
 def _tell(

@@ -12,12 +12,13 @@ from rich.console import Console
 from sslzoo.compare import cells
 from sslzoo.compare.study import Cell, Study
 from sslzoo.errors import UserError
+from sslzoo.evaluate import written
 from sslzoo.evaluate.bench import Bench, bench, restored, untrained
 from sslzoo.evaluate.figures import probe
 from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.recipe.precision import settled
 from sslzoo.report import records
-from sslzoo.run.monitor import of_kind
+from sslzoo.run.monitor import encoders, of_kind
 from sslzoo.run.parallel import World, join
 from sslzoo.step import Method
 
@@ -37,6 +38,10 @@ def refuse_unfit(study: Study, *, data: bool = True) -> None:
                 raise UserError(
                     "a study needs a section evaluate, in the base recipe or in the study: data, a view, probes"
                 )
+            start, wanted = untrained(cell.recipe, cell.installed), study.keys.networks
+            if not of_kind(start, wanted):
+                there = ", ".join(encoders(start))
+                raise UserError(f"the study asks for networks: {wanted}, and it has none; it has: {there}")
             for remark in rehearse(cell.recipe, cell.installed, data=data and cell.recipe.evaluate not in opened):
                 click.echo(f"note: {remark}", err=True)
         except UserError as error:
@@ -65,12 +70,13 @@ def evaluate(study: Study, console: Console) -> None:
 def _cell(cell: Cell, opened: Bench, study: Study, device: torch.device, console: Console) -> None:
     start = untrained(cell.recipe, cell.installed)
     conditions = opened.conditions(cell.recipe, cell.installed)
-    found = records.evaluations(cell.folder, cell.recipe.name, cell.recipe.run.seed)[0]
-    known = {one.network for one in found if one.holds(conditions)}
+    found = written.read(cell.folder, cell.recipe.name, cell.recipe.run.seed)[0]
+    last = records.read(cell.folder).step
+    known = {one.network for one in found if one.step == last and one.holds(conditions) and "untrained" in one.columns}
     missing = [name for name in of_kind(start, study.keys.networks) if name not in known]
     if not missing:
         return
-    method, step = restored(cell.recipe, cell.installed, cell.folder)
+    method, step = restored(cell.recipe, cell.installed, cell.folder, say=_to_log)
     methods: Mapping[str, Method] = {"trained": method, "untrained": start}
     for name in missing:
         console.print(f"probing {cell.variant}, seed {cell.seed}: {name}", markup=False, highlight=False)

@@ -57,7 +57,7 @@ def box(variants: Mapping[str, Sequence[Record]], named: Mapping[str, Iterable[s
     Args:
         variants: records by variant.
         named: places of the recipe that a study names, by variant; empty where runs were not made by a study.
-        held: what the budget held equal.
+        held: what the budget held equal; empty where there was none.
     """
     found = Box()
     if not variants:
@@ -72,7 +72,7 @@ def box(variants: Mapping[str, Sequence[Record]], named: Mapping[str, Iterable[s
         _settings(found, compared, what, settings)
     for what, value in _FACTS:
         _fact(found, compared, what, value)
-    for rule in (_networks, _teachers, _warm_ups):
+    for rule in (_versions, _networks, _teachers, _warm_ups):
         found.unfair.extend(rule(compared))
     for rule in (_skipped, _health, _unfinished):
         found.unfair.extend(rule(variants))
@@ -118,7 +118,7 @@ def _cost(
     low, high = min(numbers.values()), max(numbers.values())
     if high - low <= close * max(high, 1e-12):
         found.same.append(_alike(what, values))
-    elif what.startswith(held):
+    elif held and what.startswith(held):
         found.unfair.append(Finding(what, values, "the budget should have held this equal"))
     else:
         found.unfair.append(Finding(what, values, f"up to {high / max(low, 1e-12):.2f} times"))
@@ -127,8 +127,10 @@ def _cost(
 def _fact(found: Box, variants: Mapping[str, Sequence[Record]], what: str, value: Callable[[Record], Any]) -> None:
     values = {name: sorted({str(value(record)) for record in records}) for name, records in variants.items()}
     shown = {name: ", ".join(some) for name, some in values.items()}
-    alike = len({one for some in values.values() for one in some}) == 1
-    if alike:
+    different = {one for some in values.values() for one in some}
+    if different == {""}:
+        return
+    if len(different) == 1:
         found.same.append(_alike(what, shown))
     else:
         found.unfair.append(Finding(what, {name: _short(text, 160) for name, text in shown.items()}))
@@ -179,10 +181,27 @@ _SETTINGS: tuple[tuple[str, Callable[[Record], Sequence[Mapping[str, Any]]]], ..
 )
 _FACTS: tuple[tuple[str, Callable[[Record], Any]], ...] = (
     ("versions", lambda record: record.versions),
+    ("commit", lambda record: record.commit),
     ("machine", lambda record: record.machine),
     ("threads", lambda record: record.threads),
     ("precision", lambda record: record.leaves.get("run.precision")),
 )
+
+
+def _versions(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
+    """Of plugins, and of what evaluated: what was not of one version wherever it was used."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for name, records in variants.items():
+        for record in records:
+            used = {f"the plugin {plugin}": version for plugin, version in record.plugins.items()}
+            for one in record.evaluated.values():
+                found_with = (one.content.get("versions") or {}).items()
+                used |= {f"{what}, when it was evaluated": str(version) for what, version in found_with}
+            for what, version in used.items():
+                found.setdefault(what, {}).setdefault(name, set()).add(version)
+    for what, values in found.items():
+        if len(set().union(*values.values())) > 1:
+            yield Finding(f"version of {what}", {name: ", ".join(sorted(some)) for name, some in values.items()})
 
 
 def _teachers(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:

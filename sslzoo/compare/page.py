@@ -60,7 +60,8 @@ def opened_looks(variants: Mapping[str, Sequence[Record]]) -> tuple[list[Look], 
                 why = why or str(error)
         else:
             blind.append(f"pictures of {name}: {why}")
-    return looks, blind
+    others = [f"pictures of {title}: its test images are not those of the first" for title in insides.unlike(looks)]
+    return looks, blind + others
 
 
 def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison):
@@ -93,7 +94,7 @@ def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison):
             yield Table(f"Differences of the {network}", note, ["variant", *names], rows)
     rows = [_cost_row(name, records) for name, records in variants.items()]
     head = ["variant", "images", "steps", "training FLOPs", "device s", "patch tokens", "parameters", "peak bytes"]
-    yield Table("Cost", "Means over seeds. FLOPs: forward and backward, mean over mask draws.", head, rows)
+    yield Table("Cost", "Means over finished runs. FLOPs: forward and backward, mean over mask draws.", head, rows)
 
 
 def _spread(one: Summary) -> Cell:
@@ -101,6 +102,7 @@ def _spread(one: Summary) -> Cell:
 
 
 def _cost_row(name: str, records: Sequence[Record]) -> list[Cell]:
+    records = [one for one in records if one.state == "done"] or records  # as the fairness box
     values = [
         _mean([one.images for one in records]),
         _mean([float(one.step) for one in records]),
@@ -129,7 +131,7 @@ def _charts(variants: Mapping[str, Sequence[Record]], found: Comparison):
         value = lambda one: one.figures.get(network, {}).get(f"{key}/top1")  # noqa: E731
         yield charts.against_cost(variants, value, "top-1 in percent", levels, f"{what} against cost")
     if found.differences:
-        yield charts.differences(found.differences, found.baseline)
+        yield charts.differences(found.differences, found.baseline, list(variants))
     lines = {key for records in variants.values() for one in records for line in one.lines for key in line}
     keys = {key: label for key, label in {"rankme": "RankMe", "grad_norm": "gradient norm"}.items() if key in lines}
     if _one_kind_of_target(variants):

@@ -20,6 +20,7 @@ from scipy import stats
 
 LEAST = 3  # seeds below which no test is made
 DRAWS = 2000  # of the bootstrap
+ROUNDING = 1e-9  # points of percent; what a difference of two percentages may be off
 
 Array = NDArray[np.float64]
 
@@ -79,7 +80,8 @@ def difference(
         why = f"{len(gaps)} seed{'s' if len(gaps) > 1 else ''}: a test needs at least {LEAST}"
         return Difference(float(gaps.mean()), None, None, None, values, why)
     low, high = _interval(gaps, correct, seed)
-    if np.ptp(gaps) == 0 and gaps[0] != 0:  # a coarse figure, not certainty: a t-test would say p 0
+    gaps = np.where(np.abs(gaps) < ROUNDING, 0.0, gaps)
+    if gaps.any() and np.ptp(gaps) < ROUNDING:  # a coarse figure, not certainty: a t-test would say p 0
         why = "all seeds differ by the same, so there is no spread to test against"
         return Difference(float(gaps.mean()), low, high, None, values, why)
     return Difference(float(gaps.mean()), low, high, _paired_t(gaps), values)
@@ -111,8 +113,10 @@ def _interval(gaps: Array, correct: tuple[Array, Array] | None, seed: int) -> tu
 
 
 def holm(differences: Sequence[Difference]) -> list[Difference]:
-    """The same differences, p-values corrected for as many tests as there are (Holm 1979)."""
-    tested = sorted((one.p, position) for position, one in enumerate(differences) if one.p is not None)
+    """The same differences, p-values corrected for as many tests as there are (Holm 1979); nan is no test."""
+    tested = sorted(
+        (one.p, position) for position, one in enumerate(differences) if one.p is not None and not math.isnan(one.p)
+    )
     found, highest = list(differences), 0.0
     for rank, (p, position) in enumerate(tested):
         highest = max(highest, min(1.0, (len(tested) - rank) * p))

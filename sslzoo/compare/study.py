@@ -143,10 +143,10 @@ def read(path: Path, out: Path | None = None, plugins: Sequence[Path] = ()) -> S
     baseline, seeds = _baseline(keys, text), _seeds(keys, text)
     files = [*((path.parent / one).resolve() for one in keys.plugins), *plugins]
     common = [*keys.set, *([f"evaluate={yamltext.written(keys.evaluate)}"] if keys.evaluate else [])]
-    variants, problems = _variants(keys, path.parent, common, files, baseline)
+    folder = out or Path("runs") / keys.study
+    variants, problems = _variants(keys, path.parent, common, files, baseline, folder / "seconds.json")
     if problems:
         raise text.error(problems)
-    folder = out or Path("runs") / keys.study
     cells = []
     for one in variants:
         for seed in seeds:
@@ -195,7 +195,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _variants(
-    keys: Keys, folder: Path, common: Sequence[str], files: Sequence[Path], baseline: str
+    keys: Keys, folder: Path, common: Sequence[str], files: Sequence[Path], baseline: str, kept: Path
 ) -> tuple[list[Variant], list[Problem]]:
     """Every variant with the changes that the budget asks for; the baseline's cost is the measure of all."""
     found: dict[str, tuple[str, list[str], Recipe, Catalogue, Cost]] = {}
@@ -211,7 +211,7 @@ def _variants(
         try:
             base = _base(base, folder, files)
             recipe, installed = load(base, [*common, *own], files)
-            cost = cost_of(recipe, installed, keys.budget, check(recipe, installed))
+            cost = cost_of(recipe, installed, keys.budget, check(recipe, installed), kept)
             found[name] = (base, own, recipe, installed, cost)
             if base not in bases:
                 bases[base] = length_of(*load(base, common, files)) if own else cost

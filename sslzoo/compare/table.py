@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -37,9 +38,15 @@ def compare(variants: Mapping[str, Sequence[Record]], baseline: str) -> Comparis
         for one in records
         if not _is_ready(one)
     ]
-    finished = {name: [one for one in records if _is_ready(one)] for name, records in variants.items()}
-    ready = {name: records for name, records in finished.items() if records}
+    ready: dict[str, list[Record]] = {}
+    for name, records in variants.items():
+        for one in (one for one in records if _is_ready(one)):
+            if one.seed in (other.seed for other in ready.get(name, ())):
+                left_out.append(f"{name}, seed {one.seed}: {one.folder} is a second run of this recipe and seed")
+            else:
+                ready.setdefault(name, []).append(one)
     figures = _common(ready)
+    left_out += _lacking(ready, figures)
     summaries = {
         name: {what: summary([_value(one, what) for one in records]) for what in figures}
         for name, records in ready.items()
@@ -62,6 +69,15 @@ def _is_ready(one: Record) -> bool:
     return one.state == "done" and bool(one.figures)
 
 
+def _lacking(ready: Mapping[str, Sequence[Record]], common: Sequence[str]) -> list[str]:
+    """Figures that some variants have and not all, by those who lack them."""
+    sets = {name: set.intersection(*(_own(one) for one in records)) for name, records in ready.items()}
+    lost: dict[tuple[str, ...], list[str]] = {}
+    for what in sorted(set().union(*sets.values()) - set(common)):
+        lost.setdefault(tuple(name for name, own in sets.items() if what not in own), []).append(what)
+    return [f"{', '.join(figures)}: {', '.join(names)} has none" for names, figures in lost.items()]
+
+
 def _gain(records: Sequence[Record], what: str) -> float:
     return float(np.mean([_value(one, what) - _value(one, what, untrained=True) for one in records]))
 
@@ -71,18 +87,19 @@ def _why_not(one: Record) -> str:
 
 
 def _common(ready: Mapping[str, Sequence[Record]]) -> list[str]:
-    sets = []
-    for records in ready.values():
-        for one in records:
-            own = {
-                f"{network} {key.removesuffix('/top1')}"
-                for network, figures in one.figures.items()
-                for key in figures
-                if key.endswith("/top1")
-            }
-            sets.append(own)
+    sets = [_own(one) for records in ready.values() for one in records]
     common = set.intersection(*sets) if sets else set()
     return sorted(common, key=lambda what: (not what.startswith("teacher "), what))  # the paper's network first
+
+
+def _own(one: Record) -> set[str]:
+    """The top-1 figures of a run, as "network probe/task"."""
+    return {
+        f"{network} {key.removesuffix('/top1')}"
+        for network, figures in one.figures.items()
+        for key in figures
+        if key.endswith("/top1")
+    }
 
 
 def _value(one: Record, what: str, *, untrained: bool = False) -> float:
@@ -117,7 +134,8 @@ def verdict(found: Comparison) -> list[str]:
     elif not lines:
         lines.append(f"Only {found.baseline} has finished runs with figures, so there is nothing to compare it with.")
     lines += _nearly(found)
-    unlearnt = [name for name, gains in found.gains.items() if gains and all(not gain > 0.5 for gain in gains.values())]
+    known = {name: [gain for gain in gains.values() if not math.isnan(gain)] for name, gains in found.gains.items()}
+    unlearnt = [name for name, gains in known.items() if gains and max(gains) <= 0.5]
     if unlearnt:
         lines.append(f"Not above its untrained encoder on any figure: {', '.join(unlearnt)}.")
     return lines

@@ -83,19 +83,25 @@ class Bench:
 
     def conditions(self, recipe: Recipe, installed: Catalogue) -> dict[str, Any]:
         """Everything that the figures depend on beside the encoder: with every default, and what the data are."""
-        full = yaml.safe_load(resolve(recipe, installed))["evaluate"]
-        data = {name: full[name] | identity(one) for name, one in (("train", self.train), ("test", self.test))}
-        layers = self.settings.layers
-        return {
-            "pooling": f"means over patches of the last {layers} blocks, side by side" if layers else "summary",
-            "seed": self.settings.seed,
-            "precision": "bf16" if self.bf16 else "fp32",
-            "data": data,
-            "view": full["view"],
-            **({"augment": full["augment"]} if full.get("augment") else {}),
-            "probes": {name: full["probes"][name] for name in self.probes},
-            "remarks": list(self.remarks),
-        }
+        found = asked(recipe, installed)
+        sides = (("train", self.train), ("test", self.test))
+        found["data"] = {name: found["data"][name] | identity(one) for name, one in sides}
+        found["probes"] = {name: found["probes"][name] for name in self.probes}
+        return found | {"precision": "bf16" if self.bf16 else "fp32", "remarks": list(self.remarks)}
+
+
+def asked(recipe: Recipe, installed: Catalogue) -> dict[str, Any]:
+    """What the section `evaluate` asks for, with every default: `Evaluation.answers` it. Opens no data."""
+    full = yaml.safe_load(resolve(recipe, installed))["evaluate"]
+    layers = full["layers"]
+    return {
+        "pooling": f"means over patches of the last {layers} blocks, side by side" if layers else "summary",
+        "seed": full["seed"],
+        "data": {name: full[name] for name in ("train", "test")},
+        "view": full["view"],
+        **({"augment": full["augment"]} if full.get("augment") else {}),
+        "probes": full["probes"],
+    }
 
 
 def asked_pools(probes: Iterable[Any]) -> tuple[str, ...]:

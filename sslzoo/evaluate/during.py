@@ -13,18 +13,19 @@ from sslzoo.contracts import Dataset
 from sslzoo.evaluate.bench import bench, untrained
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe
+from sslzoo.run.data import spread
 from sslzoo.run.monitor import evaluated_encoder
 from sslzoo.step import Method
 
 
 class During:
-    """Figures of a method's encoder by the first probe of `evaluate`, on its first images, beside it untrained."""
+    """Figures of a method's encoder by the first probe of `evaluate`, on some of its images, beside it untrained."""
 
     def __init__(self, recipe: Recipe, installed: Catalogue, device: torch.device, folder: Path | None = None) -> None:
         assert recipe.evaluate is not None
         first = next(iter(recipe.evaluate.probes))
         opened = bench(recipe, installed, [first], device=device, folder=folder)
-        train, test = (First(data, recipe.evaluate.images) for data in (opened.train, opened.test))
+        train, test = (Some(data, recipe.evaluate.images) for data in (opened.train, opened.test))
         self.bench = dataclasses.replace(opened, workers=0, train=train, test=test)
         self.device, self.network = device, recipe.evaluate.network
         self.start = self._read(untrained(recipe, installed).to(device))
@@ -39,20 +40,20 @@ class During:
         return {name.removesuffix("/top1"): value for name, value in figures.items() if name.endswith("/top1")}
 
 
-class First:
-    """The first images of a data set."""
+class Some:
+    """Some images of a data set, from all over it: the first ones of a folder are of one class."""
 
     def __init__(self, data: Dataset, most: int) -> None:
-        self.data, self.count = data, min(most, len(data))
+        self.data, self.index = data, list(spread(len(data), most))
         self.tasks: Mapping[str, int] = data.tasks
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.index)
 
     def image(self, i: int) -> Any:
-        """Image i."""
-        return self.data.image(i)
+        """Image i of these."""
+        return self.data.image(self.index[i])
 
     def label(self, i: int) -> Mapping[str, int]:
-        """The classes of image i."""
-        return self.data.label(i)
+        """The classes of image i of these."""
+        return self.data.label(self.index[i])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,17 @@ class Evaluation:
         """Whether its figures were made with these data, view, probes and pooling."""
         return all(plain(self.content.get(key)) == plain(value) for key, value in conditions.items())
 
+    def answers(self, asked: Mapping[str, Any]) -> bool:
+        """Whether it is what a section `evaluate` asks for (`bench.asked`), whatever its data turned out to be."""
+        data: Mapping[str, Any] = self.content.get("data") or {}
+        sides = all(
+            plain((data.get(side) or {}).get(key)) == plain(value)
+            for side, spec in asked["data"].items()
+            for key, value in spec.items()
+        )
+        rest = {key: value for key, value in asked.items() if key != "data"}
+        return sides and ("augment" in self.content) == ("augment" in rest) and self.holds(rest)
+
     @property
     def columns(self) -> Columns:
         """Figures of the trained and the untrained encoder, and chance; nan where one was not finite."""
@@ -44,6 +56,12 @@ class Evaluation:
             name: {key: math.nan if value is None else value for key, value in column.items()}
             for name, column in self.content["figures"].items()
         }
+
+    @property
+    def time(self) -> float:
+        """When it was made, in seconds since 1970."""
+        made: Any = self.content.get("time")
+        return made if type(made) in (int, float) else self.path.lstat().st_mtime
 
     @property
     def trained(self) -> str:
@@ -87,6 +105,7 @@ def write(folder: Path, figures: Columns, about: Mapping[str, Any], answers: Map
         for column, found in figures.items()
     }
     row = json.loads(json.dumps({"figures": clean, **about}, default=str))
+    row["time"] = time.time()  # the newest counts, and files may be copied
     tensors.write(path.with_suffix(".safetensors"), answers, ("evaluation", path.stem), {})
     files.write_whole(path, json.dumps(row | {"crc32": _checksum(row)}, indent=2))
     return path
@@ -95,7 +114,7 @@ def write(folder: Path, figures: Columns, about: Mapping[str, Any], answers: Map
 def read(folder: Path, name: str, seed: int) -> tuple[list[Evaluation], list[str]]:
     """Every evaluation of the run of this name and seed, oldest first; and a sentence for each wrong file."""
     found, faults = [], []
-    for path in sorted((folder / "eval").glob("*.json"), key=lambda path: path.lstat().st_mtime):
+    for path in sorted((folder / "eval").glob("*.json")):
         content, fault = files.read_object(path, _is_evaluation)
         if content and (content.get("run", name), content.get("run_seed", seed)) == (name, seed):
             found.append(Evaluation(path, content["network"], content["step"], content))
@@ -105,7 +124,7 @@ def read(folder: Path, name: str, seed: int) -> tuple[list[Evaluation], list[str
             )
         else:
             faults.append(fault or f"{path} leads nowhere")
-    return found, faults
+    return sorted(found, key=lambda one: one.time), faults
 
 
 def latest(evaluations: list[Evaluation], step: int, network: str) -> Columns:

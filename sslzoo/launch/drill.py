@@ -130,7 +130,7 @@ def compare(whole: Path, broken: Path) -> Verdict:
     """What two finished runs give.
 
     Raises:
-        RunError: one of them did not finish.
+        RunError: one of them did not finish, or the other was never stopped.
     """
     saved = [checkpoint.newest(Folder(folder).checkpoints, _silent) for folder in (whole, broken)]
     one, other = saved
@@ -145,6 +145,8 @@ def compare(whole: Path, broken: Path) -> Verdict:
     pairs = zip(*lines, strict=True)
     differ = {key for a, b in pairs for key in a if key not in TIMING and a[key] != b.get(key)}
     attempts = State(broken).attempts
+    if len(attempts) < 2:
+        raise RunError(f"{broken} ended before the signal stopped it, so nothing was rehearsed: ask for more --steps")
     repeated = sum(attempt["repeats"] for attempt in attempts)
     return Verdict(one.step, attempts[-1]["from"], repeated, gap, where, tuple(sorted(differ)))
 

@@ -19,9 +19,9 @@ PACKAGES = ("sslzoo", "torch", "torchvision", "timm", "numpy", "pillow")
 
 
 def of_run(flow: Flow) -> dict[str, Any]:
-    """What a rehearsed step tells: arithmetic of an image (forward and backward), parameters by part, patches."""
+    """What a rehearsed step tells: arithmetic of an image (forward and backward), parameters by part."""
     found: dict[str, Any] = {"flops_per_image": flow.flops, "parameters": dict(flow.parameters), "width": flow.width}
-    return found | {"parameters_total": sum(flow.parameters.values()), "patches_per_image": flow.patches}
+    return found | {"parameters_total": sum(flow.parameters.values())}
 
 
 def of_machine(world: World) -> dict[str, Any]:

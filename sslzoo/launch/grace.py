@@ -16,13 +16,13 @@ class Grace:
     kill_wait: int | None  # the cluster's KillWait, if it tells
 
     def warning(self, needed: float) -> str:
-        """What is wrong if a step and a save need this many seconds, or nothing."""
+        """What is wrong if a stop and its save need this many seconds, or nothing."""
         short = []
         if needed > self.lead:
             short.append(f"the cluster profile's signal_lead leaves {self.lead} before the time limit: raise it")
         if self.kill_wait is not None and needed > self.kill_wait:
             short.append(f"the cluster's KillWait leaves {self.kill_wait} after a signal: lower run.save_every")
-        return f"a step and a save take {needed:.0f} seconds, but {', and '.join(short)}" if short else ""
+        return f"a stop and its save take {needed:.0f} seconds, but {', and '.join(short)}" if short else ""
 
 
 def kill_wait() -> int | None:

@@ -27,6 +27,7 @@ from sslzoo.report.display import Display
 from sslzoo.run import checkpoint, parallel
 from sslzoo.run.clock import time_left
 from sslzoo.run.folder import Folder
+from sslzoo.run.guard import later
 from sslzoo.run.metrics import peak_memory
 from sslzoo.run.parallel import World
 from sslzoo.run.state import InUse, State
@@ -145,10 +146,13 @@ def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequenc
         for remark in remarks:  # before hours of training, not after them
             display.say(f"warning: {remark}")
         known = facts.of_run(flow) | facts.of_machine(world)
-        teller = Teller(state, display, recipe.run.batch, attempt.own, known, grace, again)
+        # From a signal to its save: the steps that a GPU still owes, those until the votes on it are read, and its own.
+        steps = 2 * later(world.device.type) + 1
+        teller = Teller(state, display, recipe.run.batch, attempt.own, known, grace, steps, again)
         try:
             watch = replace(teller.watch(stop), probe=during(recipe, installed, world, out))
             train(recipe, installed, flow, out, world, watch)
+            parallel.leave()  # what follows is done by this process alone
         except Stopped:
             teller.tell("stopped", step=max(checkpoint.steps(Folder(out).checkpoints)))
             raise
@@ -171,6 +175,7 @@ class Teller:
     own: Own
     facts: Mapping[str, Any] = field(default_factory=dict)
     grace: Grace | None = None
+    steps: int = 1  # from a signal to its save
     again: bool = False  # the folder has a log of an earlier start
     pace: float = 0.0  # seconds of a step
     warned: bool = False  # of too little grace
@@ -222,7 +227,7 @@ class Teller:
 
     def warn(self, saving: float) -> None:
         """Tells once where a save takes longer than the cluster leaves for it."""
-        remark = self.grace.warning(saving + self.pace) if self.grace is not None else ""
+        remark = self.grace.warning(saving + self.steps * self.pace) if self.grace is not None else ""
         if remark and not self.warned:
             self.display.say(f"warning: {remark}")
             self.warned = True

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslzoo.contracts import Batch, Dataset, Group, Signal, Student, letters
+from sslzoo.contracts import CONTRACTS, Batch, Dataset, Group, Signal, Student, lacking, letters
 from sslzoo.errors import Problem, RecipeError, RunError, UserError, did_you_mean
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
@@ -45,7 +45,6 @@ class Flow:
     parameters: Mapping[str, int]
     flops: float  # of one image, forward and backward
     unused: tuple[str, ...]  # parameters that no gradient reaches
-    patches: int = 0  # of all views of an image that the student reads
     width: int = 0  # of the encoder
 
     def __str__(self) -> str:
@@ -70,7 +69,12 @@ def make(installed: Catalogue, family: str, spec: Spec, *given: Any, place: str 
     who = part.label
     if not problems:
         try:
-            return part.make(*given, **{name: signature.expand(value) for name, value in keys.items()})
+            made = part.make(*given, **{name: signature.expand(value) for name, value in keys.items()})
+            absent = [written for _, written in lacking(made, CONTRACTS[family])] if family in CONTRACTS else []
+            if not absent:
+                return made
+            hint = f"`sslzoo verify {family} {part.name}` says what its contract asks for"
+            problems = [Problem(place, f"{who}: it has no {', no '.join(absent)}; {hint}")]
         except ValueError as error:
             problems = [Problem(place, f"{who}: {error}")]
         except UserError:
@@ -382,10 +386,8 @@ def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
             raise recipe.text.error([Problem(where, f"failed in a rehearsed step: {_located(error)}")]) from error
     unused = tuple(name for name, parameter in trainable(method) if parameter.grad is None)
     counts = {name: _count(part) for name, part in _named(method).items()}
-    read = [group for group in batch.groups.values() if group.role != "target"]
-    patches = sum(len(group.pixels) * math.prod(method.student.encoder.grid(_side(group))) for group in read)
     rows, flops = tuple(_rows(recipe, batch, method, counts, seen)), counter.get_total_flops() / DRY_IMAGES * mean
-    return Flow(rows, counts, flops, unused, patches, method.student.encoder.width)
+    return Flow(rows, counts, flops, unused, method.student.encoder.width)
 
 
 def _side(group: Group) -> tuple[int, int]:

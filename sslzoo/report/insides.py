@@ -24,6 +24,7 @@ SHOWN = 6  # images in a row
 ASKED = 4  # images whose neighbors are shown
 NEAR = 4  # neighbors of each
 DRAWN = 2048  # masks behind a map of coverage
+ALIKE = 0.05  # mean distance of pictures in [0, 1], below which they are of the same images
 THUMB = 72  # side of a small picture in pixels
 
 
@@ -47,6 +48,8 @@ def charts(looks: Sequence[Look]) -> Iterator[Chart]:
     if any(one.sampler is not None for one in looks):
         yield of_masks([one for one in looks if one.sampler is not None])
     seeing = [one for one in looks if len(one.pixels)]
+    others = unlike(looks)
+    seeing = [one for one in seeing if one.title not in others]
     if seeing:
         yield of_features(seeing)
         attending = {one.title: attention(one.encoder, one.pixels[:SHOWN]) for one in seeing}
@@ -54,6 +57,16 @@ def charts(looks: Sequence[Look]) -> Iterator[Chart]:
             yield of_attention(seeing, attending)
         if len(seeing[0].pixels) > ASKED:
             yield of_neighbors(seeing)
+
+
+def unlike(looks: Sequence[Look]) -> list[str]:
+    """Titles of those that are shown other images than the first; another size or normalization does not matter."""
+    seeing = [(one.title, len(one.pixels), _shown(one.pixels[:SHOWN])) for one in looks if len(one.pixels)]
+    return [
+        title
+        for title, count, pictures in seeing
+        if count != seeing[0][1] or (pictures - seeing[0][2]).abs().mean() > ALIKE
+    ]
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ class Record:
     step: int
     steps: int
     facts: Mapping[str, Any] = field(default_factory=dict)  # of its last attempt: machine, versions, arithmetic
+    attempts: tuple[Mapping[str, Any], ...] = ()  # the facts of each
+    plugins: Mapping[str, str] = field(default_factory=dict)  # that it uses, and their versions
     lines: tuple[Mapping[str, float], ...] = ()  # metrics
     evaluated: Mapping[str, Evaluation] = field(default_factory=dict)  # by kind of network: teacher, student
     faults: tuple[str, ...] = ()  # a sentence for each file that is damaged, and was left out
@@ -65,10 +67,9 @@ class Record:
 
     @property
     def tokens(self) -> float | None:
-        """Patches that the student's encoder saw: of an image, the mean over all that was logged."""
-        shares = [value for line in self.lines for key, value in line.items() if key.startswith("context_share/")]
-        each = self.facts.get("patches_per_image")
-        return None if each is None else each * self.images * (sum(shares) / len(shares) if shares else 1.0)
+        """Patches that the student's encoder saw, of all views: of an image, the mean over all that was logged."""
+        seen = [line["context_patches"] for line in self.lines if "context_patches" in line]
+        return sum(seen) / len(seen) * self.images if seen else None
 
     @property
     def seconds(self) -> float | None:
@@ -143,21 +144,35 @@ class Record:
     @property
     def versions(self) -> str:
         """Versions of all that matters."""
-        return ", ".join(f"{name} {value}" for name, value in sorted((self.facts.get("versions") or {}).items()))
+        return self._of_attempts(
+            lambda facts: ", ".join(f"{name} {value}" for name, value in sorted((facts.get("versions") or {}).items()))
+        )
+
+    @property
+    def commit(self) -> str:
+        """The git commit of a source checkout, or nothing."""
+        return self._of_attempts(lambda facts: str(facts.get("commit") or "")[:12])
 
     @property
     def machine(self) -> str:
         """Device model and number of processes."""
-        return f"{self.facts.get('processes', '?')} x {self.facts.get('device', '?')}"
+        return self._of_attempts(lambda facts: f"{facts.get('processes', '?')} x {facts.get('device', '?')}")
 
     @property
-    def threads(self) -> Any:
+    def threads(self) -> str:
         """Threads of each process."""
-        return self.facts.get("threads", "?")
+        return self._of_attempts(lambda facts: str(facts.get("threads", "?")))
+
+    def _of_attempts(self, tell: Callable[[Mapping[str, Any]], str]) -> str:
+        """What all attempts tell; where one went on otherwise than it began, each in its turn."""
+        return ", then ".join(dict.fromkeys(tell(facts) for facts in self.attempts or (self.facts,)))
 
 
-def read(folder: Path, variant: str = "") -> Record:
+def read(folder: Path, variant: str = "", asked: Mapping[str, Any] | None = None) -> Record:
     """The record of a run folder.
+
+    Of its evaluations, the newest of its last step count; where something is `asked` (`bench.asked`), of those that
+    answer it.
 
     Raises:
         RunError: it holds no recipe that can be read.
@@ -168,18 +183,32 @@ def read(folder: Path, variant: str = "") -> Record:
     state, (lines, torn) = State(folder), Folder(folder).metrics.found()
     now, attempts = state.now, state.attempts
     last = int(lines[-1]["step"]) if lines else 0
-    facts = next((one["facts"] for one in reversed(attempts) if _are_facts(one.get("facts"))), {})
+    starts = tuple(one["facts"] for one in attempts if _are_facts(one.get("facts")))
+    facts = starts[-1] if starts else {}
     rows, changed = files.read_rows(folder / "data.jsonl", files.typed(images=int, fingerprint=str))
     known = [row for row in rows if "fingerprint" in row]
     facts = facts | {"peak_memory": now.get("peak_memory")} | ({"data": known[-1]} if known else {})
     try:
-        evaluated, bad = evaluations(folder, tree["name"], tree["run"]["seed"])
+        evaluated, bad = written.read(folder, tree["name"], tree["run"]["seed"])
         faults = tuple(one for one in (*state.faults, torn, changed, *bad) if one)
         step, steps = now.get("step") or last, int(now.get("steps") or tree["run"].get("steps") or last)
-        found = {kind(one.network): one for one in evaluated if one.step == step}
+        fitting = [one for one in evaluated if one.step == step and (asked is None or one.answers(asked))]
+        found = {kind(one.network): one for one in fitting}
         name, own = variant or str(tree["name"]), now.get("state", "not started")
         made = Record(
-            folder, name, int(tree["run"]["seed"]), tree, own, step, steps, facts, tuple(lines), found, faults
+            folder,
+            name,
+            int(tree["run"]["seed"]),
+            tree,
+            own,
+            step,
+            steps,
+            facts,
+            starts,
+            Folder(folder).plugins,
+            tuple(lines),
+            found,
+            faults,
         )
         _ = made.batch, made.kept, made.warm_up  # all that is asked of the recipe
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
@@ -217,15 +246,8 @@ def _by_difference(leaves: list[dict[str, Any]]) -> list[str]:
     return names
 
 
-def evaluations(folder: Path, name: str, seed: int) -> tuple[list[Evaluation], list[str]]:
-    """Every evaluation of the newest step that was evaluated, oldest first; and a sentence for each wrong file."""
-    found, faults = written.read(folder, name, seed)
-    last = max((one.step for one in found), default=0)
-    return [one for one in found if one.step == last], faults
-
-
 _FACTS = files.typed(data=dict, versions=dict, processes=int, width=int, peak_memory=(int, float))
-_FACTS_TOO = files.typed(flops_per_image=(int, float), patches_per_image=(int, float))
+_FACTS_TOO = files.typed(flops_per_image=(int, float), commit=str)
 
 
 def _are_facts(row: Any) -> bool:

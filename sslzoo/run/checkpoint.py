@@ -92,7 +92,7 @@ class Saver:
         since = time.perf_counter()
         self._copies = _snapshot(method, optimizer, self.write, self._copies)
         if self.write:
-            # Not a daemon: a run that fails elsewhere still finishes the save it began.
+            # Not a daemon: a process that fails elsewhere still finishes the save it began, unless others wait for it.
             self._thread = threading.Thread(
                 target=self._finish, args=(step, about or {}, since), name=f"save of step {step}"
             )

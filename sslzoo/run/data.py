@@ -7,7 +7,9 @@ what an unbroken one gives there, whatever the number of workers, ranks and micr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -343,9 +345,12 @@ def _weighing(pairing: Pairing, weight: Tensor) -> Pairing:
 
 
 def first_views(data: Dataset, view: View, among: int, most: int, seed: int) -> Tensor:
-    """A view of each of the first `most` images that can be read among the first `among`, normalized [n 3 H W]."""
+    """A view of `most` images that can be read, of `among` all over the data set, normalized [n 3 H W].
+
+    Not its first ones: those of a folder are of one class.
+    """
     pixels = []
-    for index in range(min(among, len(data))):
+    for index in spread(len(data), among):
         if len(pixels) == most:
             break
         try:
@@ -353,6 +358,12 @@ def first_views(data: Dataset, view: View, among: int, most: int, seed: int) -> 
         except ImageError:
             continue
     return ready(view, torch.stack(pixels)) if pixels else torch.zeros(0, 3, *view.size)
+
+
+def spread(count: int, some: int) -> Iterator[int]:
+    """`some` different numbers below `count`, always the same and from all over: steps of a golden section."""
+    stride = next(n for n in itertools.count(max(1, round(0.618 * count))) if math.gcd(n, count) == 1)
+    return (number * stride % count for number in range(min(some, count)))
 
 
 def identity(data: Dataset) -> dict[str, Any]:

@@ -115,9 +115,14 @@ class Folder:
         """What the recipe of the run in this folder says; None where there is none."""
         return ((self.tree()[0] or {}).get(section) or {}).get(key)
 
+    @property
+    def plugins(self) -> dict[str, str]:
+        """Plugins that the recipe of the run in this folder uses, and their versions; of a file: its content's hash."""
+        return dict(_PLUGIN.findall(files.read_text(self.recipe)[0] or ""))
+
     def upgraded(self, resolved: str) -> list[str]:
         """A line for each plugin whose version (of a file: its content) is not what it was when this run began."""
-        had = dict(_PLUGIN.findall(files.read_text(self.recipe)[0] or ""))
+        had = self.plugins
         now = dict(_PLUGIN.findall(resolved))
         changed = [name for name in had if now.get(name, had[name]) != had[name]]
         return [f"plugin {name} was {had[name]} and is {now[name]}" for name in changed]

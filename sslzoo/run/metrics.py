@@ -44,14 +44,19 @@ def rankme(x: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 def mask_shares(batches: Sequence[Batch], grids: Mapping[str, Grid]) -> dict[str, float]:
-    """Share of patches the student sees, and share it must guess (blocks that overlap count once).
+    """Share of patches the student sees, and share it must guess (blocks that overlap count once); and how many.
 
-    The mean over the micro-batches of a step, which are on the CPU.
+    `context_patches` is how many it sees of an image, over all its views and their masks. Means over the micro-batches
+    of a step, which are on the CPU.
     """
     shares: defaultdict[str, float] = defaultdict(float)
     for name, group in ((name, group) for batch in batches for name, group in batch.groups.items()):
+        (views, images), whole = group.pixels.shape[:2], math.prod(grids[name])
+        if group.role != "target":
+            seen = views * whole if group.mask is None else group.mask.context.count / images
+            shares["context_patches"] += seen / len(batches)
         if group.mask is not None:
-            index, whole = group.mask.target.index, math.prod(grids[name])
+            index = group.mask.target.index
             guessed = torch.zeros(len(index), whole).scatter_(1, index.flatten(1), 1.0)
             shares[f"context_share/{name}"] += group.mask.context.count / (len(index) * whole) / len(batches)
             shares[f"target_share/{name}"] += guessed.mean().item() / len(batches)

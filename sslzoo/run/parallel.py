@@ -286,9 +286,8 @@ def block_lists(method: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
 
 
 def transformer_blocks(method: nn.Module) -> Iterator[nn.Module]:
-    """Every block of a method."""
-    for _, listed in block_lists(method):
-        yield from listed
+    """Every block of a method, once; of a part of parts, several lists may hold it."""
+    yield from dict.fromkeys(block for _, listed in block_lists(method) for block in listed)
 
 
 def copies(size: int, shard: int) -> int:
@@ -406,9 +405,10 @@ def _id(device: torch.device) -> torch.device | None:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: Any, x: Tensor) -> Tensor:
-        method = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(method, x.contiguous())
-        return torch.cat(method)
+        x = x.contiguous()  # NCCL takes no other
+        rows = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(rows, x)
+        return torch.cat(rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004 - autograd names it
@@ -420,13 +420,13 @@ class _Gather(torch.autograd.Function):
 class _AllSum(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: Any, x: Tensor) -> Tensor:
-        x = x.clone()
+        x = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(x)
         return x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
-        grad = grads[0].clone()
+        grad = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         return grad
 

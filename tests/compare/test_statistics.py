@@ -38,6 +38,20 @@ def test_seeds_that_all_differ_by_the_same_prove_nothing():
     assert difference([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]).p == 1.0
 
 
+def test_percentages_that_differ_by_the_same_up_to_rounding_prove_nothing_either():
+    counts = np.array([700, 811, 929])
+    for more in range(1, 40):
+        found = difference(((counts + more) / 2000 * 100).tolist(), (counts / 2000 * 100).tolist())
+        assert (found.p, "differ by the same" in found.why) == (None, True), more
+
+
+def test_a_figure_that_is_not_finite_leaves_the_other_tests_alone():
+    p = [0.035, float("nan"), 0.00027]
+    found = holm([Difference(0, 0, 0, one, ()) for one in p])
+    assert [found[0].p, found[2].p] == pytest.approx([0.035, 0.00054])
+    assert found[1].p != found[1].p
+
+
 def test_what_is_no_pair_is_refused():
     with pytest.raises(ValueError, match="no pairs"):
         difference([1.0, 2.0, 3.0], [1.0, 2.0])

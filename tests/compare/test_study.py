@@ -11,7 +11,7 @@ import yaml
 from made_up import TREE, record
 from rich.console import Console
 
-from sslzoo.compare import cells, study
+from sslzoo.compare import cells, evaluation, study
 from sslzoo.compare.budget import Budget, Cost, Stretch, _follows, _scaled, steps_for
 from sslzoo.compare.command import Asked, compare_runs, run_study
 from sslzoo.errors import UserError
@@ -21,6 +21,26 @@ from sslzoo.report import records
 
 SMALL = ["run.workers=0", "run.steps=40", "run.batch=8", "data.length=64", "data.cache=false"]
 RANDOM = "masks.image={use: random, hide: 0.6}"
+PLUGIN = """
+import torch
+from sslzoo import Mask, Patches, hookimpl
+
+class Corner:
+    \"\"\"Sees the first patch, guesses the last.\"\"\"
+
+    ragged = False
+
+    def __init__(self, *, where: int = 0) -> None:
+        self.where = where
+
+    def __call__(self, batch, grid, rng):
+        return Mask(Patches(torch.zeros(batch, 1).long()), Patches(torch.ones(batch, 1, 1).long()))
+
+@hookimpl
+def sslzoo_masks():
+    \"\"\"corner\"\"\"
+    return {"corner": Corner}
+"""
 
 
 def write(tmp_path, **changes):
@@ -222,9 +242,35 @@ def test_an_edited_study_is_told_once_for_each_change_with_its_cells(tmp_path):
         cells.prepare(study.read(edited, out))
 
 
+def test_a_plugin_edited_after_some_of_a_study_ran_is_refused(tmp_path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN)
+    path = write(tmp_path, plugins=["mine.py"], variants={"a": ["masks.image={use: corner}"]})
+    cells.prepare(study.read(path, tmp_path / "out"))
+    plugin.write_text(PLUGIN + "# another\n")
+    with pytest.raises(UserError, match=r"(?s)edited after 2 of its 2 cells.*plugin .*mine.* was .* and is"):
+        cells.prepare(study.read(path, tmp_path / "out"))
+
+
+def test_networks_that_a_variant_does_not_have_are_refused_before_anything_runs(tmp_path):
+    path = write(tmp_path, variants={"mae": {"base": "tiny/mae"}}, networks="teacher", seeds=1)
+    with pytest.raises(UserError, match=r"variant mae cannot be evaluated: .*networks: teacher.*it has: student"):
+        evaluation.refuse_unfit(study.read(path, tmp_path / "out"), data=False)
+
+
+def test_a_budget_of_time_is_measured_once(tmp_path, monkeypatch):
+    times = iter([0.5, 0.25, 0.9, 0.9])
+    monkeypatch.setattr("sslzoo.compare.budget._measure", lambda *_: next(times))
+    path = write(tmp_path, budget={"equal": "seconds"}, seeds=1)
+    steps = [[one.steps for one in study.read(path, tmp_path / "out").variants] for _ in range(2)]
+    assert steps == [[40, 80], [40, 80]]
+    (tmp_path / "out" / "seconds.json").write_text("torn")
+    assert [one.steps for one in study.read(path, tmp_path / "out").variants] == [40, 40]
+
+
 def test_patch_tokens_are_counted_over_the_whole_run():
-    one = record(lines=tuple({"step": n, "context_share/image": share} for n, share in enumerate((0.1, 0.2, 0.6))))
-    assert one.tokens == pytest.approx(64 * one.images * 0.3)
+    one = record(lines=tuple({"step": n, "context_patches": seen} for n, seen in enumerate((10, 20, 60))))
+    assert one.tokens == pytest.approx(one.images * 30)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
+import torch
 from made_up import evaluated, record
 
 from sslzoo import RunError
@@ -58,6 +59,24 @@ def test_of_few_seeds_or_one_variant_nothing_is_said_to_be_sure():
     assert "nothing to compare yet" in verdict(compare({}, "base"))[0]
 
 
+def test_without_an_untrained_encoder_nothing_is_said_of_learning():
+    bare = [record(seed, variant="a", evaluated=evaluated("teacher")) for seed in range(3)]
+    assert not [line for line in verdict(compare({"a": bare}, "a")) if "untrained" in line]
+
+
+def test_a_figure_that_one_variant_lacks_and_a_second_run_of_a_seed_are_told():
+    both = [record(seed, variant="a", evaluated=evaluated("teacher") | evaluated("student")) for seed in (0, 0, 1)]
+    one = [record(seed, variant="b", evaluated=evaluated("student")) for seed in (0, 1)]
+    found = compare({"a": both, "b": one}, "a")
+    assert found.figures == ("student knn/x",)
+    assert [line.split(": ")[1] for line in found.left_out] == [
+        "nowhere is a second run of this recipe and seed",
+        "b has none",
+    ]
+    assert found.left_out[1].startswith("teacher knn/x: ")
+    assert len(found.summaries["a"]["student knn/x"].values) == 2
+
+
 def test_an_encoder_that_learned_nothing_is_told():
     lines = said([(40.0, 30.1), (40.2, 30.0), (39.0, 29.0)])
     assert lines[-1] == "Not above its untrained encoder on any figure: other."
@@ -79,7 +98,7 @@ def test_tables_have_untrained_and_chance_and_many_panels_have_room():
     many = {f"teacher knn/{n}": found.differences["other"]["teacher knn/x"] for n in range(16)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns where panels have no room
-        assert charts.differences({"other": many}, "base").svg
+        assert charts.differences({"other": many}, "base", ["base", "other"]).svg
 
 
 @pytest.mark.parametrize("order", [("student", "teacher"), ("teacher", "student")])
@@ -95,11 +114,20 @@ def test_pictures_are_of_the_first_seed_that_can_be_opened(monkeypatch):
     def opened(folder, name):
         if folder == "torn":
             raise RunError("no checkpoint can be read")
-        return folder, name
+        return SimpleNamespace(folder=folder, title=name, pixels=torch.zeros(0, 3, 8, 8))
 
     monkeypatch.setattr(page.page_of_run, "opened", opened)
     torn, whole = SimpleNamespace(folder="torn"), SimpleNamespace(folder="whole")
-    assert page.opened_looks({"a": [torn, whole], "b": [torn]}) == (
-        [("whole", "a")],
-        ["pictures of b: no checkpoint can be read"],
-    )
+    looks, blind = page.opened_looks({"a": [torn, whole], "b": [torn]})
+    assert [(one.folder, one.title) for one in looks] == [("whole", "a")]
+    assert blind == ["pictures of b: no checkpoint can be read"]
+
+
+def test_networks_that_see_other_images_are_in_no_picture_with_the_first(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(9, 3, 32, 32, generator=generator)
+    shown = {"a": pixels, "normalized": pixels * 3 - 1, "others": torch.rand(9, 3, 32, 32, generator=generator)}
+    shown["fewer"] = pixels[:5]
+    monkeypatch.setattr(page.page_of_run, "opened", lambda _, name: SimpleNamespace(title=name, pixels=shown[name]))
+    blind = page.opened_looks({name: [SimpleNamespace(folder="x")] for name in shown})[1]
+    assert [line.split(":")[0] for line in blind] == ["pictures of others", "pictures of fewer"]

@@ -284,7 +284,7 @@ def test_metrics_hold_what_a_run_should_tell(tmp_path, toy):
     out = run(toy("jepa"), tmp_path / "run")
     line = Folder(out).metrics.read()[4]
     wanted = "step epoch loss loss/guess grad_norm lr weight_decay guess/prediction_std guess/target_std "
-    wanted += "context_share/image target_share/image images_per_second data_wait rankme"
+    wanted += "context_patches context_share/image target_share/image images_per_second data_wait rankme"
     assert set(wanted.split()) <= set(line)
     assert line["context_share/image"] == 0.5
     assert line["target_share/image"] == 0.5
@@ -377,4 +377,15 @@ def test_shares_of_masks_are_means_over_micro_batches():
         for mask in masks
     ]
     found = mask_shares(batches, {"image": (4, 4)})
-    assert found == {"context_share/image": 0.375, "target_share/image": 0.5}
+    assert found == {"context_patches": 6, "context_share/image": 0.375, "target_share/image": 0.5}
+
+
+def test_patches_that_the_student_saw_are_counted_over_views_and_copies_of_masks():
+    mask = Mask(Patches(torch.arange(3).expand(8, 3)), Patches(torch.arange(4).expand(8, 1, 4)))
+    groups = {
+        "masked": data.Group(torch.zeros(2, 2, 1, 1, 1), torch.zeros(2, 2, 4), mask),  # 2 views and 2 masks of each
+        "whole": data.Group(torch.zeros(3, 2, 1, 1, 1), torch.zeros(3, 2, 4), role="context"),
+        "taught": data.Group(torch.zeros(1, 2, 1, 1, 1), torch.zeros(1, 2, 4), role="target"),
+    }
+    found = mask_shares([data.Batch(groups, data.pair({}))], {"masked": (4, 4), "whole": (2, 2), "taught": (4, 4)})
+    assert found["context_patches"] == 2 * 2 * 3 + 3 * 4

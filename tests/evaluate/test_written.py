@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 from sslzoo import UserError
 from sslzoo.cli import cli
-from sslzoo.evaluate import written
+from sslzoo.evaluate import bench, written
+from sslzoo.recipe.recipe import load
 from sslzoo.report import records
 
 TOLD = {"run": "good", "step": 4, "network": "teacher", "run_seed": 0, "view": {"size": 32}}
@@ -95,6 +96,23 @@ def test_a_page_says_which_figures_and_checkpoints_were_damaged(run, tmp_path):
     assert f"warning: {path} is damaged" in told.output
     assert "Figures" not in (tmp_path / "run" / "report" / "index.html").read_text()
     assert records.read(run).evaluated
+
+
+def test_of_several_evaluations_the_newest_counts_or_the_newest_that_answers_what_is_asked(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    recipe, installed = load(str(tmp_path / "run"))
+    asked = bench.asked(recipe, installed)
+    words = ["eval", str(tmp_path / "run"), "--untrained"]
+    assert CliRunner().invoke(cli, [*words, "--set", "evaluate.layers=2"]).exit_code == 0
+    other = records.read(tmp_path / "run").evaluated["teacher"]
+    assert "means over patches of the last 2" in other.content["pooling"]
+    wanted = records.read(tmp_path / "run", asked=asked).evaluated["teacher"]
+    assert wanted.content["pooling"] == "summary"
+    assert not other.answers(asked)
+    assert wanted.answers(asked)
+    assert not wanted.answers({**asked, "data": {**asked["data"], "test": {**asked["data"]["test"], "length": 9}}})
+    assert CliRunner().invoke(cli, words).exit_code == 0  # the first again: it is the newest now
+    assert records.read(tmp_path / "run").evaluated["teacher"].content["pooling"] == "summary"
 
 
 def test_a_page_that_cannot_be_written_is_told(run, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from sslzoo import RunError
 from sslzoo.cli import main
+from sslzoo.launch.drill import compare
 from sslzoo.launch.job import Probing
 from sslzoo.launch.profile import minutes
 from sslzoo.launch.work import Asked, work
@@ -89,6 +90,51 @@ def test_a_drill_on_this_machine_ends_with_a_verdict(sslzoo):
     assert code == 0
     assert "0 steps done twice" in out
     assert "bit for bit: this run survives here" in out
+
+
+@pytest.mark.slow
+def test_what_follows_the_training_is_done_by_the_first_of_several_processes_alone(tmp_path):
+    """The page of CAPI asks its teacher for targets, which balances clusters over all ranks: the others had left."""
+    sets = [*SHORT, "--set", "run.steps=2", "--set", "run.device=cpu", "--set", "evaluate.probes={knn: {use: knn}}"]
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "sslzoo",
+        "train",
+        "tiny/capi",
+    ]
+    done = subprocess.run(
+        [sys.executable, *words, *sets, "--out", str(tmp_path / "run")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "report" / "predictions.svg").is_file()
+    assert State(tmp_path / "run").now["state"] == "done"
+
+
+def test_a_drill_that_was_never_stopped_has_no_verdict(tmp_path):
+    recipe, installed = load(
+        "tiny/ijepa",
+        (
+            "run.steps=1",
+            "run.batch=4",
+            "run.monitor=0",
+            "run.device=cpu",
+            *(one for one in SHORT if one.startswith("data.")),
+            "optim.lr=1e-3",
+        ),
+    )
+    for name in ("whole", "broken"):
+        work(recipe, installed, tmp_path / name, Stop(), evaluate=False)
+    with pytest.raises(RunError, match="ended before the signal stopped it"):
+        compare(tmp_path / "whole", tmp_path / "broken")
 
 
 def test_a_folder_that_another_process_holds_is_refused(sslzoo, tmp_path):

@@ -264,3 +264,10 @@ def test_blocks_compile_without_breaks():
     assert torch.allclose(encoder(pixels, seen).patches, wanted, atol=1e-5)
     ragged = Patches(seen.index, torch.tensor([5, 3]))
     assert encoder(pixels, ragged).patches.isfinite().all()
+
+
+def test_relative_biases_lie_as_fused_attention_reads_them():
+    """GPU kernels take a mask whose last dimension is dense, and no other."""
+    vit = ViT(width=24, depth=1, heads=3, patch=8, image=32, positions="relative")
+    index = torch.arange(16).expand(2, -1)
+    assert vit.relative((4, 4), index, 1).is_contiguous()

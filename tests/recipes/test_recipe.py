@@ -1,14 +1,16 @@
 """What a recipe says, and how it is told that it is wrong."""
 
 import pytest
+import torch
 import yaml
 from recipe_text import GOOD
 
 from sslzoo import PluginError, RecipeError, Schedule, UserError, catalogue
-from sslzoo.recipe.build import build, check
+from sslzoo.recipe.build import build, build_method, check
 from sslzoo.recipe.compare import differences
 from sslzoo.recipe.recipe import change, load, resolve
 from sslzoo.recipe.schedule import Duration
+from sslzoo.run import parallel
 from sslzoo.run.data import Order
 from sslzoo.train import length
 
@@ -227,6 +229,13 @@ def test_a_broken_plugin_is_an_error_with_its_name(recipe, tmp_path, text, says)
     assert says in str(caught.value)
 
 
+def test_a_part_that_lacks_what_its_contract_asks_for_is_told_before_it_is_used(recipe, tmp_path):
+    (tmp_path / "mine.py").write_text(MASK.replace("NAME", "corner").replace("ragged = False", "raged = False"))
+    read = load(recipe(("use: multiblock, min_keep: 1", "use: corner")), plugins=[tmp_path / "mine.py"])
+    with pytest.raises(RecipeError, match=r"masks\.image(?s:.*)it has no `ragged: bool`; `sslzoo verify masks corner`"):
+        check(*read)
+
+
 def test_the_environment_restricts_and_traces_plugins(recipe, monkeypatch, capfd):
     monkeypatch.setenv("SSLZOO_PLUGINS", "vit,datasets,crops")
     assert "no mask sampler is called 'multiblock'" in problems(recipe())["masks.image.use"][1]
@@ -369,3 +378,10 @@ def test_a_mask_out_of_range_is_the_mask_samplers_fault(recipe, tmp_path, index,
     _, message = problems(used, plugins=[tmp_path / "mine.py"])["masks.image"]
     assert message.startswith("the mask sampler Corner returned")
     assert says in message
+
+
+def test_blocks_that_several_lists_hold_are_split_over_processes_once():
+    with torch.device("meta"):
+        method = build_method(*load("combos/ijepa_dino"))
+    blocks = list(parallel.transformer_blocks(method))
+    assert len(blocks) == len(set(blocks)) >= 10
