@@ -10,6 +10,7 @@ from typing import Any
 from sslzoo.recipe.compare import leaves
 from sslzoo.report.doctor import diagnose
 from sslzoo.report.records import Record
+from sslzoo.run.data import DRAWN_TOGETHER
 
 CLOSE = 0.02  # relative; costs nearer than this are equal
 SLOW = 0.1  # relative; device time is noisy
@@ -177,7 +178,7 @@ _COSTS: tuple[tuple[str, Callable[[Record], float | None], float], ...] = (
 )
 _SETTINGS: tuple[tuple[str, Callable[[Record], Sequence[Mapping[str, Any]]]], ...] = (
     ("evaluation", lambda record: [one.settings for one in record.evaluated.values()]),
-    ("training data", lambda record: [{**record.tree["data"], "identity": record.facts.get("data") or {}}]),
+    ("training data", lambda record: [_data(record)]),
 )
 _FACTS: tuple[tuple[str, Callable[[Record], Any]], ...] = (
     ("versions", lambda record: record.versions),
@@ -186,6 +187,12 @@ _FACTS: tuple[tuple[str, Callable[[Record], Any]], ...] = (
     ("threads", lambda record: record.threads),
     ("precision", lambda record: record.leaves.get("run.precision")),
 )
+
+
+def _data(record: Record) -> dict[str, Any]:
+    """The training set and its identity; what is beside it for masks drawn together is no matter of data."""
+    identity = record.facts.get("data") or {}
+    return {**record.tree["data"], "identity": {key: identity[key] for key in identity if key != DRAWN_TOGETHER}}
 
 
 def _versions(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
