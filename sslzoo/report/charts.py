@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,11 @@ def chart(name: str, title: str, caption: str, figure: Figure, rows: Rows) -> Ch
 
 
 def _own_names(svg: str, name: str) -> str:
-    """Several SVGs stand in one page: names of clips and markers are made each figure's own."""
+    """Several SVGs stand in one page: names of clips and markers are made each figure's own.
+
+    Images lose theirs, which nothing refers to: it is a hash of the pixels, and two images may be alike.
+    """
+    svg = re.sub(r' id="image[0-9a-f]+"', "", svg)
     for attribute in ('id="', 'href="#', "url(#"):
         svg = svg.replace(attribute, f"{attribute}{name}-")
     return svg
