@@ -49,6 +49,8 @@ class ViT(nn.Module):
         attention_drop: rate of dropped attention weights.
         layer_scale: start of a learned factor for each channel of each residual branch; left out: no such factor.
         init: deviation of the starting weights (0.02 as I-JEPA; small widths want more), or xavier (as MAE).
+        patch_init: start of the patch embedding: as init; torch's own of a convolution (DINO, iBOT); or kaiming, normal
+            (MSN).
         rescale: divide the output weights of block l by sqrt(2 l), as BEiT; I-JEPA's released code undoes this.
     """
 
@@ -73,6 +75,7 @@ class ViT(nn.Module):
         attention_drop: BelowOne = 0.0,
         layer_scale: NotNegative | None = None,
         init: Deviation | Literal["xavier"] = 0.02,
+        patch_init: Literal["init", "torch", "kaiming"] = "init",
         rescale: bool = False,
     ) -> None:
         super().__init__()
@@ -94,7 +97,7 @@ class ViT(nn.Module):
         rates = [drop_path * number / max(1, depth - 1) if drop_path else None for number in range(depth)]
         self.blocks = nn.ModuleList(Block(width, heads, drop_path=rate, **shared) for rate in rates)
         self.norm = LayerNorm(width)
-        self._start(init, rescale)
+        self._start(init, patch_init, rescale)
 
     def grid(self, size: tuple[int, int]) -> Grid:
         """Rows and columns of patches of an image of this size.
@@ -169,13 +172,13 @@ class ViT(nn.Module):
             return torch.zeros(grid[0] * grid[1], 1, device=device)
         return resized(self.pos_embed[0, -_patches(self.native) :], self.native, grid, self.resample)
 
-    def _start(self, init: float | str, rescale: bool) -> None:
+    def _start(self, init: float | str, patch_init: str, rescale: bool) -> None:
         self.apply(start_xavier if isinstance(init, str) else partial(start_normal, std=init))
         with torch.no_grad():
             tokens = (self.cls_token, self.reg_token, self.mask_token, self.pos_embed)
             for token in (token for token in tokens if token is not None):
                 token.normal_(std=0.02)
-            self.patch_embed.start(init)
+            self.patch_embed.start(init if patch_init == "init" else patch_init)
             if rescale:
                 for number, block in enumerate(self.blocks, 1):
                     for name in ("attn.proj", "mlp.fc2"):
@@ -194,8 +197,13 @@ class PatchEmbed(nn.Module):
         return F.linear(x, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
 
     def start(self, init: float | str) -> None:
-        """Starting weights, as those of a linear layer."""
-        if isinstance(init, str):
+        """Starting weights: normal of a deviation, or xavier, as of a linear layer; kaiming; or torch's own."""
+        if init == "torch":
+            self.proj.reset_parameters()
+            return
+        if init == "kaiming":
+            nn.init.kaiming_normal_(self.proj.weight, nonlinearity="relu")
+        elif isinstance(init, str):
             nn.init.xavier_uniform_(self.proj.weight.view(len(self.proj.weight), -1))
         else:
             nn.init.normal_(self.proj.weight, std=init)

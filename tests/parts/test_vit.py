@@ -271,3 +271,15 @@ def test_relative_biases_lie_as_fused_attention_reads_them():
     vit = ViT(width=24, depth=1, heads=3, patch=8, image=32, positions="relative")
     index = torch.arange(16).expand(2, -1)
     assert vit.relative((4, 4), index, 1).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("patch_init", "std"), [("init", 0.1), ("torch", 1 / (3 * 64 * 3) ** 0.5), ("kaiming", (2 / 192) ** 0.5)]
+)
+def test_the_patch_embedding_starts_as_asked(patch_init, std):
+    """DINO leaves it to torch (uniform, of deviation 1 / sqrt(3 fan_in)), MSN draws it by Kaiming."""
+    torch.manual_seed(0)
+    vit = ViT(width=192, depth=1, heads=3, patch=8, init=0.1, patch_init=patch_init)
+    assert vit.patch_embed.proj.weight.std().item() == pytest.approx(std, rel=0.03)
+    assert vit.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.1, rel=0.03)
+    assert bool(vit.patch_embed.proj.bias.any()) == (patch_init == "torch")
