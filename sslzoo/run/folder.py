@@ -30,7 +30,7 @@ _IDENTITY = files.typed(images=int, tasks=dict, fingerprint=str, decoder=str)
 
 # One of these, whatever else was lost, makes a folder a run's.
 OWN = ("recipe.yaml", "checkpoints", "metrics.jsonl", "attempts.jsonl", "data.jsonl", "eval", "lock", "log.txt")
-OWN += ("state.json", "launch.json", "failure.txt", "output.txt")
+OWN += ("state.json", "launch.json", "failure.txt", "output.txt", "drill.txt")
 
 Differences = Callable[[Mapping[str, Any]], list[str]]
 
