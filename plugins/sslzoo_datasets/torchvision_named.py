@@ -61,7 +61,9 @@ class Torchvision:
             or len(getattr(self.images, "classes", ()))
             or 1 + max(int(self._label(i)) for i in range(len(self)))
         )
-        self.tasks: Mapping[str, int] = {"class": count}
+        listed = self._listed()
+        without = listed is not None and any(int(one) < 0 for one in listed)  # as of STL10's unlabeled images
+        self.tasks: Mapping[str, int] = {} if without else {"class": count}
         names = tuple(map(str, getattr(self.images, "classes", ())))
         self.class_names: Mapping[str, Sequence[str]] = {"class": names} if len(names) == count else {}
 
@@ -74,8 +76,11 @@ class Torchvision:
 
     def label(self, i: int) -> Mapping[str, int]:
         """The class of image i."""
-        return {"class": int(self._label(i))}
+        return {"class": int(self._label(i))} if self.tasks else {}
 
     def _label(self, i: int) -> Any:
-        listed = getattr(self.images, "targets", getattr(self.images, "labels", getattr(self.images, "_labels", None)))
+        listed = self._listed()
         return self.images[i][1] if listed is None else listed[i]
+
+    def _listed(self) -> Any:
+        return getattr(self.images, "targets", getattr(self.images, "labels", getattr(self.images, "_labels", None)))

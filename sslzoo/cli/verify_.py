@@ -76,7 +76,10 @@ def command(
         if not as_json and result.state != "left out":
             echo_folded(str(result))
 
-    made = {name: signature.expand(value) for name, value in keys.items()}
+    try:
+        made = {name: signature.expand(value) for name, value in keys.items()}
+    except ValueError as error:
+        raise UserError(f"--set: {error}") from error
     report = testing.examine(part.family, part.make, made, only=only, fast=fast, limit=limit, tell=tell)
     if as_json:
         echo_json(

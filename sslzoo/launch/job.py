@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslzoo.errors import UserError
+from sslzoo.errors import RunError, UserError
 from sslzoo.run.state import State
 from sslzoo.run.stop import Stop, Stopped
 
@@ -33,6 +33,7 @@ class Job:
             sys.exit(error.exit_code if os.environ.get("SLURM_PROCID", "0") == "0" else 0)
         except UserError as error:
             _say(error)
+            _note(Path(self.folder), error)
             sys.exit(error.exit_code)
 
     def checkpoint(self) -> Any:
@@ -83,6 +84,17 @@ def _work(folder: Path, stop: Stop) -> None:
     asked = Asked(launch["processes"], launch["gpus"], launch["lead"]) if launch else None
     # The code is the snapshot of the submission, whatever the installed packages say of their versions.
     work(recipe, installed, folder, stop, evaluate=launch.get("evaluate", True), asked=asked, upgrade=True)
+
+
+def _note(folder: Path, error: UserError) -> None:
+    """An error before the run began is told in its folder, too, so that nobody queues the job again for it."""
+    from sslzoo.launch.work import LostContact
+    from sslzoo.run.state import InUse
+
+    state = State(folder)
+    if not isinstance(error, LostContact | InUse) and not state.failure:
+        with suppress(RunError):
+            state.fail(str(error))
 
 
 def _say(error: UserError) -> None:

@@ -19,6 +19,7 @@ from sslzoo.launch.profile import Profile, minutes
 
 LINGER = 60  # seconds that processes may go on when the first of them has ended
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
+ENDED += ("PREEMPTED", "REVOKED", "LAUNCH_FAILED")  # of a job that was queued again, squeue tells first
 
 
 @dataclass(frozen=True)

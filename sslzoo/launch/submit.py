@@ -110,11 +110,11 @@ def plan(found: Sequence[Element], asked: Asked) -> slurm.Plan:
 
 
 def _refuse_unsafe(path: Path) -> None:
-    """SLURM replaces % in the names of logs, and a line of a batch script ends with the line."""
-    if not str(path).isprintable() or set(str(path)) & set("%\\"):
+    """SLURM replaces % in the names of logs, a line of a batch script ends with the line, and : parts PYTHONPATH."""
+    if not str(path).isprintable() or set(str(path)) & set("%\\:"):
         raise UserError(
             f"the run folder {str(path)!r} cannot be named in a batch script: choose one without control characters, "
-            "% and \\ with --out"
+            "%, : and \\ with --out"
         )
 
 
@@ -193,13 +193,19 @@ def send(
             (folder / requeue.BARREN).unlink(missing_ok=True)
             State(folder).write_launch(launch)  # before the job can start
         jobs = slurm.submit(made, top / "slurm", [Job(str(folder)) for folder in made.folders])
+    for folder, job in zip(made.folders, jobs, strict=True):
+        State(folder).write_launch(launch | {"job": job})  # whatever becomes of what follows
     for one, folder, job in zip(found, made.folders, jobs, strict=True):
         more: dict[str, Any] = {"job": job}
-        if asked.evaluate and one.recipe.evaluate is not None:
-            limit = made.profile.probing_time
-            (more["probing"],) = _afterwards(made, "probing", job, limit, [Probing(str(folder), asked.networks)], top)
-        commands = [Command(with_folder(words, folder)) for words in asked.then]
-        more["then"] = _afterwards(made, "then", more.get("probing", job), made.time, commands, top)
+        try:
+            if asked.evaluate and one.recipe.evaluate is not None:
+                limit, probe = made.profile.probing_time, Probing(str(folder), asked.networks)
+                (more["probing"],) = _afterwards(made, "probing", job, limit, [probe], top)
+            commands = [Command(with_folder(words, folder)) for words in asked.then]
+            more["then"] = _afterwards(made, "then", more.get("probing", job), made.time, commands, top)
+        except UserError as error:
+            submitted = f"the training is submitted, as job {', '.join(jobs[:3])}{' ...' if len(jobs) > 3 else ''}"
+            raise UserError(f"{error}\n{submitted}; what was to follow {job} is not: `sslzoo eval` does it") from error
         State(folder).write_launch(launch | more)
     return jobs
 

@@ -381,7 +381,9 @@ def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
             loss.backward()
         except shapes.WrongShape as wrong:
             raise recipe.text.error([Problem(seen["last"], str(wrong))]) from wrong
-        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # a plugin's own mistake, whatever it raised
             where = seen.get("last", "the step")
             raise recipe.text.error([Problem(where, f"failed in a rehearsed step: {_located(error)}")]) from error
     unused = tuple(name for name, parameter in trainable(method) if parameter.grad is None)

@@ -215,7 +215,8 @@ def load(name: str, sets: Sequence[str] = (), plugins: Sequence[Path] = ()) -> t
     path = find(name, plugins)
     text = yamltext.read(path, str(path) if path.parent != Path() else name)
     yamltext.put(text, sets)
-    files = [*_plugin_files(text, path.parent), *(Path(file).resolve() for file in plugins)]
+    listed = [*_plugin_files(text, path.parent), *(Path(file).resolve() for file in plugins)]
+    files = list(dict.fromkeys(listed))  # named twice is no other plugin
     installed = catalogue(files)
     return _recipe(text, installed, tuple(files)), installed
 
@@ -407,6 +408,10 @@ def _check_part(installed: Catalogue, family: str, place: str, spec: Any) -> lis
     part = parts[spec["use"]]
     own, engine = split_keys(spec, place)
     model, theirs = signature.keys_of(part.make), _engine_model(place)
+    taken = [name for name in model.model_fields if name == "use" or (theirs and name in theirs.model_fields)]
+    if taken:
+        text = f"{part.label} has a key {taken[0]!r}, which is the engine's own here; the plugin must call it otherwise"
+        return [Problem(place, text)]
     others = [] if theirs is None else list(theirs.model_fields)
     problems = signature.validate(model, own, place, part.label, others)[1]
     if theirs is not None:

@@ -76,7 +76,11 @@ def keys_of(make: Any) -> type[Keys]:
     Raises:
         PluginError: a keyword-only argument has no annotation, or the signature swallows any key.
     """
-    hints = typing.get_type_hints(make.__init__, include_extras=True)
+    try:
+        hints = typing.get_type_hints(make.__init__, include_extras=True)
+    except NameError as error:
+        what = f"its constructor is annotated with {error.name}, which is not there when it runs"
+        raise PluginError(f"{_home(make)}: {what}; import it outside `if TYPE_CHECKING`") from error
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(make).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:

@@ -23,7 +23,7 @@ from sslzoo import files
 from sslzoo.errors import RunError
 from sslzoo.run.metrics import Lines
 
-_PLUGIN = re.compile(r"^# plugin (\S+) (\S+)$", re.MULTILINE)
+_PLUGIN = re.compile(r"^# plugin (.+) (\S+)$", re.MULTILINE)
 BRACKETS = 10_000  # more are no recipe, and take YAML minutes
 
 _IDENTITY = files.typed(images=int, tasks=dict, fingerprint=str, decoder=str)
@@ -67,11 +67,19 @@ class Folder:
         except OSError as error:
             raise RunError(f"the run folder {self.path} cannot be read: {error}") from error
         others = [name for name in names if not name.startswith(".")]
-        if others and not set(names) & set(OWN):
+        own = set(names) & set(OWN)
+        if own == {self.recipe.name} and self._is_own_hand():
+            raise RunError(f"{self.recipe} was not written by sslzoo, and a run would replace it; choose --out")
+        if others and not own:
             some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
             raise RunError(
                 f"{self.path} is no run folder and not empty: it holds {some}\nchoose another folder with --out"
             )
+
+    def _is_own_hand(self) -> bool:
+        """Whether recipe.yaml is a recipe that a person wrote, not the resolved one of a run."""
+        text = files.read_text(self.recipe)[0] or ""
+        return self.tree()[0] is not None and not text.startswith("# Resolved from")
 
     def refuse(self, resolved: str, differences: Differences) -> None:
         """Sees that the folder holds no run of another recipe; changes nothing.

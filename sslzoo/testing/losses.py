@@ -257,7 +257,7 @@ def ranks(make: Make) -> None:
             halves = [torch.from_numpy(rank[name]) for rank in (one, two)]
             both = torch.cat(halves, axis) if name == "the prediction" else halves[0] + halves[1]
             gap = (both - wanted).abs().max().item()
-            if gap > 1e-5 * max(1e-3, wanted.abs().max().item()) + 1e-7:
+            if not gap <= 1e-5 * max(1e-3, wanted.abs().max().item()) + 1e-7:  # nor nan
                 came = f"one of {name} that differs by {gap:.1e} of {wanted.abs().max().item():.1e}"
                 hint = "; use gather, all_mean and all_sum of sslzoo"
                 raise Violation("the gradient of one process", came + hint, f"{_where(kind)}, half on each rank")

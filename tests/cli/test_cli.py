@@ -179,6 +179,15 @@ def test_a_run_is_not_begun_among_files_of_others(sslzoo, tmp_path, words):
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["one.jpg"]
 
 
+def test_a_recipe_that_a_person_wrote_is_not_replaced_by_a_run(sslzoo, tmp_path):
+    (tmp_path / "mine").mkdir()
+    text = "# by hand\n" + (Path(__file__).parents[2] / "recipes/tiny/ijepa.yaml").read_text()
+    (tmp_path / "mine/recipe.yaml").write_text(text)
+    code, _, complaint = sslzoo("train", "mine", *SHORT)
+    assert (code, "was not written by sslzoo" in complaint) == (2, True), complaint
+    assert (tmp_path / "mine/recipe.yaml").read_text() == text
+
+
 def test_train_resume_and_eval_from_the_command_line(sslzoo, tmp_path):
     code, out, complaint = sslzoo("train", "tiny/ijepa", *SHORT, "--out", "run")
     assert code == 0, complaint

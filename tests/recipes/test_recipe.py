@@ -236,6 +236,22 @@ def test_a_part_that_lacks_what_its_contract_asks_for_is_told_before_it_is_used(
         check(*read)
 
 
+def test_a_plugin_file_may_be_named_twice(recipe, tmp_path):
+    (tmp_path / "mine.py").write_text(MASK.replace("NAME", "corner"))
+    read = recipe(("use: multiblock, min_keep: 1", "use: corner"))
+    load(read, plugins=[tmp_path / "mine.py", tmp_path / "." / "mine.py"])
+
+
+def test_a_key_that_the_engine_has_and_an_annotation_that_is_not_there_are_told(recipe, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(MASK.replace("NAME", "corner").replace("where: int", "use: int").replace("= where", "= use"))
+    with pytest.raises(RecipeError, match="has a key 'use', which is the engine's own here"):
+        load(recipe(("use: multiblock, min_keep: 1", "use: corner")), plugins=[mine])
+    mine.write_text(MASK.replace("NAME", "corner").replace("where: int", "where: 'Nowhere'"))
+    with pytest.raises(PluginError, match="annotated with Nowhere, which is not there when it runs"):
+        load(recipe(("use: multiblock, min_keep: 1", "use: corner")), plugins=[mine])
+
+
 def test_the_environment_restricts_and_traces_plugins(recipe, monkeypatch, capfd):
     monkeypatch.setenv("SSLZOO_PLUGINS", "vit,datasets,crops")
     assert "no mask sampler is called 'multiblock'" in problems(recipe())["masks.image.use"][1]
