@@ -23,6 +23,9 @@ from sslzoo.testing.report import Make, Violation, raised
 AT = Progress(3, 10, 5)
 WIDTH, PATCH = 64, 8
 
+# The first backward of a process decides whether it may fork later: here, on the CPU alone, it may (`as_two_ranks`).
+torch.zeros(1, requires_grad=True).sum().backward()
+
 
 class Encoder(nn.Module):
     """A stand-in for an encoder: a linear layer on patches, positions added, a residual block; drops hidden patches."""
