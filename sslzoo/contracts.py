@@ -14,9 +14,9 @@ Legend, valid in every annotation and docstring of the project:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -497,10 +497,15 @@ CONTRACTS: dict[str, type] = {
 }  # an optimizer is torch's own: `isinstance` tells
 
 
+def members(contract: type) -> tuple[str, ...]:
+    """Names of all that a contract asks of a part: its attributes, then its methods."""
+    methods = [name for name in vars(contract) if not name.startswith("_") or name in ("__call__", "__len__")]
+    return (*contract.__annotations__, *methods)
+
+
 def lacking(part: object, contract: type) -> Iterator[tuple[str, str]]:
     """What a part should have and has not: each name, and how its contract writes it."""
-    methods = [name for name in vars(contract) if not name.startswith("_") or name in ("__call__", "__len__")]
-    for name in (*contract.__annotations__, *methods):
+    for name in members(contract):
         if not hasattr(type(part) if name.startswith("__") else part, name):
             declared = contract.__annotations__.get(name)
             yield name, f"`{name}: {declared}`" if declared else f"`{name}`"

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from sslzoo.contracts import lacking
+from sslzoo.contracts import lacking, members
 from sslzoo.errors import UserError, alive, did_you_mean
 from sslzoo.plugins import raised_in
 
@@ -273,14 +273,10 @@ def offers(protocol: type, build: Callable[[Make], Any], *, module: bool = False
         kind, methods = type(part).__name__, vars(protocol)
         if module and not isinstance(part, nn.Module):
             raise Violation("a torch.nn.Module", f"a {kind}", f"class {kind}")
-        asked = [
-            *protocol.__annotations__,
-            *(n for n in methods if not n.startswith("_") or n in ("__call__", "__len__")),
-        ]
         for name, written in lacking(part, protocol):
             own = [one for one in dir(part) if not one.startswith("__") and not hasattr(nn.Module, one)]
             raise Violation(f"an attribute {written}", f"none{did_you_mean(name, own)}", f"class {kind}")
-        for name in asked:
+        for name in members(protocol):
             wanted = _TYPES.get(name)
             if wanted is not None and not isinstance(found := getattr(part, name), wanted):
                 raise Violation(f"`{name}` of type {wanted.__name__}", repr(found), f"class {kind}")
