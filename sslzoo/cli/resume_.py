@@ -37,9 +37,11 @@ def command(
     from dataclasses import fields
 
     from sslzoo.errors import UserError
-    from sslzoo.launch.submit import Asked, Element, plan, ready, refuse_if_active, send
-    from sslzoo.launch.work import refuse_upgrade, work
+    from sslzoo.launch.submit import Asked, Element, code, plan, refuse_if_active, send
+    from sslzoo.launch.work import work
+    from sslzoo.recipe.compare import refuse_upgrade
     from sslzoo.recipe.recipe import load_run
+    from sslzoo.run.folder import Folder
     from sslzoo.run.state import State
     from sslzoo.run.stop import Stop
 
@@ -56,7 +58,7 @@ def command(
     changed = {name: value for name, value in changed.items() if value is not None}
     recipe, installed = load_run(run)
     if not allow_upgrade:
-        refuse_upgrade(recipe, installed, run)
+        refuse_upgrade(Folder(run), recipe, installed)
     allow_changed_data(run, changed_data)
     if not launch:
         if changed:
@@ -71,6 +73,6 @@ def command(
     made = plan([element], asked)
     # With an upgrade this run alone goes on with the code of now, else with that of its submission.
     top = run.resolve() if allow_upgrade else Path(launch["top"])
-    fresh = ready([element], top) if allow_upgrade else None
-    (job,) = send(made, [element], asked, top, sys.argv[1:], fresh)
+    use = code([element], top) if allow_upgrade else Path(launch["code"])
+    (job,) = send(made, [element], asked, top, sys.argv[1:], use)
     click.echo(f"job {job}: {run}")

@@ -24,6 +24,7 @@ from sslzoo.cli.options import as_json as json_option
 @click.option("--seeds", type=click.IntRange(1), help="A run for each of this many seeds.")
 @click.option("--limit", type=click.IntRange(1), help="Most runs of a sweep at a time.")
 @click.option("--then", multiple=True, metavar="COMMAND", help="Afterwards, such as 'eval --untrained'; {} is the run.")
+@click.option("--allow-upgrade", is_flag=True, help="Go on even if a plugin's version is another than before.")
 @click.option("--dry-run", is_flag=True, help="Print the batch script and the plan; submit nothing.")
 @json_option
 def command(
@@ -40,6 +41,7 @@ def command(
     seeds: int | None,
     limit: int | None,
     then: tuple[str, ...],
+    allow_upgrade: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -69,7 +71,7 @@ def command(
         for one in found:
             click.echo(f"# {one.folder}")
         return
-    jobs = submit(found, asked, sys.argv[1:])
+    jobs = submit(found, asked, sys.argv[1:], upgrade=allow_upgrade)
     submitted = [{"run": str(one.folder), "job": job} for one, job in zip(found, jobs, strict=True)]
     if as_json:
         echo_json(submitted)

@@ -1,7 +1,7 @@
 """Is a job queued again when its processes have ended? Decided in the batch script, where no dead process prevents it.
 
 It is, unless all is done, a process told an error of its own, SLURM has decided otherwise (cancelled, requeued by
-hand), or two attempts in a row did no step. So lost processes (a node, a kill, a hang that the time-out of collectives
+hand), or attempts in a row saved nothing: two that did no step, five that did some. So lost processes (a node, a kill, a hang that the time-out of collectives
 ended) and runs that saved in time after a signal go on by themselves.
 """
 
@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-BARREN = "barren.txt"  # in the run folder: a line for each attempt in a row that did no step
+BARREN = "barren.txt"  # in the run folder: a line for each attempt in a row that saved nothing
 
 _BEFORE = """\
 run=${runs[${SLURM_ARRAY_TASK_ID:-0}]}
@@ -29,13 +29,17 @@ code=$?
 [ ! -e "$run/failure.txt" ] || exit "$code"  # an error of its own
 now=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T 2> /dev/null | head -n 1)
 [ "$now" = RUNNING ] || {{ echo "job $SLURM_JOB_ID is ${{now:-gone}}: SLURM has decided"; exit "$code"; }}
-from=$(number attempts.jsonl from) step=$(number state.json step)
+from=$(number attempts.jsonl from) step=$(number state.json step) saved=$(number state.json saved)
+most=2 did="did no step"
 if [ "$(starts)" -gt "$started" ] && [ "${{step:-0}}" -gt "${{from:-0}}" ]; then
+    most=5 did="saved nothing"
+fi
+if [ $most = 5 ] && [ "${{saved:-0}}" -gt "${{from:-0}}" ]; then
     rm -f "$run/{BARREN}"
 else
     echo "exit code $code" >> "$run/{BARREN}"
-    [ "$(wc -l < "$run/{BARREN}")" -lt 2 ] ||
-        fail "the last two attempts did no step and told no error (exit code $code)"
+    [ "$(wc -l < "$run/{BARREN}")" -lt $most ] ||
+        fail "the last $most attempts $did and told no error (exit code $code)"
 fi
 told=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) || case $told in
     *pending*) ;;

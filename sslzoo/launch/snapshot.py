@@ -1,14 +1,17 @@
-"""What must not change after a run was submitted? Code, plugins and the list of packages, copied beside the run.
+"""What must not change while a job waits? Code, plugins and the list of packages, copied beside the run.
 
-A folder is replaced only if it bears the mark of an earlier copy.
+A copy bears the name of its content and is never replaced: runs of one folder that were submitted at different times
+each keep the code of their own submission.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
@@ -16,87 +19,93 @@ from types import ModuleType
 from sslzoo.errors import RunError
 from sslzoo.plugins import Catalogue
 
-MARK = "snapshot.txt"
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
+MARK = "snapshots.txt"
+_MARKED = "Copied by sslzoo: the code that the jobs of these runs use. What no launch.json names may be deleted.\n"
 
 
-def take(installed: Catalogue, files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
-    """Copies sslzoo, every loaded plugin and the given plugin files; returns where the files will lie.
+@dataclass(frozen=True)
+class Snapshot:
+    """The code of now: its files by their names in a copy. With `folder` first on PYTHONPATH a job runs this code."""
 
-    The copy lies beside `folder` until it is `exchanged`. With `folder` first on PYTHONPATH a job runs this code,
-    whatever becomes of the installed one.
-    """
-    fresh = _fresh(folder)
-    _remove(fresh)
-    fresh.mkdir(parents=True)
-    (fresh / MARK).write_text("Copied by sslzoo for the jobs of this run; the next submission replaces this folder.\n")
+    top: Path  # where copies lie
+    files: Mapping[str, bytes]
+    plugins: tuple[Path, ...]  # where the given plugin files will lie
+
+    @property
+    def folder(self) -> Path:
+        """Where the copy lies, or will."""
+        return self.top / _digest(self.files)
+
+    def write(self) -> bool:
+        """Copies the code, unless such a copy is there; returns whether it is new.
+
+        Raises:
+            RunError: it cannot be written, would lie among files that are not sslzoo's, or was changed since.
+        """
+        refuse_foreign(self.top)
+        try:
+            if self.folder.exists():
+                if not all(_is(self.folder / name, content) for name, content in self.files.items()):
+                    raise RunError(f"{self.folder} was changed since it was copied: remove it if no job needs it")
+                return False
+            self.top.mkdir(parents=True, exist_ok=True)
+            (self.top / MARK).write_text(_MARKED)
+            fresh = self.top / f".writing-{uuid.uuid4().hex}"
+            for name, content in self.files.items():
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+                (fresh / name).write_bytes(content)
+            fresh.rename(self.folder)
+        except OSError as error:
+            raise RunError(f"the run folder {self.top.parent} cannot be written: {error}") from error
+        return True
+
+    def remove(self) -> None:
+        """Takes back what `write` made."""
+        shutil.rmtree(self.folder)
+        if [path.name for path in self.top.iterdir()] == [MARK]:
+            shutil.rmtree(self.top)
+
+
+def of(installed: Catalogue, files: Sequence[Path], top: Path) -> Snapshot:
+    """sslzoo, every loaded plugin and the given plugin files as they are now, to be copied to a folder in `top`."""
     packages = {"sslzoo"} | {
         module.__name__.split(".")[0]
         for _, module in installed.manager.list_name_plugin()
         if isinstance(module, ModuleType)
     }
+    found: dict[str, bytes] = {}
     for name in sorted(packages & set(sys.modules)):
         origin = Path(sys.modules[name].__file__ or "")
-        if origin.resolve() in files:
-            continue
-        if origin.name == "__init__.py":
-            shutil.copytree(origin.parent, fresh / name, ignore=_LEFT_OUT)
-        else:
-            shutil.copy2(origin, fresh / origin.name)
+        if origin.resolve() not in files:
+            found |= dict(_package(origin) if origin.name == "__init__.py" else [(origin.name, origin.read_bytes())])
     names = [Path("plugin_files") / str(number) / file.name for number, file in enumerate(files)]  # may have one name
-    for file, name in zip(files, names, strict=True):
-        (fresh / name).parent.mkdir(parents=True)
-        shutil.copyfile(file, fresh / name)
-    found = sorted(f"{one.metadata['Name']}=={one.version}" for one in distributions())
-    (fresh / "environment.txt").write_text(f"# Python {sys.version}\n" + "\n".join(found) + "\n")
-    return tuple(folder / name for name in names)
+    found |= {str(name): file.read_bytes() for name, file in zip(names, files, strict=True)}
+    versions = sorted(f"{one.metadata['Name']}=={one.version}" for one in distributions())
+    found["environment.txt"] = "\n".join([f"# Python {sys.version}", *versions, ""]).encode()
+    return Snapshot(top, found, tuple(top / _digest(found) / name for name in names))
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Raises RunError if something lies at `folder`, or where copies wait, that was not made by `take`."""
-    for one in (folder, _fresh(folder), _before(folder)):
-        if (one.exists() or one.is_symlink()) and not (one / MARK).is_file():
-            raise RunError(
-                f"{one} was not made by sslzoo, and a submission would replace it: choose another run folder with --out"
-            )
+def refuse_foreign(top: Path) -> None:
+    """Raises RunError if something lies at `top` that was not made by sslzoo."""
+    if (top.exists() or top.is_symlink()) and not (top / MARK).is_file():
+        raise RunError(
+            f"{top} was not made by sslzoo, and a submission copies code there: choose another run folder with --out"
+        )
 
 
-@contextmanager
-def exchanged(folder: Path, files: Sequence[Path]) -> Iterator[None]:
-    """Puts the copy that `take` made in its place; if what follows fails, the one before and `files` come back."""
-    had = {file: file.read_bytes() if file.is_file() else None for file in files}
-    fresh, before = _fresh(folder), _before(folder)
-    new = fresh.exists()
-    if new:
-        _remove(before)
-        if folder.exists():
-            folder.rename(before)
-        fresh.rename(folder)
-    try:
-        yield
-    except BaseException:
-        if new:
-            _remove(folder)
-            if before.exists():
-                before.rename(folder)
-        for file, content in had.items():
-            if content is None:
-                file.unlink(missing_ok=True)
-            else:
-                file.write_bytes(content)
-        raise
-    _remove(before)
+def _package(origin: Path) -> Iterator[tuple[str, bytes]]:
+    folder = origin.parent
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield str(path.relative_to(folder.parent)), path.read_bytes()
 
 
-def _fresh(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.writing")
+def _digest(files: Mapping[str, bytes]) -> str:
+    found = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        found.update(f"{name}\0{len(content)}\0".encode() + content)
+    return found.hexdigest()[:12]
 
 
-def _before(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.before")
-
-
-def _remove(copy: Path) -> None:
-    """Removes a copy that `take` made; everything else stays."""
-    if (copy / MARK).is_file():
-        shutil.rmtree(copy)
+def _is(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content

@@ -7,19 +7,21 @@ import os
 import shlex
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sslzoo.errors import RunError, UserError
+from sslzoo.errors import UserError
 from sslzoo.launch import profile as profiles
 from sslzoo.launch import requeue, slurm, snapshot
 from sslzoo.launch.job import Command, Job, Probing
+from sslzoo.launch.snapshot import Snapshot
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe import yamltext
 from sslzoo.recipe.build import check
-from sslzoo.recipe.compare import claim, refuse
+from sslzoo.recipe.compare import claim, refuse, refuse_upgrade
 from sslzoo.recipe.recipe import Recipe, load
 from sslzoo.run import checkpoint, data, parallel
 from sslzoo.run.folder import Folder
@@ -99,7 +101,6 @@ def plan(found: Sequence[Element], asked: Asked) -> slurm.Plan:
         gpus,
         text,
         f"sslzoo {top}",
-        pythonpath=str(top / "code"),
         folders=tuple(one.folder.resolve() for one in found),
         limit=asked.limit,
     )
@@ -131,68 +132,76 @@ def top_of(found: Sequence[Element]) -> Path:
 
 def script(found: Sequence[Element], made: slurm.Plan) -> str:
     """The batch script that `submit` would submit."""
-    return slurm.script(made, top_of(found) / "slurm", len(found))
+    top = top_of(found)
+    return slurm.script(replace(made, pythonpath=str(code(found, top).folder)), top / "slurm", len(found))
 
 
-def submit(found: Sequence[Element], asked: Asked, words: Sequence[str]) -> list[str]:
+def submit(found: Sequence[Element], asked: Asked, words: Sequence[str], *, upgrade: bool = False) -> list[str]:
     """Snapshots and submits runs; returns their job numbers. Nothing is changed before all checks have passed.
 
+    With `upgrade` a run that was saved may go on with other versions of its plugins.
+
     Raises:
-        UserError: a run folder is in use, cannot be written, or holds another recipe; or SLURM refused.
+        UserError: a run folder is in use, cannot be written, holds another recipe or other plugins; or SLURM refused.
     """
     top, made = top_of(found), plan(found, asked)
+    now = code(found, top)
     for one in found:
+        folder = Folder(one.folder)
         _refuse_unwritable(one.folder)
         refuse_if_active(one.folder)
-        Folder(one.folder).refuse_others()
-        refuse(Folder(one.folder), replace(one.recipe, plugins=_planned(one, top)), one.installed)
-        State(one.folder).refuse_vanished(max(checkpoint.steps(Folder(one.folder).checkpoints), default=0))
+        folder.refuse_others()
+        refuse(folder, replace(one.recipe, plugins=now.plugins), one.installed)
+        saved = checkpoint.steps(folder.checkpoints)
+        if saved and not upgrade:
+            refuse_upgrade(folder, one.recipe, one.installed)
+        State(one.folder).refuse_vanished(max(saved, default=0))
     slurm.executor(made, top / "slurm")  # is there a SLURM?
-    return send(made, found, asked, top, words, ready(found, top))
+    return send(made, found, asked, top, words, now)
 
 
-def ready(found: Sequence[Element], top: Path) -> tuple[Path, ...]:
-    """Copies the code of now beside `top`'s, for `send` to exchange; returns where plugin files will lie.
-
-    Raises:
-        RunError: a folder cannot be written, or something that is not sslzoo's would be replaced.
-    """
-    snapshot.refuse_foreign(top / "code")
-    try:
-        return snapshot.take(found[0].installed, found[0].recipe.plugins, top / "code")
-    except OSError as error:
-        raise RunError(f"the run folder {top} cannot be written: {error}") from error
+def code(found: Sequence[Element], top: Path) -> Snapshot:
+    """The code of now, which the jobs of these runs would use."""
+    return snapshot.of(found[0].installed, found[0].recipe.plugins, top / "code")
 
 
 def send(
-    made: slurm.Plan,
-    found: Sequence[Element],
-    asked: Asked,
-    top: Path,
-    words: Sequence[str],
-    plugins: tuple[Path, ...] | None = None,
+    made: slurm.Plan, found: Sequence[Element], asked: Asked, top: Path, words: Sequence[str], use: Snapshot | Path
 ) -> list[str]:
     """Submits runs and notes their jobs in their folders; if SLURM refuses, all is as it was.
 
-    With `plugins`, the code of `top` is exchanged for what was made `ready`, else the run goes on with that of before.
+    The jobs `use` a snapshot, or the folder of an earlier one: then recipes stay as they are.
+
+    Raises:
+        UserError: a folder cannot be written, or SLURM refused.
     """
-    made = replace(made, pythonpath=str(top / "code"))
+    where = use if isinstance(use, Path) else use.folder
+    if isinstance(use, Path) and not use.is_dir():
+        raise UserError(f"{use}, the code that this run was submitted with, is gone; --allow-upgrade uses that of now")
+    made = replace(made, pythonpath=str(where))
     launch: dict[str, Any] = {
         "asked": asked.__dict__ | {"then": list(asked.then)},
         "top": str(top),
+        "code": str(where),
         "words": list(words),
     }
     launch |= {"processes": made.processes, "gpus": made.gpus, "lead": made.profile.signal_lead}
     launch |= {"evaluate": asked.evaluate, "time": time.time(), "logs": str(top / "slurm")}
     files = [folder / name for folder in made.folders for name in ("recipe.yaml", "launch.json", requeue.BARREN)]
-    with snapshot.exchanged(top / "code", files):
-        for one in found:
-            folder = one.folder.resolve()
-            if plugins is not None:
-                claim(Folder(folder), replace(one.recipe, plugins=plugins), one.installed, print)
-            (folder / requeue.BARREN).unlink(missing_ok=True)
-            State(folder).write_launch(launch)  # before the job can start
-        jobs = slurm.submit(made, top / "slurm", [Job(str(folder)) for folder in made.folders])
+    new = use if isinstance(use, Snapshot) and use.write() else None
+    try:
+        with _as_they_were(files):
+            for one in found:
+                folder = one.folder.resolve()
+                if isinstance(use, Snapshot):
+                    claim(Folder(folder), replace(one.recipe, plugins=use.plugins), one.installed, print)
+                (folder / requeue.BARREN).unlink(missing_ok=True)
+                State(folder).write_launch(launch)  # before the job can start
+            jobs = slurm.submit(made, top / "slurm", [Job(str(folder)) for folder in made.folders])
+    except BaseException:
+        if new is not None:
+            new.remove()
+        raise
     for folder, job in zip(made.folders, jobs, strict=True):
         State(folder).write_launch(launch | {"job": job})  # whatever becomes of what follows
     for one, folder, job in zip(found, made.folders, jobs, strict=True):
@@ -210,9 +219,19 @@ def send(
     return jobs
 
 
-def _planned(element: Element, top: Path) -> tuple[Path, ...]:
-    """Where plugin files will lie: what the recipe of a run folder says of them."""
-    return tuple(top / "code" / "plugin_files" / str(n) / file.name for n, file in enumerate(element.recipe.plugins))
+@contextmanager
+def _as_they_were(files: Sequence[Path]) -> Iterator[None]:
+    """If what follows fails, the files come back."""
+    had = {file: file.read_bytes() if file.is_file() else None for file in files}
+    try:
+        yield
+    except BaseException:
+        for file, content in had.items():
+            if content is None:
+                file.unlink(missing_ok=True)
+            else:
+                file.write_bytes(content)
+        raise
 
 
 def _afterwards(made: slurm.Plan, name: str, job: str, limit: str, functions: Sequence[Any], top: Path) -> list[str]:

@@ -22,7 +22,8 @@ from sslzoo.launch.grace import Grace, kill_wait
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import Flow, check
-from sslzoo.recipe.recipe import Recipe, resolve
+from sslzoo.recipe.compare import refuse_upgrade
+from sslzoo.recipe.recipe import Recipe
 from sslzoo.report.display import Display
 from sslzoo.run import checkpoint, parallel
 from sslzoo.run.clock import time_left
@@ -66,7 +67,7 @@ def work(
     """
     Folder(out).refuse_others()
     if not upgrade:
-        refuse_upgrade(recipe, installed, out)
+        refuse_upgrade(Folder(out), recipe, installed)
     flow = check(recipe, installed)
     remarks = rehearse(recipe, installed) if evaluate else ()
     state = State(out)
@@ -128,14 +129,6 @@ class Own:
         self.run = True
 
 
-def refuse_upgrade(recipe: Recipe, installed: Catalogue, out: Path) -> None:
-    """Raises UserError if a plugin is not what it was when this run began."""
-    changed = Folder(out).upgraded(resolve(recipe, installed))
-    if changed:
-        text = f"{out} was begun with other plugins:\n" + "".join(f"    {line}\n" for line in changed)
-        raise UserError(text + "go on with these with --allow-upgrade, or choose another folder with --out")
-
-
 def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequence[str], *, evaluate: bool) -> None:
     """What the first process does beside training: holds the folder, tells how it goes on, probes at the end."""
     recipe, installed, flow, out = attempt.recipe, attempt.installed, attempt.flow, attempt.out
@@ -154,7 +147,8 @@ def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequenc
             train(recipe, installed, flow, out, world, watch)
             parallel.leave()  # what follows is done by this process alone
         except Stopped:
-            teller.tell("stopped", step=max(checkpoint.steps(Folder(out).checkpoints)))
+            saved = max(checkpoint.steps(Folder(out).checkpoints))
+            teller.tell("stopped", step=saved, saved=saved)
             raise
         if evaluate and recipe.evaluate is not None:
             stop.patient = False  # nothing is lost when probing is cut short

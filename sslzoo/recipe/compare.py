@@ -36,6 +36,14 @@ def claim(folder: Folder, recipe: Recipe, installed: Catalogue, warn: Callable[[
     folder.prepare(resolve(recipe, installed), warn)
 
 
+def refuse_upgrade(folder: Folder, recipe: Recipe, installed: Catalogue) -> None:
+    """Raises RunError if a plugin is not what it was when this run began."""
+    changed = folder.upgraded(resolve(recipe, installed))
+    if changed:
+        text = f"{folder.path} was begun with other plugins:\n" + "".join(f"    {line}\n" for line in changed)
+        raise RunError(text + "go on with these with --allow-upgrade, or choose another folder with --out")
+
+
 def refuse_foreign(path: Path, resolved: str, recipe: Recipe, installed: Catalogue) -> None:
     """Sees that a checkpoint, which remembers the resolved recipe of its run, is one of this recipe.
 

@@ -25,14 +25,15 @@ from sslzoo.errors import RunError
 PATIENCE = 90.0  # seconds to wait for a lock: the processes of a lost node take a while to die
 STALE = 600.0  # seconds after which a run that wrote nothing counts as gone, where there are no locks
 _NUMBER = (int, float)
-_LAUNCH = files.typed(asked=dict, top=str, words=list, processes=int, evaluate=bool, job=str, logs=str, probing=str)
+_LAUNCH = files.typed(asked=dict, top=str, code=str, words=list, processes=int, evaluate=bool, job=str, logs=str)
+_LAUNCH_TOO = files.typed(probing=str)
 _NOW = files.typed(state=str, host=str, pid=int, job=str, time=_NUMBER, step=int, steps=int, saved=int, saving=_NUMBER)
 _NOW_TOO = files.typed(loss=_NUMBER, rate=_NUMBER, left=_NUMBER)
 _ATTEMPT = files.typed(**{"from": int}, repeats=int, time=_NUMBER, host=str, job=str, restart=int, facts=dict)
 
 
 def _is_launch(row: dict[str, Any]) -> bool:
-    return _LAUNCH(row) and {"asked", "top", "logs"} <= row.keys()
+    return _LAUNCH(row) and _LAUNCH_TOO(row) and {"asked", "top", "code", "logs"} <= row.keys()
 
 
 def _is_now(row: dict[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from sslzoo.launch import slurm, snapshot
 from sslzoo.launch.submit import Asked, Element, plan, script, with_folder
 from sslzoo.recipe.recipe import load
 from sslzoo.report import html
+from sslzoo.run.state import State
 
 HOSTILE = [
     "$(touch made)",
@@ -143,18 +144,73 @@ def test_a_profile_tells_all_its_problems_at_once(tmp_path, tiny):
         assert word in str(told.value)
 
 
-def test_a_folder_that_sslzoo_did_not_make_is_not_replaced(tmp_path, tiny):
-    code = tmp_path / "code"
-    code.mkdir()
-    (code / "thesis.tex").write_text("mine")
+def test_code_is_not_copied_among_files_of_others(tmp_path, tiny):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "thesis.tex").write_text("mine")
     with pytest.raises(RunError, match="was not made by sslzoo"):
-        snapshot.refuse_foreign(code)
-    for other in ("code.writing", "code.before"):
-        (tmp_path / other).mkdir()
-        (tmp_path / other / "mine").write_text("")
-        with pytest.raises(RunError, match=f"{other} was not made by sslzoo"):
-            snapshot.refuse_foreign(tmp_path / other)
-    assert (code / "thesis.tex").read_text() == "mine"
+        snapshot.of(tiny[1], [], tmp_path / "code").write()
+    assert [path.name for path in (tmp_path / "code").iterdir()] == ["thesis.tex"]
+
+
+def test_each_submission_keeps_the_code_it_was_made_with(tmp_path, tiny, tools, monkeypatch):
+    """A second sweep into the same folder leaves the code of jobs that still wait alone."""
+    from sslzoo.launch import submit as module
+
+    recipe, installed = tiny
+    file = tmp_path / "mine.py"
+    asked = Asked("a100-80gb", gpus=1)
+    monkeypatch.setattr(slurm, "submit", lambda *_words: ["7"])
+    monkeypatch.setattr(slurm, "ask", lambda _jobs: {})
+    used = []
+    for number, text in enumerate(("a = 1\n", "a = 2\n", "a = 2\n")):
+        file.write_text(text)
+        run = tmp_path / "runs" / f"seed-{number}"
+        one = Element(run, replace(recipe, plugins=(file,)), installed)
+        monkeypatch.setattr(module, "top_of", lambda _found: tmp_path / "runs")
+        module.submit([one], asked, [])
+        used.append(Path(State(run).launch["code"]))
+        assert (used[-1] / "sslzoo" / "train.py").is_file()
+    assert [(one / "plugin_files" / "0" / "mine.py").read_text() for one in used] == ["a = 1\n", "a = 2\n", "a = 2\n"]
+    assert used[1] == used[2] != used[0]
+    (used[0] / "sslzoo" / "train.py").write_text("# by hand")
+    file.write_text("a = 1\n")
+    with pytest.raises(RunError, match="was changed since it was copied"):
+        module.submit([replace(one, folder=tmp_path / "runs" / "seed-9")], asked, [])
+
+
+MASK = """
+from sslzoo import Mask, hookimpl
+
+class All:
+    def draw(self, rng, grid): return {"image": Mask([list(range(8))], [[[9]]])}
+
+@hookimpl
+def sslzoo_masks(): return {"all": All}
+"""
+
+
+def test_a_saved_run_is_not_submitted_with_another_plugin_unasked(tmp_path, tools, monkeypatch):
+    from sslzoo.launch import submit as module
+
+    monkeypatch.setattr(slurm, "submit", lambda *_words: ["7"])
+    monkeypatch.setattr(slurm, "ask", lambda _jobs: {})
+    monkeypatch.setattr(module, "check", lambda *_words: None)
+    file, run = tmp_path / "mine.py", tmp_path / "run"
+
+    def submit(text, **more):
+        file.write_text(text)
+        found = Element(run, *load("tiny/ijepa", ["masks.image={use: all}"], [file]))
+        return module.submit([found], Asked("a100-80gb", gpus=1), [], **more)
+
+    submit(MASK)
+    submit(MASK + "# nothing is saved, nothing is lost\n")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step-000000005.safetensors").write_bytes(b"")
+    before = tree(run)
+    with pytest.raises(RunError, match="begun with other plugins"):
+        submit(MASK + "# another\n")
+    assert tree(run) == before
+    assert submit(MASK + "# another\n", upgrade=True) == ["7"]
 
 
 def tree(folder):
@@ -170,8 +226,8 @@ def test_a_submission_that_slurm_refuses_leaves_the_run_as_it_was(tmp_path, tiny
     monkeypatch.setattr(slurm, "submit", lambda *_words: ["7"])
     monkeypatch.setattr(slurm, "ask", lambda _jobs: {})
     assert module.submit([element], asked, []) == ["7"]
-    (tmp_path / "run" / "code" / "old").write_text("the code of the first submission")
-    before = tree(tmp_path / "run")
+    before, tree_of_code = tree(tmp_path / "run"), tree(tmp_path / "run" / "code")
+    assert tree_of_code
 
     def refused(*_words):
         raise UserError("SLURM refused the job: no")
@@ -189,8 +245,7 @@ def test_a_submission_that_slurm_refuses_leaves_the_run_as_it_was(tmp_path, tiny
     assert tree(tmp_path / "run") == before
     monkeypatch.setattr(slurm, "submit", lambda *_words: ["8"])
     assert module.submit([element], asked, []) == ["8"]
-    assert not (tmp_path / "run" / "code" / "old").exists()
-    assert not list((tmp_path / "run").glob("code.*"))
+    assert tree(tmp_path / "run" / "code") == tree_of_code
 
 
 def test_what_comes_after_is_a_command_with_its_folder():
@@ -223,13 +278,16 @@ case $1 in --noheader) echo "${NOW:-RUNNING}" ;; requeue) echo asked >> "$CALLED
 @pytest.mark.parametrize(
     ("case", "code", "steps", "asked"),
     [
-        ("done", 0, (5, 0), 0),
-        ("stopped", 143, (5, 0), 1),
-        ("killed", 137, (5, 0), 1),
-        ("its own error", 1, (5, 0), 0),
-        ("cancelled", 143, (5, 0), 0),
-        ("no step, the first time", 137, (0, 0), 1),
-        ("no step, the second time", 137, (0, 0), 0),
+        ("done", 0, (5, 0, 5), 0),
+        ("stopped", 143, (5, 0, 5), 1),
+        ("killed", 137, (5, 0, 4), 1),
+        ("killed after four that saved nothing", 137, (5, 0, 4), 1),
+        ("its own error", 1, (5, 0, 0), 0),
+        ("cancelled", 143, (5, 0, 5), 0),
+        ("no step, the first time", 137, (0, 0, 0), 1),
+        ("no step, the second time", 137, (0, 0, 0), 0),
+        ("nothing saved, after one", 137, (9, 5, 5), 1),
+        ("nothing saved, after four", 137, (9, 5, 5), 0),
         ("dead before it began", 137, None, 1),
     ],
 )
@@ -242,15 +300,16 @@ def test_the_batch_script_decides_whether_a_job_is_queued_again(
         (tools / name).write_text("#!/bin/bash\n" + REQUEUE)
     job = "#!/bin/bash\n"
     if steps is not None:
-        step, begun = steps
+        step, begun, saved = steps
         job += f'echo \'{{"from": {begun}, "repeats": 0}}\' >> {run}/attempts.jsonl\n'
-        job += f'printf \'{{\\n "state": "running",\\n "step": {step},\\n "steps": 9\\n}}\' > {run}/state.json\n'
+        job += f'printf \'{{\\n "state": "running",\\n "step": {step},\\n "saved": {saved},\\n "steps": 9\\n}}\' > {run}/state.json\n'
     if case == "its own error":
         job += f"echo 'ValueError: mine' > {run}/failure.txt\n"
     (tools / "srun").write_text(job + f"exit {code}\n")
     (run / "failure.txt").write_text("of an attempt before")
-    if "second" in case:
-        (run / "barren.txt").write_text("exit code 137\n")
+    attempts = 4 if "four" in case else 1 if "second" in case or "one" in case.split() else 0
+    if attempts:
+        (run / "barren.txt").write_text("exit code 137\n" * attempts)
     monkeypatch.setenv("NOW", "CANCELLED" if case == "cancelled" else "RUNNING")
     env = os.environ | {"SLURM_JOB_ID": "1"}
     done = subprocess.run(["/bin/bash"], input=text, cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -258,8 +317,10 @@ def test_the_batch_script_decides_whether_a_job_is_queued_again(
     called = tmp_path / "called"
     assert (called.read_text().count("asked") if called.exists() else 0) == asked
     told = (run / "failure.txt").read_text() if (run / "failure.txt").exists() else ""
-    expected = {"its own error": "ValueError: mine\n"}.get(
-        case, "the last two attempts did no step" * ("second" in case)
-    )
+    expected = {
+        "its own error": "ValueError: mine\n",
+        "no step, the second time": "the last 2 attempts did no step",
+        "nothing saved, after four": "the last 5 attempts saved nothing",
+    }.get(case, "")
     assert told.startswith(expected)
     assert bool(told) == bool(expected)

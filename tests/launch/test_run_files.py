@@ -78,7 +78,7 @@ def test_metrics_that_need_no_cutting_are_not_written(run):
 def test_a_damaged_file_is_told_by_name_and_hides_no_other_run(run, name, seed):
     other = run.with_name("other")
     other.mkdir()
-    whole = {"launch.json": json.dumps({"asked": {"cluster": "x"}, "top": "t", "logs": "l"})}.get(name)
+    whole = {"launch.json": json.dumps({"asked": {"cluster": "x"}, "top": "t", "code": "c", "logs": "l"})}.get(name)
     text = (whole or (run / name).read_text()).encode()
     rng = random.Random(f"{name} {seed}")
     bad = [

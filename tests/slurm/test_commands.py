@@ -11,6 +11,7 @@ from conftest import finish, reach, settings, sslzoo, status, submit, wait
 
 from sslzoo.launch.slurm import _scontrol, ask
 from sslzoo.run.folder import Folder
+from sslzoo.run.state import State
 
 pytestmark = pytest.mark.slurm
 
@@ -246,5 +247,5 @@ def test_a_process_that_dies_ends_the_job_with_its_own_error(cluster, tmp_path):
     # Its own traceback is the only one; and the code that ran is that of the run folder.
     assert "another process failed first: ValueError: rank three has had enough" in sslzoo("logs", run)
     assert sslzoo("logs", run, "--rank", 1).count("Traceback") == 1
-    assert f'File "{run / "code" / "sslzoo" / "train.py"}"' in sslzoo("logs", run, "--rank", 3)
+    assert f'File "{Path(State(run).launch["code"]) / "sslzoo" / "train.py"}"' in sslzoo("logs", run, "--rank", 3)
     assert "rank three has had enough" in sslzoo("logs", run)

@@ -123,7 +123,9 @@ def test_the_pickle_holds_a_folder_and_code_is_that_of_the_submission(unbroken):
     assert all(path.stat().st_size < 1500 for path in pickles)
     log = next(Path(launch["logs"]).glob(f"{launch['job']}_0_log.out")).read_text()
     assert "4 processes started by srun" in log
-    assert (unbroken / "code" / "sslzoo" / "train.py").is_file()
-    assert (unbroken / "code" / "plugin_files" / "0" / "slow.py").is_file()
-    assert "torch==" in (unbroken / "code" / "environment.txt").read_text()
-    assert str(unbroken / "code" / "plugin_files") in (unbroken / "recipe.yaml").read_text()
+    code = Path(State(unbroken).launch["code"])
+    assert code.parent == unbroken / "code"
+    assert (code / "sslzoo" / "train.py").is_file()
+    assert (code / "plugin_files" / "0" / "slow.py").is_file()
+    assert "torch==" in (code / "environment.txt").read_text()
+    assert str(code / "plugin_files") in (unbroken / "recipe.yaml").read_text()
