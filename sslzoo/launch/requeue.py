@@ -1,8 +1,8 @@
 """Is a job queued again when its processes have ended? Decided in the batch script, where no dead process prevents it.
 
 It is, unless all is done, a process told an error of its own, SLURM has decided otherwise (cancelled, requeued by
-hand), or attempts in a row saved nothing: two that did no step, five that did some. So lost processes (a node, a kill, a hang that the time-out of collectives
-ended) and runs that saved in time after a signal go on by themselves.
+hand), or attempts in a row saved nothing: two that did no step, five that did some. So lost processes (a node, a kill,
+a hang that the time-out of collectives ended) and runs that saved in time after a signal go on by themselves.
 """
 
 from __future__ import annotations
