@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +55,8 @@ class Torchvision:
         if "download" in takes:
             given["download"] = download
         try:
-            self.images = make(**given)
+            with _alone(root) if given.get("download") else nullcontext():
+                self.images = make(**given)
         except RuntimeError as error:
             raise ValueError(f"root: {root}: {error}") from error
         count = (
@@ -84,3 +87,21 @@ class Torchvision:
 
     def _listed(self) -> Any:
         return getattr(self.images, "targets", getattr(self.images, "labels", getattr(self.images, "_labels", None)))
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One process at a time: of several that would fetch the same files, the first does and the others find them.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / ".download.lock").open("a")
+    except OSError as error:
+        raise ValueError(f"root: {root} cannot be written: {error}") from error
+    with file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from sslzoo.contracts import Encoder, Grid, Patches, Tokens
 from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
-from sslzoo.testing.scene import as_moved, elsewhere, equal, kept, restored, seeded, size_of, steady, unreached
+from sslzoo.testing.scene import as_moved, elsewhere, equal, kept, restored, seeded, size_of, steady, stirred, unreached
 
 SIDES = (32, 28, 64, 48, 96, 112, 56, 224, 16, 40)
 
 
 def _part(make: Make) -> Any:
     with seeded():
-        return make().eval()
+        return stirred(make().eval())
 
 
 def _size(part: Any) -> tuple[tuple[int, int], Grid]:

@@ -24,6 +24,7 @@ from sslzoo.testing.scene import (
     seeded,
     size_of,
     steady,
+    stirred,
     targets,
     tokens,
     unreached,
@@ -32,7 +33,7 @@ from sslzoo.testing.scene import (
 
 def _part(make: Make) -> Any:
     with seeded():
-        return make(Encoder()).eval()
+        return stirred(make(Encoder()).eval())
 
 
 def _said(part: Any, seen: Tokens, asked: Patches | None) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import nn
 
 from sslzoo.contracts import lacking, members
@@ -273,6 +274,8 @@ def offers(protocol: type, build: Callable[[Make], Any], *, module: bool = False
         kind, methods = type(part).__name__, vars(protocol)
         if module and not isinstance(part, nn.Module):
             raise Violation("a torch.nn.Module", f"a {kind}", f"class {kind}")
+        if module:
+            _on_meta(build, make)
         for name, written in lacking(part, protocol):
             own = [one for one in dir(part) if not one.startswith("__") and not hasattr(nn.Module, one)]
             raise Violation(f"an attribute {written}", f"none{did_you_mean(name, own)}", f"class {kind}")
@@ -286,6 +289,17 @@ def offers(protocol: type, build: Callable[[Make], Any], *, module: bool = False
                 _answers(part, kind, name, methods[name])
 
     return Check(made)
+
+
+def _on_meta(build: Callable[[Make], Any], make: Make) -> None:
+    """Whether it can be made without memory, as `sslzoo check` makes a method of any size before a run does."""
+    try:
+        with torch.device("meta"):
+            build(make)
+    except (RuntimeError, NotImplementedError) as error:
+        came = raised(error, make) or f"{type(error).__name__}: {error}"
+        hint = "; its constructor reads no number from tensors (.item(), .tolist(), numpy)"
+        raise Violation("to be made on the meta device too", came + hint, "with torch.device('meta')") from error
 
 
 def _answers(part: Any, kind: str, name: str, wanted: Callable[..., Any]) -> None:

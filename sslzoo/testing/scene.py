@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -277,7 +278,7 @@ def as_two_ranks(work: Callable[[int], Any], make: Make) -> list[Any]:
         children = [fork.Process(target=child, args=(rank,)) for rank in range(2)]
         for one in children:
             one.start()
-        found = [ours.recv() if ours.poll(40) else TimeoutError("no answer within 40 s") for ours, _ in pipes]
+        found = [_answer(ours, theirs) for ours, theirs in pipes]
         for one in children:
             one.kill()
     for one in found:
@@ -286,12 +287,32 @@ def as_two_ranks(work: Callable[[int], Any], make: Make) -> list[Any]:
     return found
 
 
+def _answer(ours: Connection, theirs: Connection) -> Any:
+    theirs.close()  # the child holds it alone: its end is seen
+    wait = "none: a rank waits in a collective that the other does not enter, or ended"
+    try:
+        return ours.recv() if ours.poll(40) else Violation("an answer on two ranks within 40 s", wait, "2 ranks")
+    except EOFError:
+        return Violation("an answer on two ranks", "none: its process ended", "2 ranks")
+
+
 @contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
     """Torch seeded, for parts that draw their starting weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def stirred(part: Any) -> Any:
+    """A part as after some training: what starts at zero (a last layer, a gate) would hide what lies behind it."""
+    rng = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in part.parameters() if isinstance(part, nn.Module) else ():
+            if parameter.requires_grad and parameter.is_floating_point() and not parameter.is_meta:
+                noise = torch.randn(parameter.shape, generator=rng)
+                parameter += 0.05 * noise.to(parameter)
+    return part
 
 
 def size_of(part: nn.Module) -> str:

@@ -22,6 +22,7 @@ from sslzoo.testing.scene import (
     seeded,
     size_of,
     steady,
+    stirred,
     student,
 )
 
@@ -29,7 +30,7 @@ from sslzoo.testing.scene import (
 def _part(make: Make, who: Student | None = None) -> tuple[Any, Student]:
     who = who or student()
     with seeded():
-        return make(who), who
+        return stirred(make(who)), who
 
 
 def _called(part: Any, who: Student, given: Batch | None = None) -> tuple[dict[str, Tensor], Batch, Reading]:

@@ -5,6 +5,9 @@ import io
 import json
 import os
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -161,6 +164,29 @@ def test_torchvision_by_name(tmp_path):
         PARTS["torchvision"].make(name="CIFAR1", root=tmp_path)
     with pytest.raises(ValueError, match="root: "):
         PARTS["torchvision"].make(name="CIFAR10", root=tmp_path)
+
+
+def test_one_process_at_a_time_downloads(tmp_path, monkeypatch):
+    inside, most = [], []
+
+    class CIFAR10:
+        targets, classes = [0, 1], ("a", "b")
+
+        def __init__(self, root, train=True, download=False):
+            inside.append(self)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.remove(self)
+
+        def __len__(self):
+            return 2
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", CIFAR10)
+    make = partial(PARTS["torchvision"].make, name="CIFAR10", root=tmp_path / "data", download=True)
+    with ThreadPoolExecutor(4) as pool:
+        found = [one.result() for one in [pool.submit(make) for _ in range(4)]]
+    assert most == [1, 1, 1, 1]
+    assert [one.tasks for one in found] == [{"class": 2}] * 4
 
 
 def test_a_torchvision_set_on_disk_is_read(tmp_path):

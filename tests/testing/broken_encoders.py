@@ -154,7 +154,16 @@ class Mute(Look):
     ragged = None
 
 
+class Measured(Look):
+    """Reads a number from its weights when it is made, so it cannot be rehearsed."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = next(self.parameters()).norm().item()
+
+
 ENCODERS = {
+    Measured: "made",
     Shuffled: "seen",
     Loose: "stored",
     Local: "moves",

@@ -71,6 +71,19 @@ class Mixing(Guess):
         return super().seen(tokens) + tokens.patches.mean()
 
 
+class Gated(Guess):
+    """Lets sequences read one another, through a layer that says nothing before it has learned."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.others = nn.Linear(encoder.width, encoder.width)
+        nn.init.zeros_(self.others.weight)
+        nn.init.zeros_(self.others.bias)
+
+    def seen(self, tokens):
+        return super().seen(tokens) + self.others(tokens.patches.mean((0, 1)))
+
+
 class Standardised(Guess):
     """Uses the statistics of its own rank's batch."""
 
@@ -197,6 +210,7 @@ PREDICTORS = {
     Idle: "learns",
     Detached: "learns",
     Mixing: "alone",
+    Gated: "alone",
     Standardised: "ranks",
     Ordered: "order",
     ReadsPadding: "ragged_context",

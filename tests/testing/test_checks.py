@@ -1,6 +1,7 @@
 """Checks have teeth: each part that is wrong on purpose is caught by the check that names its defect."""
 
 import json
+import os
 from pathlib import Path
 
 import broken_data
@@ -16,6 +17,8 @@ from sslzoo import catalogue, testing
 from sslzoo.cli import main
 from sslzoo.testing import masks
 from sslzoo.testing import report as report_
+from sslzoo.testing.report import Violation
+from sslzoo.testing.scene import as_two_ranks
 
 MODULES = (broken_masks, broken_predictors, broken_targets, broken_losses, broken_encoders)
 MODULES += (broken_data, broken_optimizers)
@@ -78,6 +81,11 @@ def test_checks_that_need_a_broken_contract_are_left_out(family, part):
     assert {result.state for result in report.results[2:]} == {"left out"}
     with pytest.raises(testing.ContractError, match=r"1 of \d+ checks failed \(\d+ left out"):
         getattr(testing, f"check_{family}")(part)
+
+
+def test_a_part_that_ends_one_of_two_ranks_is_told():
+    with pytest.raises(Violation, match="its process ended"):
+        as_two_ranks(lambda rank: os._exit(3) if rank == 0 else None, dict)
 
 
 def test_a_fault_of_a_check_is_never_shown_as_the_authors(monkeypatch):
