@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,20 +130,3 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     if found is None:
         return ""
     return f"; it is called {found} now" if RENAMED.get(str(name)) == found else f"; did you mean {found}?"
-
-
-@contextmanager
-def alive() -> Iterator[None]:
-    """An end of this process by `os._exit`, which nothing can catch, becomes an error; children may end so."""
-    end, own = os._exit, os.getpid()
-
-    def told(code: int) -> None:
-        if os.getpid() != own:
-            end(code)
-        raise SystemExit(f"os._exit({code}), which ends the whole run without a word")
-
-    os._exit = told  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        os._exit = end

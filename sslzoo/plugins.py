@@ -12,7 +12,8 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import pluggy
 
 from sslzoo import hooks
-from sslzoo.errors import PluginError, alive, did_you_mean, nearest, shown
+from sslzoo.errors import PluginError, did_you_mean, nearest, shown
 
 # Every family, and the word for one part of it. A hook `sslzoo_FAMILY` offers its parts; `sslzoo new WORD` begins one.
 FAMILIES: Mapping[str, str] = {
@@ -122,6 +123,23 @@ def raised_in(make: Any, error: BaseException) -> str:
     return ""
 
 
+@contextmanager
+def exit_raises() -> Iterator[None]:
+    """Inside, `os._exit`, which nothing can catch, raises SystemExit; child processes may end by it."""
+    end, own = os._exit, os.getpid()
+
+    def told(code: int) -> None:
+        if os.getpid() != own:
+            end(code)
+        raise SystemExit(f"os._exit({code}), which ends the whole run without a word")
+
+    os._exit = told  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = end
+
+
 def load(files: Sequence[Path | str] = ()) -> pluggy.PluginManager:
     """Every installed plugin, then the given files, checked against the hook specifications.
 
@@ -214,7 +232,7 @@ def _register(manager: pluggy.PluginManager, module: ModuleType, name: str) -> N
 
 def _import(entry: EntryPoint) -> ModuleType:
     try:
-        with alive():
+        with exit_raises():
             return entry.load()
     except (Exception, SystemExit) as error:
         origin = f" (from {entry.dist.name} {entry.dist.version})" if entry.dist else ""
@@ -231,7 +249,7 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that loader workers can pickle its classes
     try:
-        with alive():
+        with exit_raises():
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]

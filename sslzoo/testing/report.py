@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from sslzoo.contracts import lacking, members
-from sslzoo.errors import UserError, alive, did_you_mean
-from sslzoo.plugins import raised_in
+from sslzoo.errors import UserError, did_you_mean
+from sslzoo.plugins import exit_raises, raised_in
 
 Make = Callable[..., Any]
 SECONDS = 120.0  # a check that takes longer is taken to be endless
@@ -182,7 +182,7 @@ def needed(one: Check, checks: Sequence[Check]) -> tuple[Check, ...]:
 
 def _one(one: Check, make: Make, seconds: float) -> Result:
     try:
-        with _within(seconds), alive():
+        with _within(seconds), exit_raises():
             remark = one.call(make)
     except Violation as found:
         return Result(one.name, one.says, "failed", "", found.expected, found.came, found.smallest)
