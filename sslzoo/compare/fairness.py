@@ -10,12 +10,12 @@ from typing import Any
 from sslzoo.recipe.compare import leaves
 from sslzoo.report.doctor import diagnose
 from sslzoo.report.records import Record
-from sslzoo.run.data import DRAWN_TOGETHER
+from sslzoo.run.data import MASKED_TOGETHER
 
 CLOSE = 0.02  # relative; costs nearer than this are equal
 SLOW = 0.1  # relative; device time is noisy
-KEPT = 0.05  # share of its starting weights that a teacher may keep
-WARM = 0.2  # share of a run that may be warm-up
+MOST_KEPT = 0.05  # share of its starting weights that a teacher may keep
+MOST_WARM_UP = 0.2  # share of a run that may be warm-up
 OWN = ("name", "run.seed", "plugins")  # what tells runs apart, and no question
 # Which keys of a recipe say how it is run or told, not what is learnt.
 HOW = (
@@ -192,7 +192,7 @@ _FACTS: tuple[tuple[str, Callable[[Record], Any]], ...] = (
 def _data(record: Record) -> dict[str, Any]:
     """The training set and its identity; what is beside it for masks drawn together is no matter of data."""
     identity = record.facts.get("data") or {}
-    return {**record.tree["data"], "identity": {key: identity[key] for key in identity if key != DRAWN_TOGETHER}}
+    return {**record.tree["data"], "identity": {key: identity[key] for key in identity if key != MASKED_TOGETHER}}
 
 
 def _versions(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
@@ -215,15 +215,16 @@ def _teachers(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
     kept = {
         name: max((r.kept for r in records if r.kept is not None), default=None) for name, records in variants.items()
     }
-    bad = {name: f"{share:.0%}" for name, share in kept.items() if share is not None and share > KEPT}
+    bad = {name: f"{share:.0%}" for name, share in kept.items() if share is not None and share > MOST_KEPT}
     if bad:
-        yield Finding("share of its starting weights that the teacher kept", bad, f"more than {KEPT:.0%}: train longer")
+        why = f"more than {MOST_KEPT:.0%}: train longer"
+        yield Finding("share of its starting weights that the teacher kept", bad, why)
 
 
 def _warm_ups(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
-    bad = {name: f"{r[0].warm_up:.0%}" for name, r in variants.items() if r[0].warm_up > WARM}
+    bad = {name: f"{r[0].warm_up:.0%}" for name, r in variants.items() if r[0].warm_up > MOST_WARM_UP}
     if bad:
-        yield Finding("share of the run that is warm-up", bad, f"more than {WARM:.0%}")
+        yield Finding("share of the run that is warm-up", bad, f"more than {MOST_WARM_UP:.0%}")
 
 
 def _skipped(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:

@@ -25,7 +25,7 @@ import yaml
 from sslzoo.report.records import Record
 from sslzoo.run.state import State
 
-KEPT = 0.5  # share of its starting weights that a frozen teacher kept
+FROZEN = 0.5  # share of its starting weights from which on a teacher counts as frozen
 GAIN = 0.5  # points of percent above the untrained encoder, below which nothing was learnt
 RATE = 1e-2  # a learning rate that is far too high for AdamW: vision transformers train with 1e-4 to 2e-3
 
@@ -139,7 +139,7 @@ def _full_collapse(record: Record) -> Iterator[str]:
 def _frozen(record: Record) -> Iterator[str]:
     """Of a run that goes on, at its planned end: early in a run, every teacher is near its start."""
     kept = replace(record, step=max(record.step, record.steps)).kept
-    if kept is not None and kept > KEPT:
+    if kept is not None and kept > FROZEN:
         word = "still holds" if record.step >= record.steps else "will still hold"
         yield f"the teacher {word} {kept:.0%} of its starting weights after {max(record.step, record.steps)} steps"
 

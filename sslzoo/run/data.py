@@ -40,7 +40,7 @@ from sslzoo.rng import Rng, derive_seed, generator, seed_shared
 from sslzoo.run.parallel import World, all_sum
 from sslzoo.run.travel import moved
 
-DRAWN_TOGETHER = "images masked together (run.batch over processes, at most run.micro)"
+MASKED_TOGETHER = "images masked together (run.batch over processes, at most run.micro)"
 Seen = tuple[Tensor, Tensor]  # pixels of a view, and its box
 TRIES = 16  # other images tried in place of an unreadable one
 # What reading an image may raise: Pillow reports a broken PNG as a SyntaxError, and too large an image in its own way.
@@ -395,7 +395,7 @@ def identity(data: Dataset) -> dict[str, Any]:
 def drawn_together(sources: Sources, shares: Split) -> dict[str, int]:
     """How many images masks are drawn with, where that matters to them: a part of the training data's identity."""
     matters = any(getattr(sampler, "batchwise", False) for sampler in sources.masks.values())
-    return {DRAWN_TOGETHER: shares.micro} if matters else {}
+    return {MASKED_TOGETHER: shares.micro} if matters else {}
 
 
 def fake_batch(
