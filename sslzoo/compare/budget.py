@@ -162,7 +162,7 @@ def _seconds(recipe: Recipe, installed: Catalogue, flow: Flow, kept: Path) -> fl
     tree = yaml.safe_load(resolve(recipe, installed))
     trained = json.dumps({key: value for key, value in tree.items() if key not in ("name", "evaluate")}, default=str)
     key = hashlib.sha256(trained.encode()).hexdigest()[:16]
-    known = files.read_object(kept, lambda row: all(type(value) is float for value in row.values()))[0] or {}
+    known = files.read_object(kept, lambda row: all(type(value) is float for value in row.values()))[0]
     if key not in known:
         known[key] = _measure(recipe, installed, flow)
         kept.parent.mkdir(parents=True, exist_ok=True)

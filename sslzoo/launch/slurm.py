@@ -7,9 +7,9 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,6 @@ class Answer:
     state: str
     reason: str = ""
     nodes: str = ""
-    restarts: int = 0
-    more: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -175,12 +173,12 @@ def _lines(*command: str) -> list[str]:
 
 def _squeue(jobs: Sequence[str]) -> dict[str, Answer]:
     bases = ",".join(dict.fromkeys(job.split("_")[0] for job in jobs))
-    form = "JobArrayID:|,JobID:|,State:|,Reason:|,NodeList:|,RestartCnt:"
+    form = "JobArrayID:|,JobID:|,State:|,Reason:|,NodeList:|"
     rows = [line.split("|") for line in _lines("squeue", "--noheader", "--array", "--jobs", bases, "--Format", form)]
     answers = {}
     for row in rows:
-        array, job, state, reason, nodes, restarts = (cell.strip() for cell in row[:6])
-        answer = Answer(state, "" if reason == "None" else reason, nodes, int(restarts) if restarts.isdecimal() else 0)
+        array, job, state, reason, nodes = (cell.strip() for cell in row[:5])
+        answer = Answer(state, _told(reason), nodes)
         answers |= {name: answer for name in (array, job) if name in jobs}
     return answers
 
@@ -191,7 +189,7 @@ def _sacct(jobs: Sequence[str]) -> dict[str, Answer]:
     answers = {}
     for row in rows:  # one a start; the last is the one that counts
         job, state, reason, nodes = row.split("|")[:4]
-        answers[job] = Answer(state.split()[0], "" if reason == "None" else reason, nodes)
+        answers[job] = Answer(state.split()[0], _told(reason), nodes)
     return answers
 
 
@@ -200,14 +198,14 @@ def _scontrol(jobs: Sequence[str]) -> dict[str, Answer]:
     for job in jobs:
         for line in _lines("scontrol", "show", "job", "-o", job):
             fields = dict(pair.split("=", 1) for pair in line.split() if "=" in pair)
-            reason = fields.get("Reason", "None")
-            answers[job] = Answer(
-                fields.get("JobState", "UNKNOWN"),
-                "" if reason == "None" else reason,
-                fields.get("NodeList", ""),
-                int(fields.get("Restarts", 0)),
-            )
+            reason = _told(fields.get("Reason", ""))
+            answers[job] = Answer(fields.get("JobState", "UNKNOWN"), reason, fields.get("NodeList", ""))
     return answers
+
+
+def _told(reason: str) -> str:
+    """A reason as SLURM writes it, which says None where there is none."""
+    return "" if reason == "None" else reason
 
 
 def cancel(jobs: Sequence[str]) -> None:

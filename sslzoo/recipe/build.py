@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslzoo.contracts import CONTRACTS, Batch, Dataset, Group, Signal, Student, lacking, letters
+from sslzoo.contracts import CONTRACTS, Batch, Dataset, Signal, Student, lacking, letters
 from sslzoo.errors import Problem, RecipeError, RunError, UserError, did_you_mean
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
@@ -392,10 +392,6 @@ def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
     return Flow(rows, counts, flops, unused, method.student.encoder.width)
 
 
-def _side(group: Group) -> tuple[int, int]:
-    return group.pixels.shape[-2], group.pixels.shape[-1]
-
-
 @contextmanager
 def _shapes(method: Method, seen: dict[str, str]) -> Iterator[None]:
     """Notes the shapes that parts return, and which part was entered last."""
@@ -438,7 +434,7 @@ def _rows(
     recipe: Recipe, batch: Batch, method: Method, counts: Mapping[str, int], seen: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
     for name, group in batch.groups.items():
-        grid = method.student.encoder.grid(_side(group))
+        grid = method.student.encoder.grid((group.pixels.shape[-2], group.pixels.shape[-1]))
         yield name, letters(group.pixels), f"grid {grid[0]} x {grid[1]}, read by {_READERS[group.role]}"
         if group.mask is not None:
             context, target = group.mask.context.index, group.mask.target.index

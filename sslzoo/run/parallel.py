@@ -43,7 +43,6 @@ class World:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     launcher: str = "alone"  # alone, torchrun or srun
     store: Store | None = field(default=None, repr=False, compare=False)  # where the processes met
@@ -81,7 +80,7 @@ def join(device: str | None = None, processes: int | None = None, *, gpus: bool 
         raise RunError(f"{wanted} asked for, but {launcher} started {size}")
     chosen = _device(device, local, gpus or _given_gpus())
     if size == 1:
-        return World(rank, size, local, chosen, launcher)
+        return World(rank, size, chosen, launcher)
     try:
         store = _meet(rank, size, chosen)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
@@ -92,7 +91,7 @@ def join(device: str | None = None, processes: int | None = None, *, gpus: bool 
         raise
     except Exception as error:
         raise RunError(f"rank {rank} of {size} could not join the others: {error}") from error
-    return World(rank, size, local, chosen, launcher, store)
+    return World(rank, size, chosen, launcher, store)
 
 
 @contextmanager
