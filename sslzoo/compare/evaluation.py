@@ -16,10 +16,11 @@ from sslzoo.evaluate import written
 from sslzoo.evaluate.bench import Bench, bench, restored, untrained
 from sslzoo.evaluate.figures import probe
 from sslzoo.evaluate.rehearse import rehearse
+from sslzoo.recipe.build import build_method
 from sslzoo.recipe.precision import settled
-from sslzoo.report import records
 from sslzoo.run.monitor import encoders, of_kind
 from sslzoo.run.parallel import World, join
+from sslzoo.run.state import State
 from sslzoo.step import Method
 
 
@@ -38,9 +39,11 @@ def refuse_unfit(study: Study, *, data: bool = True) -> None:
                 raise UserError(
                     "a study needs a section evaluate, in the base recipe or in the study: data, a view, probes"
                 )
-            start, wanted = untrained(cell.recipe, cell.installed), study.keys.networks
-            if not of_kind(start, wanted):
-                there = ", ".join(encoders(start))
+            with torch.device("meta"):  # its networks are listed, and hold no numbers
+                method = build_method(cell.recipe, cell.installed)
+            wanted = study.keys.networks
+            if not of_kind(method, wanted):
+                there = ", ".join(encoders(method))
                 raise UserError(f"the study asks for networks: {wanted}, and it has none; it has: {there}")
             for remark in rehearse(cell.recipe, cell.installed, data=data and cell.recipe.evaluate not in opened):
                 click.echo(f"note: {remark}", err=True)
@@ -71,7 +74,7 @@ def _cell(cell: Cell, opened: Bench, study: Study, device: torch.device, console
     start = untrained(cell.recipe, cell.installed)
     conditions = opened.conditions(cell.recipe, cell.installed)
     found = written.read(cell.folder, cell.recipe.name, cell.recipe.run.seed)[0]
-    last = records.read(cell.folder).step
+    last = State(cell.folder).now.get("step")
     known = {one.network for one in found if one.step == last and one.holds(conditions) and "untrained" in one.columns}
     missing = [name for name in of_kind(start, study.keys.networks) if name not in known]
     if not missing:
