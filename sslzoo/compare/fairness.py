@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sslzoo.compare.statistics import mean
 from sslzoo.recipe.compare import leaves
 from sslzoo.report.doctor import diagnose
 from sslzoo.report.records import Record
@@ -109,14 +109,14 @@ def _cost(
     close: float,
     held: str,
 ) -> None:
-    means = {name: _mean(value(record) for record in records) for name, records in variants.items()}
-    if any(mean is None for mean in means.values()):
-        missing = [name for name, mean in means.items() if mean is None]
+    means = {name: mean(value(record) for record in records) for name, records in variants.items()}
+    known = {name: one for name, one in means.items() if one is not None}
+    if len(known) < len(means):
+        missing = [name for name in means if name not in known]
         found.beside.append(Finding(what, dict.fromkeys(missing, "not recorded")))
         return
-    numbers = {name: mean for name, mean in means.items() if mean is not None}
-    values = {name: count(mean) for name, mean in numbers.items()}
-    low, high = min(numbers.values()), max(numbers.values())
+    values = {name: count(one) for name, one in known.items()}
+    low, high = min(known.values()), max(known.values())
     if high - low <= close * max(high, 1e-12):
         found.same.append(_alike(what, values))
     elif held and what.startswith(held):
@@ -261,11 +261,6 @@ def _networks(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
     kinds = {name: set.intersection(*(set(r.networks) for r in records)) for name, records in variants.items()}
     if any(kinds.values()) and not set.intersection(*kinds.values()):
         yield Finding("networks evaluated", {name: ", ".join(sorted(kind)) for name, kind in kinds.items()})
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    return sum(known) / len(known) if known else None
 
 
 def count(value: float) -> str:

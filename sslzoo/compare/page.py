@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sslzoo.compare import charts
 from sslzoo.compare.fairness import Box, count
-from sslzoo.compare.statistics import Summary, wording
+from sslzoo.compare.statistics import Summary, mean, wording
 from sslzoo.compare.table import Comparison, verdict
 from sslzoo.errors import UserError
 from sslzoo.report import html, insides
 from sslzoo.report import page as page_of_run
+from sslzoo.report.charts import Chart
 from sslzoo.report.html import Cell, Table
 from sslzoo.report.insides import Look
 from sslzoo.report.records import Record
@@ -64,37 +64,49 @@ def opened_looks(variants: Mapping[str, Sequence[Record]]) -> tuple[list[Look], 
     return looks, blind + others
 
 
-def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison):
+def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iterator[Table]:
     for network in found.networks:
-        own = [what for what in found.figures if what.startswith(f"{network} ")]
-        names = [what.removeprefix(f"{network} ") for what in own]
-        rows = [[Cell(name, name), *(_spread(one[what]) for what in own)] for name, one in found.summaries.items()]
-        levels = {what: _levels(variants, network, key) for what, key in zip(own, names, strict=True)}
-        for line in ("untrained", "chance"):
-            if all(line in levels[what] for what in own):
-                known = [levels[what][line] for what in own]
-                rows.append([Cell(f"({line})", f"~{line}"), *(Cell(f"{x:.1f}", x) for x in known)])
-        note = (
-            "Top-1 in percent on test images: mean ± standard deviation over seeds. Untrained: the mean of the same "
-            "encoders before training. Chance: the commonest class."
-        )
-        yield Table(f"Figures of the {network}", note, ["variant", *names], rows)
+        yield _figures(network, variants, found)
         if found.differences:
-            rows = [
-                [Cell(name, name), *(Cell(wording(one[what]), one[what].mean) for what in own)]
-                for name, one in found.differences.items()
-            ]
-            note = (
-                f"Points of percent above {found.baseline}, paired by seed; 95 % interval by a bootstrap over seeds "
-                "and test images; p of a paired t-test over seeds, corrected by Holm's method for all cells of all "
-                "tables of differences (alone: as if it were the only one)."
-            )
-            whys = sorted({one[what].why for one in found.differences.values() for what in own} - {""})
-            note += f" Where no p stands, there was no test: {'; '.join(whys)}." if whys else ""
-            yield Table(f"Differences of the {network}", note, ["variant", *names], rows)
+            yield _differences(network, found)
     rows = [_cost_row(name, records) for name, records in variants.items()]
     head = ["variant", "images", "steps", "training FLOPs", "device s", "patch tokens", "parameters", "peak bytes"]
     yield Table("Cost", "Means over finished runs. FLOPs: forward and backward, mean over mask draws.", head, rows)
+
+
+def _figures(network: str, variants: Mapping[str, Sequence[Record]], found: Comparison) -> Table:
+    own = _of_network(network, found)
+    rows = [[Cell(name, name), *(_spread(one[what]) for what in own)] for name, one in found.summaries.items()]
+    levels = [_levels(variants, network, key) for key in own.values()]
+    for line in ("untrained", "chance"):
+        if all(line in one for one in levels):
+            rows.append([Cell(f"({line})", f"~{line}"), *(Cell(f"{one[line]:.1f}", one[line]) for one in levels)])
+    note = (
+        "Top-1 in percent on test images: mean ± standard deviation over seeds. Untrained: the mean of the same "
+        "encoders before training. Chance: the commonest class."
+    )
+    return Table(f"Figures of the {network}", note, ["variant", *own.values()], rows)
+
+
+def _differences(network: str, found: Comparison) -> Table:
+    own = _of_network(network, found)
+    rows = [
+        [Cell(name, name), *(Cell(wording(one[what]), one[what].mean) for what in own)]
+        for name, one in found.differences.items()
+    ]
+    note = (
+        f"Points of percent above {found.baseline}, paired by seed; 95 % interval by a bootstrap over seeds "
+        "and test images; p of a paired t-test over seeds, corrected by Holm's method for all cells of all "
+        "tables of differences (alone: as if it were the only one)."
+    )
+    whys = sorted({one[what].why for one in found.differences.values() for what in own} - {""})
+    note += f" Where no p stands, there was no test: {'; '.join(whys)}." if whys else ""
+    return Table(f"Differences of the {network}", note, ["variant", *own.values()], rows)
+
+
+def _of_network(network: str, found: Comparison) -> dict[str, str]:
+    """The figures of a network, "network probe/task", each with its "probe/task"."""
+    return {what: what.removeprefix(f"{network} ") for what in found.figures if what.startswith(f"{network} ")}
 
 
 def _spread(one: Summary) -> Cell:
@@ -103,27 +115,19 @@ def _spread(one: Summary) -> Cell:
 
 def _cost_row(name: str, records: Sequence[Record]) -> list[Cell]:
     records = [one for one in records if one.state == "done"] or records  # as the fairness box
-    values = [
-        _mean([one.images for one in records]),
-        _mean([float(one.step) for one in records]),
-        _mean([one.flops for one in records]),
-        _mean([one.seconds for one in records]),
-        _mean([one.tokens for one in records]),
-        _mean([one.facts.get("parameters_total") for one in records]),
-        _mean([one.facts.get("peak_memory") for one in records]),
+    means = [
+        mean(one.images for one in records),
+        mean(one.step for one in records),
+        mean(one.flops for one in records),
+        mean(one.seconds for one in records),
+        mean(one.tokens for one in records),
+        mean(one.facts.get("parameters_total") for one in records),
+        mean(one.facts.get("peak_memory") for one in records),
     ]
-    return [
-        Cell(name, name),
-        *(Cell("?" if math.isnan(x) else count(x), -1 if math.isnan(x) else x) for x in values),
-    ]
+    return [Cell(name, name), *(Cell("?", -1) if x is None else Cell(count(x), x) for x in means)]
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else float("nan")
-
-
-def _charts(variants: Mapping[str, Sequence[Record]], found: Comparison):
+def _charts(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iterator[Chart]:
     if found.figures:
         what = _main_figure(found)
         network, _, key = what.partition(" ")

@@ -10,7 +10,7 @@ table.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +50,12 @@ class Difference:
     def sure(self) -> bool:
         """Whether the corrected p-value is below 0.05."""
         return self.p is not None and self.p < 0.05
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of what is known: no None, no nan; None where nothing is."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return sum(known) / len(known) if known else None
 
 
 def summary(values: Sequence[float]) -> Summary:
