@@ -15,10 +15,22 @@ BARREN = "barren.txt"  # in the run folder: a line for each attempt in a row tha
 
 _BEFORE = """\
 run=${runs[${SLURM_ARRAY_TASK_ID:-0}]}
+job=$SLURM_JOB_ID  # of an array's last element it is the array's own, which would mean all elements
+[ -z "$SLURM_ARRAY_TASK_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 trap : TERM HUP USR1 USR2  # the processes save and leave; this script waits for them and decides
 starts() { cat "$run/attempts.jsonl" 2> /dev/null | wc -l; }
 number() { sed -n "s/.*\\"$2\\": \\([0-9][0-9]*\\).*/\\1/p" "$run/$1" 2> /dev/null | tail -n 1; }
 fail() { echo "$1"; [ -e "$run/failure.txt" ] || echo "$1" > "$run/failure.txt"; exit "$code"; }
+ask() {  # until SLURM's controller answers, for five minutes at most
+    local pause
+    for pause in 0 1 4 10 15 30 60 60 60 60; do
+        sleep $pause
+        told=$("$@" 2>&1) && return 0
+        case $told in *nvalid\\ job*|*pending*|*complet*|*disabled*|*denied*) return 1 ;; esac
+        echo "$1: $told"
+    done
+    fail "SLURM did not answer for five minutes, so the job is not queued again: $told"
+}
 rm -f "$run/failure.txt"
 started=$(starts)
 """
@@ -27,25 +39,26 @@ _AFTER = f"""\
 code=$?
 [ "$code" -ne 0 ] || exit 0
 [ ! -e "$run/failure.txt" ] || exit "$code"  # an error of its own
-now=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T 2> /dev/null | head -n 1)
-[ "$now" = RUNNING ] || {{ echo "job $SLURM_JOB_ID is ${{now:-gone}}: SLURM has decided"; exit "$code"; }}
-from=$(number attempts.jsonl from) step=$(number state.json step) saved=$(number state.json saved)
-most=2 did="did no step"
-if [ "$(starts)" -gt "$started" ] && [ "${{step:-0}}" -gt "${{from:-0}}" ]; then
-    most=5 did="saved nothing"
+ask squeue --noheader --jobs "$job" --format %T && now=${{told##*$'\\n'}} || now="gone: $told"
+[ "$now" = RUNNING ] || {{ echo "job $job is ${{now:-gone}}; SLURM has decided"; exit "$code"; }}
+from=$(number attempts.jsonl from) step=$(number state.json step)
+did="did no step" most=2
+if [ "$(starts)" -gt "$started" ]; then
+    [ "${{step:-0}}" -le "${{from:-0}}" ] || {{ did="saved nothing" most=5; }}
+    [ -z "$(find "$run/checkpoints" -name 'step-*.safetensors' -newer "$run/attempts.jsonl" 2> /dev/null)" ] || did=
 fi
-if [ $most = 5 ] && [ "${{saved:-0}}" -gt "${{from:-0}}" ]; then
+if [ -z "$did" ]; then
     rm -f "$run/{BARREN}"
 else
-    echo "exit code $code" >> "$run/{BARREN}"
-    [ "$(wc -l < "$run/{BARREN}")" -lt $most ] ||
-        fail "the last $most attempts $did and told no error (exit code $code)"
+    echo "$did (exit code $code)" >> "$run/{BARREN}"
+    [ "$(grep -c "^$did" "$run/{BARREN}")" -lt $most ] ||
+        fail "$most attempts since the last save $did and told no error (exit code $code)"
 fi
-told=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) || case $told in
+ask scontrol requeue "$job" || case $told in
     *pending*) ;;
     *) fail "not done, but SLURM does not requeue: $told" ;;
 esac
-echo "requeue of job $SLURM_JOB_ID: ${{told:-asked for}}"
+echo "requeue of job $job: ${{told:-asked for}}"
 exit "$code"
 """
 

@@ -270,57 +270,115 @@ def test_what_comes_after_is_checked_before_anything_is_submitted(tmp_path, tool
     assert not (tmp_path / "run").exists()
 
 
-REQUEUE = """
-case $1 in --noheader) echo "${NOW:-RUNNING}" ;; requeue) echo asked >> "$CALLED" ;; esac
+# SLURM by scripts: the first TROUBLE calls of each fail with WORDS; squeue then answers NOW.
+REQUEUE = """#!/bin/bash
+name=${0##*/}
+echo "$name $*" >> "$CALLED"
+if [ "$(grep -c "^$name" "$CALLED")" -le "${TROUBLE:-0}" ]; then echo "$WORDS" >&2; exit 1; fi
+[ "$name" != squeue ] || printf "$NOW"
 """
 
 
+@pytest.fixture
+def job(tmp_path, tiny, tools, monkeypatch):
+    """Runs the batch script of a run in bash, its processes and SLURM's commands being scripts; returns what came of it."""
+    text, run = printed(tmp_path, tiny, {})
+    run.mkdir(parents=True)
+    for name in ("squeue", "scontrol", "sleep"):
+        (tools / name).write_text(REQUEUE)
+        (tools / name).chmod(0o755)
+    (tools / "sleep").write_text('#!/bin/bash\necho "sleep $*" >> "$CALLED"\n')
+
+    def go(srun, **environment):
+        (tools / "srun").write_text(f"#!/bin/bash\n{srun}\n")
+        env = os.environ | {"SLURM_JOB_ID": "1", "NOW": "RUNNING"} | environment
+        done = subprocess.run(["/bin/bash"], input=text, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.stderr == "", done.stdout
+        called = (tmp_path / "called").read_text().splitlines() if (tmp_path / "called").exists() else []
+        (tmp_path / "called").unlink(missing_ok=True)
+        failure = run / "failure.txt"
+        return done.returncode, called, failure.read_text() if failure.exists() else "", done.stdout
+
+    go.run = run
+    return go
+
+
+def begun(run, step, begun, code, saved=None):
+    """A process in shell: begins, reaches a step, may save one, and ends."""
+    lines = [f'echo \'{{"from": {begun}, "repeats": 0}}\' >> {run}/attempts.jsonl']
+    lines += [f'printf \'{{\\n "state": "running",\\n "step": {step},\\n "steps": 9\\n}}\' > {run}/state.json']
+    if saved is not None:
+        lines += [f"mkdir -p {run}/checkpoints; /bin/sleep 0.02; touch {run}/checkpoints/step-{saved:09d}.safetensors"]
+    return "\n".join([*lines, f"exit {code}"])
+
+
 @pytest.mark.parametrize(
-    ("case", "code", "steps", "asked"),
+    ("case", "code", "did", "asked"),
     [
         ("done", 0, (5, 0, 5), 0),
         ("stopped", 143, (5, 0, 5), 1),
         ("killed", 137, (5, 0, 4), 1),
         ("killed after four that saved nothing", 137, (5, 0, 4), 1),
-        ("its own error", 1, (5, 0, 0), 0),
+        ("its own error", 1, (5, 0, None), 0),
         ("cancelled", 143, (5, 0, 5), 0),
-        ("no step, the first time", 137, (0, 0, 0), 1),
-        ("no step, the second time", 137, (0, 0, 0), 0),
-        ("nothing saved, after one", 137, (9, 5, 5), 1),
-        ("nothing saved, after four", 137, (9, 5, 5), 0),
+        ("no step, the first time", 137, (0, 0, None), 1),
+        ("no step, the second time", 137, (0, 0, None), 0),
+        ("no step, after four that saved nothing", 137, (5, 5, None), 1),
+        ("nothing saved, after one", 137, (9, 5, None), 1),
+        ("nothing saved, after four", 137, (9, 5, None), 0),
         ("dead before it began", 137, None, 1),
     ],
 )
-def test_the_batch_script_decides_whether_a_job_is_queued_again(
-    tmp_path, tiny, tools, monkeypatch, case, code, steps, asked
-):
-    text, run = printed(tmp_path, tiny, {})
-    run.mkdir(parents=True)
-    for name in ("squeue", "scontrol"):
-        (tools / name).write_text("#!/bin/bash\n" + REQUEUE)
-    job = "#!/bin/bash\n"
-    if steps is not None:
-        step, begun, saved = steps
-        job += f'echo \'{{"from": {begun}, "repeats": 0}}\' >> {run}/attempts.jsonl\n'
-        job += f'printf \'{{\\n "state": "running",\\n "step": {step},\\n "saved": {saved},\\n "steps": 9\\n}}\' > {run}/state.json\n'
+def test_the_batch_script_decides_whether_a_job_is_queued_again(job, case, code, did, asked):
+    run = job.run
+    srun = f"exit {code}" if did is None else begun(run, *did[:2], code, did[2])
     if case == "its own error":
-        job += f"echo 'ValueError: mine' > {run}/failure.txt\n"
-    (tools / "srun").write_text(job + f"exit {code}\n")
+        srun = f"echo 'ValueError: mine' > {run}/failure.txt\n{srun}"
     (run / "failure.txt").write_text("of an attempt before")
-    attempts = 4 if "four" in case else 1 if "second" in case or "one" in case.split() else 0
-    if attempts:
-        (run / "barren.txt").write_text("exit code 137\n" * attempts)
-    monkeypatch.setenv("NOW", "CANCELLED" if case == "cancelled" else "RUNNING")
-    env = os.environ | {"SLURM_JOB_ID": "1"}
-    done = subprocess.run(["/bin/bash"], input=text, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (code, ""), done.stdout
-    called = tmp_path / "called"
-    assert (called.read_text().count("asked") if called.exists() else 0) == asked
-    told = (run / "failure.txt").read_text() if (run / "failure.txt").exists() else ""
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step-000000005.safetensors").write_bytes(b"of an attempt before")
+    if "four" in case or "one" in case.split():
+        (run / "barren.txt").write_text("saved nothing (exit code 137)\n" * (4 if "four" in case else 1))
+    if "second" in case:
+        (run / "barren.txt").write_text("did no step (exit code 137)\n")
+    left, called, told, _ = job(srun, NOW="CANCELLED" if case == "cancelled" else "RUNNING")
+    assert left == code
+    assert called.count("scontrol requeue 1") == asked
     expected = {
         "its own error": "ValueError: mine\n",
-        "no step, the second time": "the last 2 attempts did no step",
-        "nothing saved, after four": "the last 5 attempts saved nothing",
+        "no step, the second time": "2 attempts since the last save did no step",
+        "nothing saved, after four": "5 attempts since the last save saved nothing",
     }.get(case, "")
     assert told.startswith(expected)
     assert bool(told) == bool(expected)
+
+
+def test_the_last_element_of_an_array_is_asked_for_and_queued_again_alone(job):
+    """It bears the number of the array, by which SLURM means every element."""
+    array = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
+    _, called, told, _ = job(begun(job.run, 5, 0, 137, saved=4), **array)
+    assert [line for line in called if "sleep" not in line] == [
+        "squeue --noheader --jobs 7_0 --format %T",
+        "scontrol requeue 7_0",
+    ]
+    assert told == ""
+
+
+DOWN = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(job):
+    died = begun(job.run, 5, 0, 137, saved=4)
+    _, called, told, _ = job(died, TROUBLE="3", WORDS=DOWN)
+    assert [len([line for line in called if line.startswith(name)]) for name in ("squeue", "scontrol")] == [4, 4]
+    assert told == ""
+    _, called, told, _ = job(died, TROUBLE="99", WORDS=DOWN)
+    assert told == f"SLURM did not answer for five minutes, so the job is not queued again: {DOWN}\n"
+    assert sum(int(line.split()[1]) for line in called if line.startswith("sleep")) == 300
+    for final in ("slurm_load_jobs error: Invalid job id specified", ""):
+        _, called, told, said = job(died, TROUBLE="1" if final else "0", WORDS=final, NOW="")
+        assert len([line for line in called if not line.startswith("sleep")]) == 1
+        assert "is gone" in said
+        assert told == ""
+    _, called, told, _ = job(died, NOW="a warning of SLURM\nRUNNING\n")
+    assert "scontrol requeue 1" in called
