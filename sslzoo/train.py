@@ -81,6 +81,8 @@ def train(
     recipe = settled(recipe, world, out, watch.say)
     run = recipe.run
     method, sources, found = opened(recipe, catalogue, folder, world)
+    # Each node may have a copy of its own; one that is not whole gives other images, or a hang.
+    agree(", ".join(f"{key} {value}" for key, value in found.items()), world, "see the same training data")
     method.to(world.device).train()
     model = prepare(method, run, world, bool(flow.unused))
     optimizer, moves = build_optimizer(recipe, catalogue, method), recipe.optim_keys
@@ -116,6 +118,7 @@ def train(
     whole = resolve(recipe, catalogue)
 
     for step in range(start, steps):
+        saver.poll()
         at = Progress(step, steps, order.epoch_steps)
         log_due = due(at, run.log_every)
         numbers = optim.set_schedules(optimizer, moves, at)
@@ -246,7 +249,8 @@ def resume(
         RunError: it is damaged, as are all others; or of another recipe.
     """
     saved = checkpoint.agreed(folder.checkpoints, lambda text: say(f"warning: {text}"), world)
-    agree("none" if saved is None else f"step {saved.step}, checksum {saved.checksum:08x}", world)
+    found = "none" if saved is None else f"step {saved.step}, checksum {saved.checksum:08x}"
+    agree(found, world, "start from the same checkpoint")
     if saved is None:
         return 0
     if "recipe" in saved.about:

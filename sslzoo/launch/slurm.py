@@ -118,13 +118,17 @@ def _said(error: BaseException) -> str:
     return "; ".join(found) or words
 
 
+_OUTER = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "TORCHELASTIC_")
+_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+
+
 @contextmanager
 def _without_outer_job() -> Iterator[None]:
-    """Submitting from inside a job must not hand its variables on to the new one."""
+    """A job inherits the submitter's shell, but neither the job nor the process group that it may be part of."""
     outer = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")) and name != "SLURM_CONF"
+        if (name.startswith(_OUTER) and name != "SLURM_CONF") or name in _RENDEZVOUS
     }
     for name in outer:
         del os.environ[name]

@@ -147,7 +147,9 @@ def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequenc
             train(recipe, installed, flow, out, world, watch)
             parallel.leave()  # what follows is done by this process alone
         except Stopped:
-            saved = max(checkpoint.steps(Folder(out).checkpoints))
+            saved = max(checkpoint.steps(Folder(out).checkpoints), default=0)
+            if not saved:  # a second Ctrl-C does not wait for a save
+                display.say("nothing was saved, so the same command begins again at step 0")
             teller.tell("stopped", step=saved, saved=saved)
             raise
         if evaluate and recipe.evaluate is not None:

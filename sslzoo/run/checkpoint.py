@@ -98,6 +98,11 @@ class Saver:
             )
             self._thread.start()
 
+    def poll(self) -> None:
+        """Tells of the last save as soon as it is on disk, without waiting for it; raises RunError as `join`."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.join()
+
     def join(self) -> None:
         """Waits until the last save is on disk.
 

@@ -264,8 +264,8 @@ def gather_objects(what: Any, world: World) -> list[Any]:
     return said
 
 
-def agree(what: str, world: World) -> None:
-    """Sees that all ranks say the same, such as the checkpoint they start from.
+def agree(what: str, world: World, must: str) -> None:
+    """Sees that all ranks say the same, in words that show how they differ; `must` says what all are to do.
 
     Raises:
         RunError: they do not; tells what each says.
@@ -273,7 +273,7 @@ def agree(what: str, world: World) -> None:
     said = gather_objects((socket.gethostname(), what), world)
     if len({word for _, word in said}) > 1:
         rows = "".join(f"\n    rank {rank} on {host}: {word}" for rank, (host, word) in enumerate(said))
-        raise RunError(f"the processes do not start from the same checkpoint, so none starts:{rows}")
+        raise RunError(f"the processes do not {must}, so none starts:{rows}")
 
 
 def block_lists(method: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:

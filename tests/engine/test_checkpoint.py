@@ -1,5 +1,7 @@
 """A checkpoint is whole, checked and safe; what is damaged is never taken for the truth."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -145,6 +147,30 @@ def test_a_save_that_fails_aside_is_told_at_the_next_join(tmp_path, monkeypatch)
         saver.save(6, *stepped())
     saver.join()
     assert checkpoint.steps(tmp_path) == [3]
+
+
+def test_a_save_is_told_once_it_is_there_and_not_at_the_next_one(tmp_path, monkeypatch):
+    told, may_end = [], threading.Event()
+    saver = checkpoint.Saver(tmp_path, keep=2, milestone=None, on_saved=lambda step, _: told.append(step))
+    write = checkpoint.tensorfile.write
+    monkeypatch.setattr(checkpoint.tensorfile, "write", lambda *given: may_end.wait(60) and write(*given))
+    saver.save(3, *stepped())
+    saver.poll()
+    assert told == []
+    may_end.set()
+    saver._thread.join()
+    saver.poll()
+    assert told == [3]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "flush", full)
+    saver.save(5, *stepped())
+    saver._thread.join()
+    with pytest.raises(RunError, match="No space left"):
+        saver.poll()
+    saver.poll()
 
 
 # --- what is not what its name or its run says ---

@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from toy_recipes import METHODS
 from sslzoo import Mask, Patches, RecipeError, RunError
 from sslzoo.recipe.build import build, check
 from sslzoo.recipe.recipe import load
-from sslzoo.run import checkpoint, data
+from sslzoo.run import checkpoint, data, parallel
 from sslzoo.run.folder import Folder
 from sslzoo.run.loader import _deaf
 from sslzoo.run.metrics import mask_shares
@@ -115,6 +117,45 @@ def test_a_run_that_stops_goes_on_as_if_unbroken(tmp_path, toy, stop, monkeypatc
     broken = run(recipe, tmp_path / "broken")
     assert same(weights(whole), weights(broken))
     assert losses(whole) == losses(broken)
+
+
+class AtOnce(threading.Thread):
+    """A thread that is done when it has started."""
+
+    def start(self):
+        super().start()
+        self.join()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_save_is_told_at_the_next_step_and_its_failure_too(tmp_path, toy, monkeypatch, fails):
+    monkeypatch.setattr(threading, "Thread", AtOnce)
+    told = []
+    watch = Watch(
+        show=lambda at, _: told.append(f"step {at.step + 1}"), saved=lambda step, _: told.append(f"saved {step}")
+    )
+    read, catalogue = load(str(toy("jepa")), ["run.steps=4", "run.save_every=2", "run.log_every=1"])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    if fails:
+        monkeypatch.setattr(checkpoint.tensorfile, "write", full)
+    with pytest.raises(OSError, match="No space left") if fails else nullcontext():
+        train(read, catalogue, check(read, catalogue), tmp_path / "run", World(), watch)
+    assert told == ["step 1", "step 2", *([] if fails else ["saved 2", "step 3", "step 4", "saved 4"])]
+
+
+def test_ranks_that_see_other_data_do_not_start(tmp_path, toy, monkeypatch):
+    """Such as a copy on one node's disk that is not whole."""
+    read, catalogue = load(str(toy("jepa")))
+    other = lambda what, _world: [what, ("n2", re.sub(r"images \d+", "images 7", what[1]))]  # noqa: E731
+    monkeypatch.setattr(parallel, "gather_objects", other)
+    with pytest.raises(
+        RunError, match=r"do not see the same training data, so none starts:\n.*\n +rank 1 on n2: images 7,"
+    ):
+        train(read, catalogue, check(read, catalogue), tmp_path / "run", World(size=2))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

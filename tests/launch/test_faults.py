@@ -8,20 +8,25 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from sslzoo import RunError
+from sslzoo.cli.options import allow_changed_data
+from sslzoo.launch import slurm, work
 from sslzoo.launch.drill import _counts, _gap
 from sslzoo.launch.grace import Grace
 from sslzoo.progress import Progress
+from sslzoo.recipe.recipe import load
 from sslzoo.report.display import Display
 from sslzoo.run import parallel
+from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import World
 from sslzoo.run.state import InUse, State
-from sslzoo.run.stop import Stop
+from sslzoo.run.stop import Stop, Stopped
 
 LINE = {"loss": 1.0, "images_per_second": 10.0, "data_wait": 0.0}
 
@@ -208,3 +213,48 @@ def test_what_comes_after_training_is_told_below_its_bar(monkeypatch, capsys):
         display.say("probing")
         assert "training" in (shown := capsys.readouterr().out)
         assert shown.endswith("probing\n")
+
+
+def test_a_run_that_is_left_before_its_first_save_is_stopped_and_says_so(tmp_path, monkeypatch):
+    def twice(*_words):
+        raise Stopped("stopped by SIGINT")  # a second Ctrl-C does not wait for a save
+
+    monkeypatch.setattr(work, "train", twice)
+    with pytest.raises(Stopped) as left:
+        work.work(*load("tiny/ijepa"), tmp_path / "run", Stop(), evaluate=False)
+    assert left.value.exit_code == 143
+    assert State(tmp_path / "run").now["state"] == "stopped"
+    assert State(tmp_path / "run").failure == ""
+    assert "nothing was saved" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_job_inherits_no_process_group_from_the_shell_that_submits_it(tmp_path, monkeypatch):
+    stale = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
+    for name in (*stale, "SLURM_CONF", "IMAGENET"):
+        monkeypatch.setenv(name, "1")
+    seen = []
+
+    class Executor:
+        def submit(self, _function):
+            seen.append(dict(os.environ))
+            return SimpleNamespace(job_id="7")
+
+    monkeypatch.setattr(slurm, "executor", lambda *_words: Executor())
+    assert slurm.submit(None, tmp_path, [print]) == ["7"]
+    assert not set(stale) & seen[0].keys()
+    assert {"SLURM_CONF", "IMAGENET"} <= seen[0].keys()
+    assert set(stale) <= os.environ.keys()
+
+
+@pytest.mark.parametrize(("rank", "forgotten"), [(0, True), (1, False)])
+def test_changed_data_are_allowed_by_the_first_process_alone_under_srun_too(tmp_path, monkeypatch, rank, forgotten):
+    words = {"STEP_ID": "0", "STEP_NUM_TASKS": "2", "PROCID": rank, "LOCALID": rank, "JOB_ID": "5"}
+    for name, value in (words | {"STEP_NODELIST": "n1"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # `launched` sets them
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    calls = []
+    monkeypatch.setattr(Folder, "forget_data", lambda folder: calls.append(folder))
+    allow_changed_data(tmp_path, True)
+    assert bool(calls) == forgotten
