@@ -26,7 +26,7 @@ def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_js
     """
     from sslzoo.cli import echo_json
     from sslzoo.evaluate.rehearse import absent, rehearse
-    from sslzoo.recipe.build import DRY_IMAGES, check
+    from sslzoo.recipe.build import check
     from sslzoo.recipe.recipe import load
 
     read, installed = load(recipe, sets, plugins)
@@ -40,9 +40,8 @@ def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_js
         echo_json({"name": read.name, "rows": rows} | more)
         return
     click.echo(str(flow))
-    click.echo(
-        f"shapes are those of {DRY_IMAGES} images; batch {read.run.batch}, {flow.flops / 1e9:.2f} GFLOP an image"
-    )
+    some = f"{flow.images} image{'s' if flow.images > 1 else ''}"
+    click.echo(f"shapes are those of {some}; batch {read.run.batch}, {flow.flops / 1e9:.2f} GFLOP an image")
     for one in missing:
         click.echo(f"data not here: {one}")
     click.echo("ok")

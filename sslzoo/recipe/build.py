@@ -31,7 +31,7 @@ from sslzoo.run.data import Sources, Views, draw_mask, fake_batch
 from sslzoo.run.optim import trainable
 from sslzoo.step import CONTEXT, Method, Term, compute_loss
 
-DRY_IMAGES = 2  # images of the rehearsal
+DRY_IMAGES = 2  # images of the rehearsal, at the most
 DRAWN_STEPS, DRAWN_ROWS = 32, 64  # masks are drawn for so many steps, and so many images at the most ...
 DRAWN_TOGETHER = 512  # ... or so many, where masks depend on those they are drawn with
 COUNTED_STEPS = 64  # whose masks the arithmetic is a mean of
@@ -46,6 +46,7 @@ class Flow:
     flops: float  # of one image, forward and backward
     unused: tuple[str, ...]  # parameters that no gradient reaches
     width: int = 0  # of the encoder
+    images: int = DRY_IMAGES  # whose shapes these are
 
     def __str__(self) -> str:
         wide = [max(len(row[column]) for row in self.rows) for column in (0, 1)]
@@ -242,7 +243,7 @@ def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Proble
     readers = {views.role for views in sources.views.values()}
     if not readers & {"context", "both"}:
         yield Problem("views", "no group is read by the student: give one the role context or both")
-    if recipe.run.micro is not None and (related := _relating(method)):
+    if (recipe.run.micro or recipe.run.batch) < recipe.run.batch and (related := _relating(method)):
         yield Problem(
             "run.micro", f"{related} relates all images of a batch, so a batch cannot be split into micro-batches"
         )
@@ -368,11 +369,11 @@ def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[int, flo
 
 
 def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
-    rows, seed = _rows_drawn(recipe, sources), recipe.run.seed
+    drawn, seed = _rows_drawn(recipe, sources), recipe.run.seed
+    images = min(DRY_IMAGES, drawn)
     step, mean = _typical(recipe, method, sources)
-    drawn = max(DRY_IMAGES, rows)
     drawn_at = Progress(step, COUNTED_STEPS)
-    batch = fake_batch(sources, method.student.encoder, DRY_IMAGES, "meta", seed=seed, at=drawn_at, drawn=drawn)
+    batch = fake_batch(sources, method.student.encoder, images, "meta", seed=seed, at=drawn_at, drawn=drawn)
     at = Progress(0, 1)
     seen: dict[str, str] = {}
     with _shapes(method, seen), FlopCounterMode(display=False) as counter:
@@ -388,8 +389,8 @@ def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
             raise recipe.text.error([Problem(where, f"failed in a rehearsed step: {_located(error)}")]) from error
     unused = tuple(name for name, parameter in trainable(method) if parameter.grad is None)
     counts = {name: _count(part) for name, part in _named(method).items()}
-    rows, flops = tuple(_rows(recipe, batch, method, counts, seen)), counter.get_total_flops() / DRY_IMAGES * mean
-    return Flow(rows, counts, flops, unused, method.student.encoder.width)
+    rows, flops = tuple(_rows(recipe, batch, method, counts, seen)), counter.get_total_flops() / images * mean
+    return Flow(rows, counts, flops, unused, method.student.encoder.width, images)
 
 
 @contextmanager

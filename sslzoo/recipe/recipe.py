@@ -40,6 +40,7 @@ NEEDED = ("name", "data", "views", "encoder", "predictor", "losses", "optim", "r
 SECTIONS = ("name", "plugins", "data", "views", "masks", "encoder", "predictor", "targets", "losses", "optim", "run")
 SECTIONS += ("evaluate",)
 GROUPS = "optim.groups"
+OPTIMIZER = "adamw"  # if `optim` says no `use`
 _NAME = re.compile(r"[^\W_][\w.+=-]{0,99}")  # of a run: one folder's name, and of no other folder
 _ENTRY = re.compile(r"[^\W_][\w-]{0,63}")  # of a group, target generator or loss: one word of a dotted place
 
@@ -108,7 +109,7 @@ class Run(Keys):
 
     def length(self, epoch_steps: int) -> int:
         """Steps of the run, where an epoch has so many."""
-        return self.steps or int((self.epochs or 0) * epoch_steps)
+        return self.steps or Duration(self.epochs or 0, "epochs").steps(epoch_steps)
 
     @model_validator(mode="after")
     def _one_length(self) -> Run:
@@ -190,6 +191,8 @@ class Key:
     @property
     def default(self) -> Any:
         """What it is when it is left out, as it stands in YAML; None if it may not be."""
+        if self.place == ("optim", "use"):
+            return OPTIMIZER
         return None if self.declared is None or self.declared.is_required() else signature.plain(self.declared.default)
 
     @property
@@ -284,7 +287,7 @@ def resolve(recipe: Recipe, installed: Catalogue) -> str:
     order = {section: tree[section] for section in SECTIONS if section in tree}
     lines = (f"{name} {number}" for name, number in versions(recipe, installed).items())
     header = "".join(f"# {line}\n" for line in (f"Resolved from {recipe.text.source} with", *lines))
-    return header + yaml.safe_dump(order, sort_keys=False, width=110, default_flow_style=None)
+    return header + yamltext.dumped(order, default_flow_style=None, width=110)
 
 
 def versions(recipe: Recipe, installed: Catalogue) -> dict[str, str]:
@@ -321,7 +324,7 @@ def _recipe(text: Text, installed: Catalogue, files: tuple[Path, ...]) -> Recipe
     tree, problems = text.tree, _sections(text.tree)
     sound = {name: tree[name] for name in (*ONE, *MANY) if isinstance(tree.get(name), dict)}
     if "optim" in sound:
-        sound["optim"] = {"use": "adamw"} | sound["optim"]
+        sound["optim"] = {"use": OPTIMIZER} | sound["optim"]
     settings, wrong = _settings(tree)
     problems += wrong
     parts = {name: sound.get(name, {}) for name in (*ONE, *MANY)}
@@ -364,7 +367,7 @@ def _names(tree: Mapping[str, Any]) -> list[Problem]:
     probes = evaluate.get("probes") if isinstance(evaluate, Mapping) else None
     for section, entries in {**{name: tree.get(name) for name in MANY}, "evaluate.probes": probes}.items():
         for entry in entries if isinstance(entries, Mapping) else ():
-            if not _ENTRY.fullmatch(entry) or hasattr(nn.ModuleDict, entry) or entry == "student":
+            if not _ENTRY.fullmatch(entry) or hasattr(nn.ModuleDict(), entry) or entry == "student":
                 plain = "letters, digits, _ and -, a letter or digit first, and no word of the engine's own"
                 found.append(Problem(f"{section}.{entry}", f"found {shown(entry)}; a plain name is wanted: {plain}"))
     return found

@@ -39,6 +39,16 @@ for _name, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern, re.ASCII), list(_first))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that would be something else to this loader, or to a plain YAML 1.1 one: "1e3", "08", "on"."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, ()), *_Loader.yaml_implicit_resolvers.get(first, ())]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
+
+
 @dataclass
 class Text:
     """A recipe as it stands: the tree, and the line of every dotted place; 0 for what `--set` gave."""
@@ -101,7 +111,12 @@ def value(written: str) -> Any:
 
 def written(value: Any) -> str:
     """A value as it stands in YAML on one line, such as after `--set KEY=`."""
-    return yaml.safe_dump(value, default_flow_style=True, width=100_000).removesuffix("...\n").strip()
+    return dumped(value, default_flow_style=True, width=100_000).removesuffix("...\n").strip()
+
+
+def dumped(tree: Any, *, default_flow_style: bool | None, width: int) -> str:
+    """A tree as YAML that reads as what it was: values in the order that they stand in."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=default_flow_style, width=width)
 
 
 def assigned(assignments: Sequence[str]) -> list[tuple[str, str, Any]]:

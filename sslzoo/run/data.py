@@ -206,9 +206,17 @@ def read(data: Dataset, index: int) -> Any:
 
 
 def look(view: View, image: Any, seed: int) -> Seen:
-    """Pixels and box of a view, its chances drawn from a seed; raises ImageError."""
+    """Pixels and box of a view, its chances drawn from a seed; raises ImageError.
+
+    Raises:
+        RunError: the pixels are not of the view's `size`, by which grids and masks are made.
+    """
     seed_shared(seed)
-    return view(image)
+    pixels, box = view(image)
+    if tuple(pixels.shape) != (wanted := (3, *view.size)):
+        found = f"gives pixels {letters(pixels)}, and its size says [{' '.join(map(str, wanted))}]"
+        raise RunError(f"the view {type(view).__name__} {found}")
+    return pixels, box
 
 
 def make_group(views: Views, seen: Sequence[Sequence[Seen]], mask: Mask | None) -> Group:

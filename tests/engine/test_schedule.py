@@ -65,6 +65,12 @@ def test_stretch_plans_for_more_steps_than_are_run():
     assert momentum(at(100)) == pytest.approx(0.996 + 0.004 * 100 / 125)
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(2.3, 230), (0.57, 57), (0.29, 29), (1 / 3, 33), (0.0099, 0), (3, 300)])
+def test_epochs_lose_no_step_to_rounding(epochs, steps):
+    """2.3 * 100 is 229.99999999999997: they were 229."""
+    assert Duration(epochs, "epochs").steps(100) == steps
+
+
 def test_values_stay_at_their_end():
     assert Schedule.parse({"cosine": [1, 0.1]})(at(200)) == pytest.approx(0.1)
 

@@ -410,6 +410,19 @@ def test_weights_are_gathered_as_blocks_compute(toy):
         load(str(toy("jepa")), ("run.gather=bf16", "run.precision=fp32"))
 
 
+def test_pixels_of_another_size_than_the_view_declares_are_told():
+    """Masks, made by the declared size, would be of another grid: the run went on in silence."""
+
+    class Thumb:
+        size = (8, 8)
+
+        def __call__(self, image):
+            return torch.zeros(3, 4, 8), torch.zeros(4)
+
+    with pytest.raises(RunError, match=r"the view Thumb gives pixels \[3 4 8\], and its size says \[3 8 8\]"):
+        data.look(Thumb(), None, 0)
+
+
 def test_shares_of_masks_are_means_over_micro_batches():
     """They were those of the first one alone."""
     masks = [Mask(Patches(torch.arange(k)[None]), Patches(torch.arange(q)[None, None])) for k, q in ((8, 4), (4, 12))]

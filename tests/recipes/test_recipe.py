@@ -3,6 +3,8 @@
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from recipe_text import GOOD
 
 from sslzoo import PluginError, RecipeError, Schedule, UserError, catalogue
@@ -10,6 +12,7 @@ from sslzoo.recipe.build import build, build_method, check
 from sslzoo.recipe.compare import differences
 from sslzoo.recipe.recipe import change, load, resolve
 from sslzoo.recipe.schedule import Duration
+from sslzoo.recipe.yamltext import value, written
 from sslzoo.run import parallel
 from sslzoo.run.data import Order
 from sslzoo.train import length
@@ -307,6 +310,8 @@ def test_every_part_starts_from_a_seed_of_its_own(recipe):
         (("name: good", "name: " + "x" * 300), "name", "a plain name is wanted"),
         (("name: good", 'name: "a\\0b"'), "name", "holds no NUL"),
         (("teacher:", "a.b:"), "targets.a.b", "a plain name is wanted"),
+        (("guess:", "training:"), "losses.training", "a plain name is wanted"),
+        (("teacher:", "training:"), "targets.training", "no word of the engine's own"),
         (("optim: {lr: 1e-3}", "optim:"), "optim", "a mapping is wanted"),
         (("optim: {lr: 1e-3}", "optim: {}"), "optim", "this section is empty"),
         (("name: good", "name: good\nevaluate: 3"), "evaluate", "a mapping is wanted"),
@@ -344,11 +349,51 @@ def test_steps_and_no_epochs_mean_the_same_in_either_order(recipe, sets):
     assert (read.run.steps, read.run.epochs) == (100, None)
 
 
+@pytest.mark.parametrize("name", ["1e3", "08", "12e4567", "5.e3", "on", "2020-01-01", "1_000"])
+def test_a_name_that_looks_like_a_number_is_read_again(recipe, name, tmp_path):
+    read, installed = load(recipe(("name: good", f"name: '{name}'")))
+    (tmp_path / "again.yaml").write_text(resolve(read, installed))
+    assert load(str(tmp_path / "again.yaml"))[0].name == name == yaml.safe_load(resolve(read, installed))["name"]
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+ODD = st.from_regex(r"[-+]?[0-9_.:]{0,4}([eE][-+]?[0-9]{1,3})?", fullmatch=True)
+VALUES = st.recursive(
+    TEXTS | ODD | st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS | ODD, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(VALUES)
+def test_what_is_written_reads_as_what_it_was(tree):
+    again = value(written(tree))
+    assert again == tree
+    assert repr(again) == repr(tree)  # 1 is no true, and keys keep their order
+
+
+def test_a_batch_of_one_image_is_rehearsed_with_one(recipe):
+    """Batch norm takes no single row: `check` found nothing, with two images, and training died."""
+    head = (
+        ("predictor: {use: ijepa, width: 32, depth: 1, heads: 2}", "predictor: {use: head, norm: batch}"),
+        ("masks:\n  image: {use: multiblock, min_keep: 1}\n", ""),
+        ("{use: ema}", "{use: ema, project: true}"),
+        ("predictor.patch, target: teacher.patch", "predictor.image, target: teacher.image"),
+        ("  image: {use: crop, size: 32}\n", "  image: {use: crop, size: 32}\n  other: {use: crop, size: 32}\n"),
+    )
+    check(*load(recipe(*head)))
+    _, message = problems(recipe(*head), ["run.batch=1"])["predictor"]
+    assert "failed in a rehearsed step: ValueError: Expected more than 1 value per channel" in message
+    assert check(*load(recipe(), ["run.batch=1"])).images == 1
+    check(*load(recipe(*head), ["run.micro=4"]))  # splits nothing: batch norm is content
+
+
 def test_a_resumed_run_may_lack_keys_that_came_later_and_change_free_ones(recipe):
     read, installed = load(recipe())
     had = yaml.safe_load(resolve(read, installed))
     assert differences(had, read, installed) == []
-    del had["masks"]["image"]["keep"], had["optim"]["clip"], had["views"]["image"]["role"]  # as of an earlier version
+    del had["masks"]["image"]["keep"], had["optim"]["use"], had["views"]["image"]["role"]  # as of an earlier version
     had["run"] |= {"workers": 3, "micro": 2, "monitor": 7}
     assert differences(had, read, installed) == []
     had["encoder"]["size"] = "small"
