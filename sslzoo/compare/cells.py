@@ -37,8 +37,10 @@ class Running:
     process: subprocess.Popen[bytes]
 
 
-def refuse_edited(study: Study) -> None:
+def refuse_edited(study: Study, *, more: bool = True) -> None:
     """Before anything runs: every folder that exists holds the cell as the study now says it.
+
+    Where `more` is to run, plugins must be those of before, too.
 
     Raises:
         UserError: the study, or a plugin, was edited after some of it ran; names those cells and what changed.
@@ -53,7 +55,7 @@ def refuse_edited(study: Study) -> None:
                 refuse(folder, cell.recipe, cell.installed)
             except RunError as error:
                 rows = [line.strip() for line in str(error).splitlines() if line.startswith(" ")] or [str(error)]
-            if not complete:  # what is still to run would be made by other code
+            if more and not complete:  # what is still to run would be made by other code
                 rows += folder.upgraded(resolve(cell.recipe, cell.installed))
         if rows:
             edited.setdefault("; ".join(rows), []).append(f"{cell.variant}/seed-{cell.seed}")

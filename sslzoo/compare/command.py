@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +54,7 @@ def run_study(path: Path, asked: Asked) -> bool:
         submission = Submission(asked.cluster, networks=read.keys.networks)
         if cells.on_cluster(read, submission, sys.argv[1:], click.echo):
             return True
-    failed = cells.here(read, asked.jobs, console)
-    evaluation.evaluate(read, console)
+    failed = cells.here(read, asked.jobs, console) + evaluation.evaluate(read, console)
     fair = _tell_study(read, path, asked)
     if failed:
         lost = f"{len(failed)} of {len(read.cells)} cells failed and are left out: {'; '.join(failed)}"
@@ -64,9 +66,11 @@ def page_of_study(path: Path, asked: Asked) -> bool:
     """Writes the page of what there is of a study; returns whether the comparison is fair.
 
     Raises:
-        UserError: none of its cells has begun.
+        UserError: none of its cells has begun, or the study was edited since.
     """
-    return _tell_study(study.read(path, asked.out, asked.plugins), path, asked)
+    read = study.read(path, asked.out, asked.plugins)
+    cells.refuse_edited(read, more=False)
+    return _tell_study(read, path, asked)
 
 
 def _tell_study(read: study.Study, path: Path, asked: Asked) -> bool:
@@ -82,7 +86,7 @@ def _tell_study(read: study.Study, path: Path, asked: Asked) -> bool:
         for one in read.variants
     }
     variants = {name: some for name, some in found.items() if some}
-    commands = f"sslzoo compare {path}\n\n{path.read_text()}"
+    commands = f"sslzoo compare {path}{_options(asked)}\n\n{path.read_text()}"
     return _tell(read.name, variants, read.baseline, read.named(), read.keys.budget.equal, read.folder, commands, asked)
 
 
@@ -102,9 +106,15 @@ def compare_runs(folders: Sequence[Path], asked: Asked) -> bool:
     if baseline not in variants:
         message = f"no variant is called {baseline!r}{did_you_mean(baseline, variants)}"
         raise UserError(f"{message}\nvariants: {', '.join(variants)}")
-    folder = asked.out or Path("runs") / "compared"
-    commands = "sslzoo compare " + " ".join(map(str, folders))
+    commands = "sslzoo compare " + shlex.join(map(str, folders)) + _options(asked)
+    name = "-".join(re.sub(r"[^\w.]", "_", one)[:30] for one in list(variants)[:3])
+    folder = asked.out or Path("runs") / "compared" / f"{name}-{zlib.crc32(commands.encode()):08x}"
     return _tell("comparison", variants, baseline, {}, "", folder, commands, asked)
+
+
+def _options(asked: Asked) -> str:
+    given = [("--baseline", asked.baseline), ("--out", asked.out), *(("--plugin", one) for one in asked.plugins)]
+    return "".join(f" {name} {shlex.quote(str(value))}" for name, value in given if value is not None)
 
 
 def _tell(

@@ -52,13 +52,14 @@ def refuse_unfit(study: Study, *, data: bool = True) -> None:
         opened.append(cell.recipe.evaluate)
 
 
-def evaluate(study: Study, console: Console) -> None:
-    """Probes every finished cell that has no figures of its last step by these settings.
+def evaluate(study: Study, console: Console) -> list[str]:
+    """Probes every finished cell that has no figures of its last step by these settings; returns which could not be.
 
     Raises:
-        UserError: the evaluation's data, view or probes do not fit.
+        UserError: the evaluation's data do not fit.
     """
     opened: dict[str, Bench] = {}
+    failed = []
     for cell in study.cells:
         if not cells.is_done(cell):
             continue
@@ -67,7 +68,11 @@ def evaluate(study: Study, console: Console) -> None:
         settings = f"{cell.recipe.run.precision} {cell.recipe.evaluate}"
         if settings not in opened:  # data sets are opened once for all cells
             opened[settings] = bench(cell.recipe, cell.installed, device=device, folder=cell.folder)
-        _cell(cell, opened[settings], study, device, console)
+        try:
+            _cell(cell, opened[settings], study, device, console)
+        except UserError as error:
+            failed.append(f"{cell.variant}, seed {cell.seed}, could not be probed: {error}")
+    return failed
 
 
 def _cell(cell: Cell, opened: Bench, study: Study, device: torch.device, console: Console) -> None:
@@ -80,6 +85,8 @@ def _cell(cell: Cell, opened: Bench, study: Study, device: torch.device, console
     if not missing:
         return
     method, step = restored(cell.recipe, cell.installed, cell.folder, say=_to_log)
+    if step != last:
+        raise UserError(f"its last checkpoint, of step {last}, cannot be read (that of step {step} can)")
     methods: Mapping[str, Method] = {"trained": method, "untrained": start}
     for name in missing:
         console.print(f"probing {cell.variant}, seed {cell.seed}: {name}", markup=False, highlight=False)

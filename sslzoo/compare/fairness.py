@@ -85,20 +85,32 @@ def _recipes(found: Box, variants: Mapping[str, Sequence[Record]], named: set[st
     trees = {name: records[0].leaves for name, records in variants.items()}
     places = sorted({place for one in trees.values() for place in one})
     uses = [place for place in places if place.endswith(".use") and len({one.get(place) for one in trees.values()}) > 1]
-    swapped = tuple(place.removesuffix("use") for place in uses)  # of another part, the keys are no news
+    swapped = tuple(place.removesuffix("use") for place in uses)
+    own = {place for place in places if place.startswith(swapped) and not all(place in one for one in trees.values())}
     for place in places:
-        if place.startswith((*OWN, "evaluate")) or (place.startswith(swapped) and place not in uses):
+        if place.startswith((*OWN, "evaluate")) or place in own - set(uses):
             continue
         values = {name: _short(one.get(place, "(absent)")) for name, one in trees.items()}
         if len(set(values.values())) == 1:
             continue
+        if place in uses:  # what only this part has is told with it; what both have, in a line of its own
+            values = {name: _with_own(one, place, own) for name, one in trees.items()}
         asked = any(place == one or place.startswith(one + ".") or one.startswith(place + ".") for one in named)
         if place.startswith(HOW):
             found.beside.append(Finding(place, values, "how it is run, not what is learnt"))
         elif asked or not known:
             found.question.append(Finding(place, values))
-        else:
+        elif not place.startswith("data."):  # whether the images are the same is a finding of its own
             found.beside.append(Finding(place, values))
+
+
+def _with_own(leaves_: Mapping[str, Any], place: str, own: Iterable[str]) -> str:
+    """A part's word with the keys that not all variants have: `random (hide 0.6)`."""
+    within = place.removesuffix("use")
+    keys = [
+        f"{one.removeprefix(within)} {leaves_[one]}" for one in sorted(own) if one.startswith(within) and one in leaves_
+    ]
+    return _short(f"{leaves_.get(place, '(absent)')}" + (f" ({', '.join(keys)})" if keys else ""), 160)
 
 
 def _cost(
@@ -113,7 +125,8 @@ def _cost(
     known = {name: one for name, one in means.items() if one is not None}
     if len(known) < len(means):
         missing = [name for name in means if name not in known]
-        found.beside.append(Finding(what, dict.fromkeys(missing, "not recorded")))
+        side = found.unfair if known else found.beside
+        side.append(Finding(what, dict.fromkeys(missing, "not recorded"), "so whether it is equal is not known"))
         return
     values = {name: count(one) for name, one in known.items()}
     low, high = min(known.values()), max(known.values())
@@ -190,9 +203,12 @@ _FACTS: tuple[tuple[str, Callable[[Record], Any]], ...] = (
 
 
 def _data(record: Record) -> dict[str, Any]:
-    """The training set and its identity; what is beside it for masks drawn together is no matter of data."""
+    """The training set's identity, or its keys where that is not known: the same images may lie at another path.
+
+    What is beside it for masks drawn together is no matter of data.
+    """
     identity = record.facts.get("data") or {}
-    return {**record.tree["data"], "identity": {key: identity[key] for key in identity if key != MASKED_TOGETHER}}
+    return {key: identity[key] for key in identity if key != MASKED_TOGETHER} or dict(record.tree["data"])
 
 
 def _versions(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:

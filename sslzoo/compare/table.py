@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sslzoo.compare.fairness import Box
 from sslzoo.compare.statistics import Difference, Summary, difference, holm, p_wording, summary
+from sslzoo.evaluate.written import plain
 from sslzoo.report.records import Record
 
 
@@ -75,7 +76,7 @@ def _lacking(ready: Mapping[str, Sequence[Record]], common: Sequence[str]) -> li
     lost: dict[tuple[str, ...], list[str]] = {}
     for what in sorted(set().union(*sets.values()) - set(common)):
         lost.setdefault(tuple(name for name, own in sets.items() if what not in own), []).append(what)
-    return [f"{', '.join(figures)}: {', '.join(names)} has none" for names, figures in lost.items()]
+    return [f"{', '.join(figures)}: {', '.join(names)} has none, or one not finite" for names, figures in lost.items()]
 
 
 def _gain(records: Sequence[Record], what: str) -> float:
@@ -97,8 +98,8 @@ def _own(one: Record) -> set[str]:
     return {
         f"{network} {key.removesuffix('/top1')}"
         for network, figures in one.figures.items()
-        for key in figures
-        if key.endswith("/top1")
+        for key, value in figures.items()
+        if key.endswith("/top1") and math.isfinite(value)
     }
 
 
@@ -115,6 +116,10 @@ def _paired(ours: Sequence[Record], theirs: Sequence[Record], what: str) -> Diff
         gap = float(np.mean([_value(one, what) for one in ours]) - np.mean([_value(one, what) for one in theirs]))
         return Difference(gap, None, None, None, (), "no seed in common, so nothing is paired")
     values = [[_value(one, what) for one in side] for side in zip(*pairs, strict=True)]
+    network = what.partition(" ")[0]
+    if len({plain(one.evaluated[network].settings) for pair in pairs for one in pair}) > 1:
+        gaps = tuple(a - b for a, b in zip(*values, strict=True))
+        return Difference(float(np.mean(gaps)), None, None, None, gaps, "evaluated in different ways")
     correct = [[one.correct(what) for one in side] for side in zip(*pairs, strict=True)]
     known = all(x is not None for side in correct for x in side)
     alike = known and len({len(x) for side in correct for x in side if x is not None}) == 1

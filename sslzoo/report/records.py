@@ -73,9 +73,15 @@ class Record:
 
     @property
     def seconds(self) -> float | None:
-        """Device seconds: time in the training loop, of all processes together."""
-        each = self.lines[-1].get("seconds") if self.lines else None
-        return None if each is None else each * self.facts.get("processes", 1)
+        """Device seconds: time in the training loop, of all processes that each attempt had."""
+        spent, before = 0.0, 0.0
+        for line in self.lines:
+            if "seconds" not in line:
+                continue
+            had = [facts for facts in self.attempts if facts.get("from", 0) < line["step"]] or [self.facts]
+            spent += (line["seconds"] - before) * had[-1].get("processes", 1)
+            before = line["seconds"]
+        return spent if before else None
 
     @property
     def kept(self) -> float | None:
@@ -183,7 +189,7 @@ def read(folder: Path, variant: str = "", asked: Mapping[str, Any] | None = None
     state, (lines, torn) = State(folder), Folder(folder).metrics.found()
     now, attempts = state.now, state.attempts
     last = int(lines[-1]["step"]) if lines else 0
-    starts = tuple(one["facts"] for one in attempts if _are_facts(one.get("facts")))
+    starts = tuple(one["facts"] | {"from": one["from"]} for one in attempts if _are_facts(one.get("facts")))
     facts = starts[-1] if starts else {}
     rows, changed = files.read_rows(folder / "data.jsonl", files.typed(images=int, fingerprint=str))
     known = [row for row in rows if "fingerprint" in row]
@@ -193,6 +199,8 @@ def read(folder: Path, variant: str = "", asked: Mapping[str, Any] | None = None
         faults = tuple(one for one in (*state.faults, torn, changed, *bad) if one)
         step, steps = now.get("step") or last, int(now.get("steps") or tree["run"].get("steps") or last)
         fitting = [one for one in evaluated if one.step == step and (asked is None or one.answers(asked))]
+        first = list(tree.get("targets") or {})  # of several teachers the first counts, as in pictures
+        fitting.sort(key=lambda one: first.index(one.network) if one.network in first else len(first), reverse=True)
         found = {kind(one.network): one for one in fitting}
         name, own = variant or str(tree["name"]), now.get("state", "not started")
         made = Record(

@@ -27,6 +27,37 @@ def test_what_differs_and_was_not_named_stands_beside_the_question():
     assert names(found.beside) == ["optim.lr.warmup.steps"]
 
 
+def test_keys_that_a_swapped_part_shares_with_the_other_are_no_part_of_the_swap():
+    first = {"optim": {"use": "adamw", "lr": 1e-3, "betas": [0.9, 0.95]}}
+    other = {"optim": {"use": "lars", "lr": 4.8, "trust": 0.001}}
+    found = box({"base": [record(tree=first)], "other": [record(tree=other)]}, {"base": [], "other": ["optim.use"]})
+    assert dict(zip(names(found.question), [one.values for one in found.question], strict=True)) == {
+        "optim.use": {"base": "adamw (betas [0.9, 0.95])", "other": "lars (trust 0.001)"}
+    }
+    assert [(one.what, one.values) for one in found.beside] == [("optim.lr", {"base": "0.001", "other": "4.8"})]
+
+
+def test_the_same_images_at_another_path_are_fair():
+    data = {"images": 9, "fingerprint": "beef"}
+    sides = {
+        name: [record(tree={"data": {"use": "folder", "root": root}}, facts={"data": data | more})]
+        for name, root, more in (("base", "/a", {}), ("other", "/b", {}), ("third", "/b", {"fingerprint": "cafe"}))
+    }
+    assert not box({name: sides[name] for name in ("base", "other")}, {"base": [], "other": ["masks"]}).unfair
+    assert names(box(sides, {"base": [], "other": ["masks"]}).unfair) == ["training data: fingerprint"]
+
+
+def test_a_cost_that_some_variant_did_not_record_is_not_taken_for_equal():
+    found = both(lines=({"step": 1000, "seconds": 50.0},))
+    assert [(one.what, one.values) for one in found.unfair] == [("patch tokens seen", {"other": "not recorded"})]
+
+
+def test_seconds_are_those_of_the_processes_that_each_attempt_had():
+    lines = ({"step": 400, "seconds": 9.0}, {"step": 900, "seconds": 10.0}, {"step": 1000, "seconds": 10.5})
+    attempts = ({"from": 0, "processes": 4}, {"from": 400, "processes": 1}, {"from": 900, "processes": 2})
+    assert record(lines=lines, attempts=attempts).seconds == 4 * 9 + 1 + 2 * 0.5
+
+
 @pytest.mark.parametrize(
     ("changes", "trap"),
     [

@@ -242,6 +242,17 @@ def test_an_edited_study_is_told_once_for_each_change_with_its_cells(tmp_path):
         cells.prepare(study.read(edited, out))
 
 
+def test_no_page_shows_figures_under_an_edited_study(tmp_path, monkeypatch):
+    from sslzoo.compare import command
+
+    out = tmp_path / "out"
+    cells.prepare(study.read(write(tmp_path), out))
+    monkeypatch.setattr(command, "_tell_study", lambda *_words: True)
+    assert command.page_of_study(write(tmp_path), command.Asked(out))
+    with pytest.raises(UserError, match="the study was edited after"):
+        command.page_of_study(write(tmp_path, set=["optim.lr=0.5"]), command.Asked(out))
+
+
 def test_a_plugin_edited_after_some_of_a_study_ran_is_refused(tmp_path):
     plugin = tmp_path / "mine.py"
     plugin.write_text(PLUGIN)

@@ -48,6 +48,28 @@ def test_what_only_the_correction_made_unsure_is_told():
     assert nearly.startswith("Corrected for 2 tests, p is 0.05 or more where a test alone would be below (other 1)")
 
 
+def test_a_figure_that_is_not_finite_is_left_out_and_told():
+    found = compare({"base": runs("base", BASE), "other": runs("other", [(55.0, float("nan")), *BASE[1:]])}, "base")
+    assert found.figures == ("teacher knn/x",)
+    assert found.left_out == ("teacher linear/y: other has none, or one not finite",)
+    assert not any("nan" in line for line in verdict(found))
+
+
+def test_figures_of_unlike_evaluations_are_shown_and_not_tested():
+    other = runs("other", [(90.0, 90.0), (91.5, 91.0), (92.0, 95.0)])
+    other = [
+        record(
+            one.seed,
+            variant="other",
+            evaluated=evaluated("teacher", figures=one.evaluated["teacher"].columns, data={"test": {"length": 200}}),
+        )
+        for one in other
+    ]
+    (line,) = verdict(compare({"base": runs("base", BASE), "other": other}, "base"))
+    assert "not tested: evaluated in different ways" in line
+    assert "surely" not in line
+
+
 def test_of_few_seeds_or_one_variant_nothing_is_said_to_be_sure():
     (line,) = said([(90.0, 90.0), (91.0, 91.0)])
     assert "not tested: 2 seeds: a test needs at least 3" in line
@@ -71,7 +93,7 @@ def test_a_figure_that_one_variant_lacks_and_a_second_run_of_a_seed_are_told():
     assert found.figures == ("student knn/x",)
     assert [line.split(": ")[1] for line in found.left_out] == [
         "nowhere is a second run of this recipe and seed",
-        "b has none",
+        "b has none, or one not finite",
     ]
     assert found.left_out[1].startswith("teacher knn/x: ")
     assert len(found.summaries["a"]["student knn/x"].values) == 2
