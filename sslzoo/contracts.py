@@ -376,7 +376,8 @@ class Loss(Protocol):
     """How wrong the guess was. Made with `(signal, *, ...)`; an nn.Module, written for one process.
 
     A loss that relates images to each other (negatives, moments) also sets `whole_batch = True`; one whose target is
-    class ids sets `class_ids = True`. `signal` is the output spec of its prediction; a loss refuses with a ValueError a
+    class ids sets `class_ids = True`; one that takes the mean of rows by itself, from `pairing.sequence` or
+    `pairing.blocks` and not by their weights, `own_mean = True`. `signal` is the output spec of its prediction; a loss refuses with a ValueError a
     kind that it does not read.
     """
 

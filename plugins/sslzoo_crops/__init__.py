@@ -153,7 +153,8 @@ class Center:
 
     Args:
         size: side of the view in pixels, or [height, width].
-        resize: the shorter side after resizing; size / 0.875 if left out (256 for 224).
+        resize: the shorter side after resizing; size / 0.875 if left out (256 for 224). More where an oblong view would
+            reach beyond the image.
         interpolation: nearest, bilinear, bicubic or lanczos.
         mean: what is subtracted from each channel, in [0, 1], on the way to the encoder.
         std: what each channel is divided by then.
@@ -179,7 +180,9 @@ class Center:
         """A view, bytes [3 H W], and its box: top, left, height, width as fractions of the image."""
         height, width = F.get_size(image)
         shorter = min(height, width)
-        tall, wide = self.resize * height // shorter, self.resize * width // shorter  # as torchvision rounds
+        covers = (math.ceil(self.size[0] * shorter / height), math.ceil(self.size[1] * shorter / width))
+        side = max(self.resize, *covers)
+        tall, wide = side * height // shorter, side * width // shorter  # as torchvision rounds
         view = F.center_crop(_cut(image, (0, 0, height, width), (tall, wide), self.interpolation), list(self.size))
         part = self.size[0] / tall, self.size[1] / wide
         return view, torch.tensor([(1 - part[0]) / 2, (1 - part[1]) / 2, *part])

@@ -5,6 +5,7 @@ Assran et al. 2023, section 3 and appendix A.1: a large context block, minus fou
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import lru_cache
 from typing import Literal
@@ -37,7 +38,8 @@ class Multiblock:
         overlap: whether the context may overlap the targets.
         trim: random (equal lengths) or none (ragged; needs an encoder that accepts that).
         keep: share of the expected context that trim random keeps; 0.6 gives the paper's quarter of the image.
-        multiple: round the kept length down to a multiple of this, for compiled code that dislikes many shapes.
+        multiple: trim random rounds the kept length down to a multiple of this, for compiled code that dislikes many
+            shapes.
     """
 
     def __init__(
@@ -96,26 +98,25 @@ class Multiblock:
                 f"min_keep: {self.min_keep} context patches are to be kept, but on a grid of {grid[0]} x {grid[1]} a "
                 f"context block of {smallest} patches may keep only {max(0, left)} beside a target block of {largest}"
             )
-        self._refuse_multiple(grid)
+        if self.multiple > 1 and self.trim == "random" and not self.overlap:
+            pairs = itertools.product(sizes(grid, *self.target), sizes(grid, *self.context))
+            shortest = min(self._least(target, context, grid) for target, context in pairs)
+            if shortest < self.min_keep:
+                found = f"a context rounded down to a multiple of {self.multiple} may keep {shortest} patches"
+                raise ValueError(
+                    f"multiple: {found} on a grid of {grid[0]} x {grid[1]}, below min_keep {self.min_keep}"
+                )
         self._checked.add(grid)
-
-    def _refuse_multiple(self, grid: Grid) -> None:
-        """Raises ValueError if the length of every context would be rounded down to nothing."""
-        context = max(sizes(grid, *self.context), key=math.prod)
-        target = min(sizes(grid, *self.target), key=math.prod)
-        most = int(self.keep * expected_context(context, target, self.targets, grid))
-        if self.multiple > max(1, most) and not self.overlap and self.trim == "random":
-            found = f"{self.multiple} is more than the {most} context patches that are kept at most"
-            raise ValueError(f"multiple: {found}, on a grid of {grid[0]} x {grid[1]}")
 
     def _least(self, target: Size, context: Size, grid: Grid) -> int:
         """Context patches that every image of the step has: a function of the block sizes alone."""
         area = context[0] * context[1]
         if self.overlap:
             return area
-        wanted = int(self.keep * expected_context(context, target, self.targets, grid)) // self.multiple * self.multiple
+        wanted = int(self.keep * expected_context(context, target, self.targets, grid))
         # What is left if all targets fall on one spot: always possible, so the search below always ends.
-        return max(self.min_keep, min(wanted, area - target[0] * target[1]))
+        kept = max(self.min_keep, min(wanted, area - target[0] * target[1]))
+        return kept // self.multiple * self.multiple
 
     def _place(
         self, batch: int, target: Size, context: Size, grid: Grid, rng: Rng, least: int

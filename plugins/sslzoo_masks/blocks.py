@@ -52,6 +52,9 @@ class Blocks:
         least, most = (int(share * grid[0] * grid[1] + 1e-9) for share in self.hide)
         if not least or min(grid) < 2:
             raise ValueError(f"hide: {self.hide[0]} of {grid[0]} x {grid[1]} patches hides {least} in blocks")
+        if self.smallest > least:
+            found = f"a block of {self.smallest} patches is more than the {least} of {grid[0]} x {grid[1]} to be hidden"
+            raise ValueError(f"smallest: {found}")
         quota = torch.full((batch,), most)
         if self.rate < 1 or least < most:
             masked, share = rng.uniform(2).unbind(1)

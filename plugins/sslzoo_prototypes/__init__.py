@@ -44,7 +44,7 @@ class Distill(nn.Module):
         super().__init__()
         if average == "images" and signal.kind == "image":
             raise ValueError("average: images is of patches, but this signal is of whole images")
-        self.temperature, self.average = temperature, average
+        self.temperature, self.average, self.own_mean = temperature, average, average == "images"
         self.teacher_temperature = Schedule.parse(teacher_temperature)
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
@@ -61,7 +61,7 @@ class Distill(nn.Module):
     def _weight(self, pairing: Pairing) -> Tensor:
         if self.average == "rows":
             return pairing.weight
-        own = torch.zeros(pairing.sequences, device=pairing.weight.device)
+        own = pairing.weight.new_zeros(pairing.sequences)
         own = own.index_add(0, pairing.sequence, torch.ones_like(pairing.weight))
         return 1.0 / (own[pairing.sequence] * pairing.sequences)
 

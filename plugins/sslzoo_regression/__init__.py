@@ -64,7 +64,7 @@ class Mse(nn.Module):
         super().__init__()
         if reduce == "sum" and signal.kind == "image":
             raise ValueError("reduce: sum is over the patches of a block, but this signal is of whole images")
-        self.reduce = reduce
+        self.reduce, self.own_mean = reduce, reduce == "sum"
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
         """[t e] against [t e], or [v b e] against [u b e]."""

@@ -16,7 +16,7 @@ from sslzoo.evaluate.bench import Bench, asked_pools, bench
 from sslzoo.evaluate.drawn import drawn
 from sslzoo.evaluate.features import pooled
 from sslzoo.plugins import Catalogue
-from sslzoo.recipe.build import build_method, make
+from sslzoo.recipe.build import build_method, located, make
 from sslzoo.recipe.recipe import Evaluate, Recipe
 from sslzoo.recipe.signature import expand, keys_of, takes
 from sslzoo.run.data import look, read
@@ -116,6 +116,8 @@ def _network(recipe: Recipe, installed: Catalogue, settings: Evaluate) -> tuple[
         encoder.grid(view.size)
     except ValueError as error:
         return None, [Problem("evaluate.view", str(error))]
+    except Exception as error:  # a plugin's own mistake, told as one
+        return None, [Problem("evaluate.view", f"the encoder failed on {view.size}: {located(error)}")]
     if tuple(more.size) != tuple(view.size):
         return None, [Problem("evaluate.augment", f"its size is {more.size}, that of evaluate.view {view.size}")]
     depth = len(encoder.blocks)
@@ -126,7 +128,7 @@ def _network(recipe: Recipe, installed: Catalogue, settings: Evaluate) -> tuple[
             pixels = torch.empty(2, 3, *view.size, device="meta")
             tokens = encoder.eval()(pixels, None, settings.layers)
     except Exception as error:  # a plugin's own mistake, told as one
-        return None, [Problem("evaluate", f"the encoder failed on {view.size}: {type(error).__name__}: {error}")]
+        return None, [Problem("evaluate", f"the encoder failed on {view.size}: {located(error)}")]
     if len(tokens.layers) != settings.layers:
         text = f"found {settings.layers}; the encoder gives the outputs of {len(tokens.layers)} blocks"
         return None, [Problem("evaluate.layers", text)]
@@ -149,6 +151,8 @@ def _probe(
                 _ = [network.read(name) for name in pools]
     except (RunError, ValueError) as error:
         return [Problem(place, str(error))]
+    except Exception as error:  # a plugin's own mistake, told as one
+        return [Problem(place, f"failed when it was asked about the encoder: {located(error)}")]
     rng = torch.Generator().manual_seed(0)
     train, test = (
         drawn(torch.randn(rows, 16, generator=rng), torch.randint(4, (rows,), generator=rng), 4, augmented=augmented)
@@ -159,7 +163,7 @@ def _probe(
     except RunError as error:
         return [Problem(place, str(error))]
     except Exception as error:  # a plugin's own mistake, or a setting that its constructor did not refuse
-        return [Problem(place, f"failed on drawn features: {type(error).__name__}: {error}")]
+        return [Problem(place, f"failed on drawn features: {located(error)}")]
     return []
 
 

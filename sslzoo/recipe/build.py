@@ -81,7 +81,7 @@ def make(installed: Catalogue, family: str, spec: Spec, *given: Any, place: str 
         except UserError:
             raise
         except Exception as error:  # a plugin's own mistake, told as one
-            problems = [Problem(place, f"{who} failed when it was made: {_located(error)}")]
+            problems = [Problem(place, f"{who} failed when it was made: {located(error)}")]
     raise RecipeError("recipe", problems)
 
 
@@ -265,7 +265,7 @@ def _grid_and_masks(name: str, recipe: Recipe, method: Method, sources: Sources)
     except (ValueError, RunError) as error:
         yield Problem(place, str(error))
     except Exception as error:  # a plugin's own mistake, told as one
-        yield Problem(place, f"failed on images of {views.view.size}: {_located(error)}")
+        yield Problem(place, f"failed on images of {views.view.size}: {located(error)}")
 
 
 def _moving(recipe: Recipe, installed: Catalogue, method: Method) -> Iterator[Problem]:
@@ -386,7 +386,7 @@ def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
             raise
         except Exception as error:  # a plugin's own mistake, whatever it raised
             where = seen.get("last", "the step")
-            raise recipe.text.error([Problem(where, f"failed in a rehearsed step: {_located(error)}")]) from error
+            raise recipe.text.error([Problem(where, f"failed in a rehearsed step: {located(error)}")]) from error
     unused = tuple(name for name, parameter in trainable(method) if parameter.grad is None)
     counts = {name: _count(part) for name, part in _named(method).items()}
     rows, flops = tuple(_rows(recipe, batch, method, counts, seen)), counter.get_total_flops() / images * mean
@@ -479,7 +479,7 @@ class _NoData:
 _: Dataset = _NoData()
 
 
-def _located(error: Exception) -> str:
+def located(error: Exception) -> str:
     """An error with the file and line it arose in: the part's own, where it arose in torch on the part's behalf."""
     frames, torchs = traceback.extract_tb(error.__traceback__), str(Path(torch.__file__).parent)
     last = next((frame for frame in reversed(frames) if not frame.filename.startswith(torchs)), frames[-1])

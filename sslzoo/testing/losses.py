@@ -141,15 +141,24 @@ def extremes(make: Make) -> None:
 
 @check(returns)
 def weights(make: Make) -> None:
-    """A row of weight 0 counts nothing; twice the weights are twice the loss (a `whole_batch` loss: the former)."""
+    """A row of weight 0 counts nothing; twice the weights are twice the loss (a `whole_batch` loss: the former).
+
+    A loss with `own_mean = True` reads no weights.
+    """
     rows: list[tuple[Any, Kind]] = [(part.eval(), kind) for part, kind in _accepted(make) if kind != "image"]
     if not rows:
         raise Skip("of image signals")
     for part, kind in rows:
         x, y, given = _inputs(part, kind)
+        once = _value(part, x, y, given).item()
+        twice = _value(part, x, y, replace(given, weight=2 * given.weight)).item()
+        if getattr(part, "own_mean", False):
+            if twice != once:
+                raise Violation(
+                    f"{once:.6g} at any weights (own_mean)", f"{twice:.6g} at twice the weights", _where(kind)
+                )
+            continue
         if not getattr(part, "whole_batch", False):
-            once = _value(part, x, y, given).item()
-            twice = _value(part, x, y, replace(given, weight=2 * given.weight)).item()
             if abs(twice - 2 * once) > 1e-4 * max(1e-2, abs(once)):
                 came = f"{twice:.6g}; sum pairing.weight * row"
                 raise Violation(f"{2 * once:.6g} at twice the weights", came, _where(kind))

@@ -144,7 +144,7 @@ def cost(make: Make) -> str:
 
 @check(shapes, cost)
 def legal(make: Make) -> str:
-    """Indices are of patches of the grid; every row has some."""
+    """Indices are of patches of the grid; every context has some (of a target nothing may be asked)."""
     for grid, mask, where in _draws(make):
         _legal(mask, grid, where)
     return f"{STEPS * ROWS} images on each grid"
@@ -152,7 +152,7 @@ def legal(make: Make) -> str:
 
 def _legal(mask: Mask, grid: Grid, where: str) -> None:
     last = grid[0] * grid[1] - 1
-    for name, patches in (("context", mask.context), ("target", mask.target)):
+    for name, patches, least in (("context", mask.context, 1), ("target", mask.target, 0)):
         index, length = patches.index, patches.length
         if index.dtype != torch.int64:
             raise Violation(f"{name} indices int64", str(index.dtype), where)
@@ -160,10 +160,13 @@ def _legal(mask: Mask, grid: Grid, where: str) -> None:
             raise Violation(f"at least one patch in every {name} row", f"{name} {list(index.shape)}", where)
         if length is not None and length.shape != index.shape[:-1]:
             raise Violation(f"{name} lengths {list(index.shape[:-1])}", str(list(length.shape)), where)
-        if length is not None and not 1 <= int(length.min()) <= int(length.max()) <= index.shape[-1]:
-            row = int(((length < 1) | (length > index.shape[-1])).flatten(1 - length.ndim).any(-1).nonzero()[0, 0])
+        if length is not None and not least <= int(length.min()) <= int(length.max()) <= index.shape[-1]:
+            wrong = (length < least) | (length > index.shape[-1])
+            row = int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0, 0])
             came = f"lengths {length[row].tolist()}"
-            raise Violation(f"1 to {index.shape[-1]} true patches in every {name} row", came, f"{where}, image {row}")
+            raise Violation(
+                f"{least} to {index.shape[-1]} true patches in every {name} row", came, f"{where}, image {row}"
+            )
         wrong = (index < 0) | (index > last)
         if wrong.any():
             row = int(wrong.flatten(1).any(1).nonzero()[0, 0])

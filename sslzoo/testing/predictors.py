@@ -191,10 +191,10 @@ def ragged_context(make: Make) -> None:
 
 @check(outputs, alone)
 def ragged_target(make: Make) -> None:
-    """Short target rows give a row for each true patch, as they do alone."""
+    """Short target rows, and empty ones, give a row for each true patch, as they do alone."""
     part = _part(make)
     seen, asked, where = _whole(part)
-    length = torch.tensor([[4, 2], [4, 4], [1, 3]])
+    length = torch.tensor([[4, 2], [0, 0], [1, 3]])
     short = Patches(torch.where(torch.arange(4) < length[..., None], asked.index, asked.index[..., :1]), length)
     rows = _patches(part, seen, short)
     for name, x in rows.items():

@@ -100,6 +100,50 @@ def test_what_would_fail_at_the_end_is_told_before_the_start(sets, place, told):
             rehearse(recipe, installed, data=False)
 
 
+CLUMSY = """
+from sslzoo import hookimpl
+from sslzoo_vit import ViT
+
+class Clumsy:
+    def check(self, encoder):
+        encoder.nothing
+
+    def __call__(self, train, test, seed):
+        return {"kind/top1": 25.0}
+
+class Gridless(ViT):
+    def grid(self, size):
+        return size[0] // self.nothing, 1
+
+@hookimpl
+def sslzoo_probes():
+    return {"clumsy": Clumsy}
+
+@hookimpl
+def sslzoo_encoders():
+    return {"gridless": Gridless}
+"""
+
+
+@pytest.mark.parametrize(
+    ("sets", "place"),
+    [
+        ("evaluate.probes={one: {use: clumsy}}", "evaluate.probes.one"),
+        ("encoder.use=gridless", "evaluate.view"),
+    ],
+)
+def test_a_plugins_own_mistake_is_told_with_its_line(tmp_path, sets, place):
+    file = tmp_path / "clumsy.py"
+    file.write_text(CLUMSY)
+    recipe, installed = load("tiny/ijepa", (*SETS, sets), [file])
+    with pytest.raises(RecipeError) as error:
+        rehearse(recipe, installed, data=False)
+    (problem,) = error.value.problems
+    assert problem.place == place
+    assert "object has no attribute 'nothing'" in problem.message
+    assert f"in {file}, line " in problem.message
+
+
 def test_all_problems_come_at_once():
     sets = ("evaluate.network=techer", "evaluate.train={use: folder, root: /nowhere}")
     recipe, installed = load("tiny/ijepa", (*SETS, *sets, "evaluate.test={use: folder, root: /nowhere}"))

@@ -203,8 +203,11 @@ def test_a_context_may_be_the_whole_grid():
 
 
 def test_lengths_may_be_rounded_for_compiled_code():
-    for step in range(10):
-        assert draw("multiblock", 8, (14, 14), step, multiple=8).context.index.shape[1] % 8 == 0
+    for keys in ({}, {"targets": 1, "keep": 1.0}):  # of one target, some block sizes leave less than the mean
+        lengths = {
+            draw("multiblock", 8, (14, 14), step, multiple=8, **keys).context.index.shape[1] for step in range(10)
+        }
+        assert {length % 8 for length in lengths} == {0}
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,10 @@ def test_lengths_may_be_rounded_for_compiled_code():
         ("multiblock", {"target_aspect": (20.0, 100.0)}, (8, 8), "target_aspect: found 20 to 100 rows a column"),
         ("multiblock", {"target_aspect": (0.01, 0.05)}, (8, 8), "blocks from 1 x 8 to 8 x 1"),
         ("multiblock", {"target_scale": (1e-9, 1e-3)}, (8, 8), "target_scale: 0.001 of a grid .* less than a patch"),
-        ("multiblock", {"multiple": 1000}, (8, 8), "multiple: 1000 is more than the .* kept at most"),
+        ("multiblock", {"multiple": 1000}, (8, 8), "multiple of 1000 may keep 0 patches on .* below min_keep 4"),
+        ("multiblock", {"multiple": 8, "min_keep": 70}, (14, 14), "multiple of 8 may keep 64 patches .* min_keep 70"),
+        ("blocks", {"hide": 0.4, "smallest": 200}, (14, 14), "smallest: a block of 200 .* the 78 of 14 x 14"),
+        ("blocks", {"hide": (0.1, 0.5), "smallest": 20}, (14, 14), "a block of 20 patches is more than the 19"),
         ("block", {"aspect": (20.0, 30.0)}, (8, 8), "aspect: found 20 to 30"),
     ],
 )

@@ -83,6 +83,20 @@ def test_the_center_is_the_middle_and_takes_no_chances():
     assert torch.allclose(view * 255, places()[:, 24:72, 40:88].float(), atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (40, 90), (90, 40)])
+@pytest.mark.parametrize("size", [(32, 64), (64, 32)])
+def test_an_oblong_center_lies_in_the_image(size, shape):
+    """What it shows is the image's, not black from beyond it: of a white image, all is white."""
+    for center in (Center(size=size), Center(size=size, resize=48)):
+        view, box = center(torch.full((3, *shape), 255, dtype=torch.uint8))
+        top, left, tall, wide = box.tolist()
+        assert view.shape == (3, *size)
+        assert (view == 255).all()
+        assert min(top, left) >= 0
+        assert max(tall, wide) <= 1
+        assert tall * shape[0] / size[0] == pytest.approx(wide * shape[1] / size[1], rel=0.04)  # pixels stay square
+
+
 def test_one_seed_gives_one_view_with_every_augmentation_on():
     crop = Crop(size=24, flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.2, blur=0.5, solarize=0.2)
     views = []

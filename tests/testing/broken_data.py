@@ -96,6 +96,16 @@ class InPlace(Window):
         return seen
 
 
+class Shrinking(Window):
+    """Shrinks the image itself, where it is one of Pillow's."""
+
+    def __call__(self, image):
+        if isinstance(image, Image.Image):
+            image.thumbnail((40, 40))
+            image = image.resize((40, 40))
+        return super().__call__(image)
+
+
 VIEWS = {
     Larger: "shapes",
     WholeBox: "shapes",
@@ -105,6 +115,7 @@ VIEWS = {
     Across: "cut",
     Everything: "cut",
     InPlace: "unchanged",
+    Shrinking: "unchanged",
 }
 
 

@@ -67,6 +67,18 @@ class Unweighted(Square):
         return self.rows(prediction, target).mean(), {}
 
 
+class OwnMean(Unweighted):
+    """Takes the mean over rows by itself and says so, which is no defect."""
+
+    own_mean = True
+
+
+class HalfOwnMean(Square):
+    """Says that it takes the mean by itself, and weighs rows all the same."""
+
+    own_mean = True
+
+
 class Batched(nn.Module):
     """Compares images of this rank only."""
 
@@ -179,9 +191,10 @@ LOSSES = {
     Leaving: "returns",
     Changed: "extremes",
     Unweighted: "weights",
+    HalfOwnMean: "weights",
     Batched: "ranks",
     Overflows: "extremes",
     Moving: "restores",
 }
 
-SOUND = {"losses": (Square, Rounded, Bent, Entropy)}
+SOUND = {"losses": (Square, Rounded, Bent, Entropy, OwnMean)}

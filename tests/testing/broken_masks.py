@@ -162,12 +162,14 @@ class RareOverlap(Sound):
 
 
 class Empty(Sound):
-    """Asks for blocks of which some have no patch."""
+    """Shows contexts of which some have no patch."""
+
+    ragged = True
 
     def __call__(self, batch, grid, rng):
         mask = super().__call__(batch, grid, rng)
-        length = (rng.uniform(2) > 0.01).long() * mask.target.index.shape[-1]
-        return Mask(mask.context, Patches(mask.target.index, length))
+        length = (rng.uniform() > 0.01).long() * mask.context.index.shape[-1]
+        return Mask(Patches(mask.context.index, length), mask.target)
 
 
 class Nothing(Sound):

@@ -164,6 +164,20 @@ def test_every_shipped_part_keeps_its_contract(family, name):
     assert report.ok, report
 
 
+OTHERWISE = (
+    ("masks", "blocks", {"rate": 0.5}, "legal"),  # of half of the images nothing is asked
+    ("losses", "mse", {"reduce": "sum"}, None),
+    ("losses", "distill", {"average": "images"}, None),
+)
+
+
+@pytest.mark.parametrize(("family", "name", "keys", "only"), OTHERWISE)
+def test_shipped_parts_keep_their_contracts_with_other_keys(family, name, keys, only, monkeypatch):
+    monkeypatch.setattr(masks, "STEPS", 4)
+    report = testing.examine(family, PARTS[family][name].make, keys, only=only, fast=True)
+    assert report.ok, report
+
+
 def test_the_published_sampler_is_caught_with_its_defects():
     report = testing.examine("masks", PARTS["masks"]["multiblock-legacy"].make, {"min_keep": 4})
     assert {"reaches", "mirrored", "apart", "batches"} <= {result.name for result in report.failed}
