@@ -377,8 +377,8 @@ class Loss(Protocol):
 
     A loss that relates images to each other (negatives, moments) also sets `whole_batch = True`; one whose target is
     class ids sets `class_ids = True`; one that takes the mean of rows by itself, from `pairing.sequence` or
-    `pairing.blocks` and not by their weights, `own_mean = True`. `signal` is the output spec of its prediction; a loss refuses with a ValueError a
-    kind that it does not read.
+    `pairing.blocks` and not by their weights, `own_mean = True`. `signal` is the output spec of its prediction; a loss
+    refuses with a ValueError a kind that it does not read.
     """
 
     needs_target: bool

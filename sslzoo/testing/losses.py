@@ -154,14 +154,12 @@ def weights(make: Make) -> None:
         twice = _value(part, x, y, replace(given, weight=2 * given.weight)).item()
         if getattr(part, "own_mean", False):
             if twice != once:
-                raise Violation(
-                    f"{once:.6g} at any weights (own_mean)", f"{twice:.6g} at twice the weights", _where(kind)
-                )
+                came = f"{twice:.6g} at twice the weights"
+                raise Violation(f"{once:.6g} at any weights (own_mean)", came, _where(kind))
             continue
-        if not getattr(part, "whole_batch", False):
-            if abs(twice - 2 * once) > 1e-4 * max(1e-2, abs(once)):
-                came = f"{twice:.6g}; sum pairing.weight * row"
-                raise Violation(f"{2 * once:.6g} at twice the weights", came, _where(kind))
+        if not getattr(part, "whole_batch", False) and abs(twice - 2 * once) > 1e-4 * max(1e-2, abs(once)):
+            came = f"{twice:.6g}; sum pairing.weight * row"
+            raise Violation(f"{2 * once:.6g} at twice the weights", came, _where(kind))
         some = given.weight.clone()
         some[0] = 0
         other = x.clone()
