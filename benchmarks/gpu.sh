@@ -17,16 +17,18 @@ while (($#)); do
         *) sed -n '2,8p' "$0"; exit 2 ;;
     esac
 done
-mkdir -p "$out" && rm -f "$out"/*.json "$out"/*.log || exit 1
-failed=0
+mkdir -p "$out" || exit 1
+failed=0 results=()
 
 part() { # name, seconds, what to run
     local name=$1 budget=$2
     shift 2
     echo "$name: at most $budget s" >&2
+    rm -f "$out/$name".{json,log,svg} # of an earlier study; whatever else lies there is somebody's own
     local begun=$SECONDS
     if timeout --kill-after=5 "$budget" "$@" > "$out/$name.log" 2>&1; then
         echo "    $((SECONDS - begun)) s" >&2
+        results+=("$out/$name.json")
     else
         echo "    MISSING: exit code $? after $((SECONDS - begun)) s; the end of $out/$name.log:" >&2
         tail -n 5 "$out/$name.log" >&2
@@ -64,5 +66,5 @@ bench fsdp        60 256 ijepa/vitb16_in1k "${ijepa[@]}" "${eager[@]}" --paralle
 if [[ -n $checkout ]]; then
     part published 60 python "$here/published_ijepa.py" "$checkout" --out "$out/published.json" ${rehearse:+--rehearse}
 fi
-python "$here/gpu_table.py" "$out" || failed=1
+python "$here/gpu_table.py" ${results[@]+"${results[@]}"} || failed=1
 exit $failed

@@ -1,6 +1,6 @@
 """The results of benchmarks/gpu.sh as a Markdown table for docs/performance.md.
 
-python benchmarks/gpu_table.py FOLDER
+python benchmarks/gpu_table.py FILE.json...
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def row(part: str, found: dict) -> list[str]:
     ]
 
 
-def main(folder: Path) -> None:
+def main(paths: list[Path]) -> None:
     """Prints the table, and the machine that it was measured on."""
-    results = [(path.stem, one) for path in sorted(folder.glob("*.json")) for one in json.loads(path.read_text())]
+    results = [(path.stem, one) for path in paths for one in json.loads(path.read_text())]
     if not results:
-        sys.exit(f"{folder} holds no results")
+        sys.exit("there are no results")
     lines = [COLUMNS, ["---"] * len(COLUMNS), *(row(part, one) for part, one in results)]
     print("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
     machines = {(one["device"], one["torch"]) for _, one in results}
@@ -47,4 +47,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(name) for name in sys.argv[1:]])

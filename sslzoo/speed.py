@@ -106,8 +106,8 @@ def measure(
 ) -> list[Result]:
     """Times the recipes' steps in one run, in turn: `rounds` rounds of `steps` steps each, after a warm-up.
 
-    A step is one micro-batch on each process, as `run.micro` or `run.batch` says. Nothing is waited for within a round
-    but what the loop itself waits for.
+    A step is one micro-batch on each process, as large as a run on these processes would take. Nothing is waited for
+    within a round but what the loop itself waits for.
     """
     with tempfile.TemporaryDirectory() as folder:
         timed = [_Timed(*one, world, Path(folder), real) for one in given]
@@ -207,7 +207,7 @@ class _Timed:
         optimizer = build_optimizer(recipe, installed, method)
         guard = Guard(Folder(folder), world, Stop())
         self.learner = Learner(recipe.run, recipe.optim_keys, method, self.model, optimizer, guard, world)
-        self.images = min(recipe.run.micro or recipe.run.batch, recipe.run.batch)
+        self.images = data.split(recipe.run.batch, world.size, recipe.run.micro).micro
         self.batches = self._batches(sources if real else replace(sources, data=_Noise()), method)
         self.timeline, self.taken = Timeline(world.device), 0
         self.ceiling: list[float] = []

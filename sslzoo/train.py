@@ -25,7 +25,7 @@ from sslzoo.run.clock import Clock
 from sslzoo.run.compiling import compile_blocks
 from sslzoo.run.folder import Folder
 from sslzoo.run.guard import Guard, Unreadable
-from sslzoo.run.metrics import collect, mask_shares, of_parts
+from sslzoo.run.metrics import collect, mask_shares, of_parts, peak_flops
 from sslzoo.run.monitor import monitor_pixels, rank_of
 from sslzoo.run.parallel import World, agree, all_reduce_rate, barrier, data_parallel, no_sync
 from sslzoo.run.stop import Stop, Stopped
@@ -112,8 +112,9 @@ def train(
     milestone = run.milestones.steps(order.epoch_steps) if run.milestones else None
     guard, unreadable = Guard(folder, world, watch.stop), Unreadable(folder, run.unreadable, watch.say)
     learner = Learner(run, moves, method, model, optimizer, guard, world)
-    clock = Clock(flow.flops, world, run.batch, folder.metrics.seconds())
-    clock.sending = sending(method, world, watch.say)
+    peak = peak_flops(world.device, run.precision)
+    clock = Clock(flow.flops, world, run.batch, peak, folder.metrics.seconds())
+    clock.sending = sending(method, run, world, watch.say)
     saver = checkpoint.Saver(folder.checkpoints, run.keep, milestone, watch.saved, write=world.first)
     whole = resolve(recipe, catalogue)
 
@@ -280,14 +281,18 @@ def ready(
         folder.metrics.rewind(start)
 
 
-def sending(method: Method, world: World, say: Say) -> float:
-    """Seconds that an all-reduce of all gradients takes, as measured now, once; nothing for one process."""
-    if world.size == 1:
+def sending(method: Method, run: Run, world: World, say: Say) -> float:
+    """Seconds that an all-reduce of all gradients takes, as they travel, measured now, once.
+
+    Nothing for one process, nor with `run.shard`: what is sent then is no such all-reduce.
+    """
+    if world.size == 1 or run.shard > 1:
         return 0.0
-    size = sum(parameter.numel() * 4 for _, parameter in optim.trainable(method))
-    rate = all_reduce_rate(world, size)
+    dtype = torch.bfloat16 if run.reduce == "bf16" else torch.float32
+    size = sum(parameter.numel() * dtype.itemsize for _, parameter in optim.trainable(method))
+    rate = all_reduce_rate(world, size, dtype)
     reached = f"an all-reduce among {world.size} processes reaches {rate / 1e9:.2f} GB/s"
-    say(f"{reached}; the gradients are {size / 1e9:.3f} GB")
+    say(f"{reached}; the gradients are {size / 1e9:.3f} GB in {run.reduce}")
     return size / rate
 
 

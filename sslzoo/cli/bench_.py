@@ -46,7 +46,7 @@ def command(
 ) -> None:
     """Time steps of RECIPE on this machine, whole and stage by stage; nothing is trained or saved.
 
-    A step is one micro-batch on each process (run.micro, or run.batch), taken by the training loop's own code.
+    A step is one micro-batch on each process, as a run there would take it, by the training loop's own code.
     Utilisation is the recipe's counted arithmetic, mean over mask draws, beside a large matrix product measured in the
     same run. --set and --plugin hold for both recipes. Under torchrun, every process joins in.
 

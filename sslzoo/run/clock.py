@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from sslzoo.contracts import Batch
 from sslzoo.progress import Progress
-from sslzoo.run.metrics import peak_flops
 from sslzoo.run.parallel import World
 
 
@@ -33,6 +32,7 @@ class Clock:
     flops: float  # of one image, forward and backward
     world: World
     batch: int
+    peak: float | None  # FLOP/s of a device, where it is known
     seconds: float = 0.0  # of training up to here, in earlier attempts of the run
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
@@ -53,9 +53,8 @@ class Clock:
         took, rate = now - self.since, (steps - self.steps) * self.batch / (now - self.since)
         self.seconds += took
         found = {"images_per_second": rate, "data_wait": min(1.0, self.waited / took), "seconds": self.seconds}
-        peak = peak_flops(self.world.device)
-        if peak:
-            found["mfu"] = rate * self.flops / (peak * self.world.size)
+        if self.peak:
+            found["mfu"] = rate * self.flops / (self.peak * self.world.size)
         self.since, self.waited, self.steps, self.readings = now, 0.0, steps, self.readings + 1
         return found
 

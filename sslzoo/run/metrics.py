@@ -19,15 +19,22 @@ from sslzoo.progress import Progress
 from sslzoo.run.parallel import all_mean
 from sslzoo.step import Method
 
-# Dense peak of the tensor cores in bfloat16, in FLOP/s, from the makers' data sheets.
+# Dense peak of the tensor cores in bfloat16, in FLOP/s, from the makers' data sheets. By the whole name that the driver
+# gives: cards of one chip differ by their form (SXM, PCIe, NVL), and a slice of one (MIG) has its share.
 PEAK = {
-    "A100": 312e12,
-    "H100": 989e12,
+    "A100-SXM4-40GB": 312e12,
+    "A100-SXM4-80GB": 312e12,
+    "A100-PCIE-40GB": 312e12,
+    "A100 80GB PCIe": 312e12,
+    "H100 80GB HBM3": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H200": 989e12,
+    "H200 NVL": 835e12,
     "B200": 2250e12,
     "A40": 150e12,
     "L40S": 362e12,
-    "RTX 4090": 165e12,
+    "GeForce RTX 4090": 165e12,
 }
 
 
@@ -63,12 +70,11 @@ def mask_shares(batches: Sequence[Batch], grids: Mapping[str, Grid]) -> dict[str
     return dict(shares)
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """Peak bfloat16 FLOP/s of a device, or None where it is not known."""
-    if device.type != "cuda":
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Peak FLOP/s of a device at a run's precision, or None where it is not known."""
+    if device.type != "cuda" or precision != "bf16":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for card, peak in PEAK.items() if card in name), None)
+    return PEAK.get(torch.cuda.get_device_name(device).removeprefix("NVIDIA "))
 
 
 def peak_memory(device: torch.device) -> int:

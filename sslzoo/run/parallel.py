@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
@@ -317,9 +317,9 @@ def data_parallel(
     Raises:
         RunError: the ranks cannot be grouped so.
     """
-    shape = copies(world.size, shard), shard
+    copies(world.size, shard)
     if shard > 1 or world.alone_as == "fsdp":
-        mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
+        mesh = _mesh(world, shard)
         reduce = torch.bfloat16 if reduce_bf16 else torch.float32
         rest = MixedPrecisionPolicy(reduce_dtype=reduce, cast_forward_inputs=False)
         # Blocks compute under autocast, which would round the same weights after they came; tokens stay as they are.
@@ -346,6 +346,20 @@ def data_parallel(
     if reduce_bf16:
         model.register_comm_hook(None, bf16_compress_hook)
     return model
+
+
+def _mesh(world: World, shard: int) -> DeviceMesh:
+    """Ranks by copy of the weights and by part of a copy; they wait for each other as long as all ranks do."""
+    ranks = torch.arange(world.size).view(-1, shard)
+    groups = [_group(rows.tolist()) for rows in (ranks.T, ranks)]
+    return DeviceMesh.from_group(groups, world.device.type, ranks, mesh_dim_names=("replicate", "shard"))
+
+
+def _group(rows: list[list[int]]) -> dist.ProcessGroup:
+    """This rank's group of those that the ranks are divided into."""
+    if len(rows) == 1:
+        return dist.group.WORLD
+    return dist.new_subgroups_by_enumeration(rows, timeout=patience())[0]
 
 
 def no_sync(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
@@ -430,9 +444,9 @@ class _AllSum(torch.autograd.Function):
         return grad
 
 
-def all_reduce_rate(world: World, size: int) -> float:
-    """Bytes a second of an all-reduce of up to `size` bytes: the median of three; all ranks must ask."""
-    x = torch.zeros(min(size, _SAMPLE[world.device.type]) // 4, device=world.device)
+def all_reduce_rate(world: World, size: int, dtype: torch.dtype) -> float:
+    """Bytes a second of an all-reduce of up to `size` bytes of numbers: the median of three; all ranks must ask."""
+    x = torch.zeros(min(size, _SAMPLE[world.device.type]) // dtype.itemsize, device=world.device, dtype=dtype)
     took = []
     for _ in range(4):  # the first makes the connections
         dist.barrier()
@@ -442,7 +456,7 @@ def all_reduce_rate(world: World, size: int) -> float:
         took.append(time.perf_counter() - begin)
     slowest = torch.tensor(statistics.median(took[1:]), device=world.device)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)  # all ranks tell the same
-    return x.numel() * 4 / slowest.item()
+    return x.nbytes / slowest.item()
 
 
 def barrier() -> None:

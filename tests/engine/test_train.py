@@ -224,8 +224,11 @@ def test_a_checkpoint_of_one_process_goes_on_under_two(tmp_path, toy, sets):
         path.unlink()
     done = drive(tmp_path / "both", recipe, "--", *sets, ranks=2)
     assert "resumed from step-000000005" in done.stdout
-    assert len(re.findall(r"an all-reduce among 2 processes reaches [\d.]+ GB/s; the gradients are", done.stdout)) == 1
-    assert len(re.findall(r"an all-reduce of the gradients takes [\d.]+ ms, \d+% of a step", done.stdout)) == 1
+    told = 0 if sets else 1  # shards send something else
+    assert (
+        len(re.findall(r"an all-reduce among 2 processes reaches [\d.]+ GB/s; the gradients are", done.stdout)) == told
+    )
+    assert len(re.findall(r"an all-reduce of the gradients takes [\d.]+ ms, \d+% of a step", done.stdout)) == told
     assert gap(weights(tmp_path / "one" / "toy-jepa"), weights(tmp_path / "both" / "toy-jepa")) < 1e-5
 
 

@@ -27,9 +27,9 @@ def _parallel(request, tmp_path, monkeypatch):
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "meet"), 1), rank=0, world_size=1)
     shard = 2 if request.param == "fsdp" else 1
     wrapped = lambda method, _world, _shard, *rest: data_parallel(method, World(size=2), shard, *rest)  # noqa: E731
-    alone = lambda kind, _shape, **named: init_device_mesh(kind, (1, 1), **named)  # noqa: E731
+    alone = lambda _world, _shard: init_device_mesh("cpu", (1, 1), mesh_dim_names=("replicate", "shard"))  # noqa: E731
     monkeypatch.setattr("sslzoo.train.data_parallel", wrapped)
-    monkeypatch.setattr("sslzoo.run.parallel.init_device_mesh", alone)
+    monkeypatch.setattr("sslzoo.run.parallel._mesh", alone)
     yield
     dist.destroy_process_group()
 

@@ -37,6 +37,11 @@ def test_the_parts_together_stay_under_nine_minutes():
 
 
 def test_a_part_that_fails_is_told_and_fails_the_study(tmp_path):
+    """And what lies in the folder beside the study's own files stays: all JSON and logs were removed."""
+    mine = [tmp_path / "out" / name for name in ("mine.json", "mine.log", "vitb16.json")]
+    mine[0].parent.mkdir()
+    for one in mine:
+        one.write_text("{}")
     broken = tmp_path / "bin" / "python"
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\necho no such luck >&2\nexit 3\n")
@@ -47,3 +52,4 @@ def test_a_part_that_fails_is_told_and_fails_the_study(tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("MISSING: exit code 3") == len(PARTS)
     assert done.stderr.count("no such luck") == len(PARTS) + 1  # and of the table
+    assert [one.exists() for one in mine] == [True, True, False]

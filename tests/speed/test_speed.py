@@ -86,6 +86,14 @@ def test_ready_made_batches_show_masks_all_along_the_run(tmp_path):
     assert seen == [48, 40, 32, 24]  # of 64 patches
 
 
+@pytest.mark.parametrize(("sets", "images"), [(("run.batch=8",), 4), (("run.batch=12", "run.micro=4"), 3)])
+def test_a_step_is_the_micro_batch_that_a_run_on_these_processes_takes(tmp_path, monkeypatch, sets, images):
+    """Each of two processes took the whole batch, or run.micro where it does not divide the rest."""
+    monkeypatch.setattr(speed, "prepare", lambda method, *_: method)
+    recipe, installed = load("tiny/ijepa", (*SMALL, *sets))
+    assert speed._Timed(recipe, installed, World(size=2), tmp_path, real=False).images == images
+
+
 def test_an_earlier_result_stands_beside(measured):
     home, _, (first, _) = measured
     words = [word for one in SMALL for word in ("--set", one)]
