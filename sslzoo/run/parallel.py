@@ -355,7 +355,7 @@ def _mesh(world: World, shard: int) -> DeviceMesh:
     return DeviceMesh.from_group(groups, world.device.type, ranks, mesh_dim_names=("replicate", "shard"))
 
 
-def _group(rows: list[list[int]]) -> dist.ProcessGroup:
+def _group(rows: list[list[int]]) -> Any:
     """This rank's group of those that the ranks are divided into."""
     if len(rows) == 1:
         return dist.group.WORLD
