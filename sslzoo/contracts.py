@@ -320,7 +320,11 @@ class MaskSampler(Protocol):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Who sees. Made with `(*, ...)`; an nn.Module."""
+    """Who sees. Made with `(*, ...)`; an nn.Module.
+
+    One whose blocks have an MLP may set `gives_mlp = True`, and take `mlp=True` beside `layers`: then the layers are
+    what the MLP of each block says, in place of its output (data2vec 2.0).
+    """
 
     width: int
     ragged: bool  # true if it accepts contexts whose lengths differ

@@ -37,6 +37,7 @@ class RopeViT(nn.Module):
 
     ragged = True
     hidden = "drop"
+    gives_mlp = True
 
     def __init__(
         self,
@@ -75,8 +76,11 @@ class RopeViT(nn.Module):
             raise ValueError(f"an image of {size[0]} x {size[1]} does not split into patches of {side} x {side}")
         return size[0] // side, size[1] // side
 
-    def forward(self, pixels: Tensor, context: Patches | None = None, layers: int = 0) -> Tokens:
-        """Tokens of an image, [s 3 H W] -> [s k d] after the final norm; registers come as the prefix."""
+    def forward(self, pixels: Tensor, context: Patches | None = None, layers: int = 0, mlp: bool = False) -> Tokens:
+        """Tokens of an image, [s 3 H W] -> [s k d] after the final norm; registers come as the prefix.
+
+        `layers` are the last blocks' raw outputs; with `mlp`, what their MLPs add.
+        """
         grid = self.grid((pixels.shape[-2], pixels.shape[-1]))
         if not 0 <= layers <= self.depth:
             raise ValueError(f"layers: found {layers}; the encoder has {self.depth} blocks")
@@ -90,9 +94,10 @@ class RopeViT(nn.Module):
         x = torch.cat([self.registers.expand(len(x), -1, -1), self.patch_embed(x)], 1)
         outs = []
         for number, block in enumerate(self.blocks):
-            x = block(x, angle, mask=mask)
+            out = block(x, angle, mask=mask, apart=mlp)
+            x, said = out if mlp else (out, out)
             if number >= self.depth - layers:
-                outs.append(x)
+                outs.append(said)
         prefixes = tuple(out[:, :ahead] for out in outs) if ahead else ()
         x = rms_norm(x)
         patches, prefix = x[:, ahead:], x[:, :ahead] if ahead else None

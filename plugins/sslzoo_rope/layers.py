@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +85,9 @@ class RopeBlock(nn.Module):
         context: Tensor | None = None,
         context_angle: Tensor | None = None,
         mask: Tensor | None = None,
-    ) -> Tensor:
-        """[s q d] at [s 1 q c], reading itself or [s k d] at [s 1 k c] -> [s q d]."""
+        apart: bool = False,
+    ) -> Any:
+        """[s q d] at [s 1 q c], reading itself or [s k d] at [s 1 k c] -> [s q d]; `apart`: also what its MLP adds."""
         y = self.norm1(x)
         source, source_angle = (y, angle) if context is None or context_angle is None else (context, context_angle)
         q, k, v = (
@@ -95,4 +97,6 @@ class RopeBlock(nn.Module):
         q, k = turn(q, angle).to(v.dtype), turn(k, source_angle).to(v.dtype)
         read = attention(q, k, v, mask).transpose(1, 2).flatten(2)
         x = x + self.drop(self.proj(read))
-        return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+        said = self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        x = x + self.drop(said)
+        return (x, said) if apart else x

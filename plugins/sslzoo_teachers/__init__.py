@@ -59,6 +59,8 @@ class Ema(nn.Module):
         center: Rate | None = None,
     ) -> None:
         super().__init__()
+        if read == "mlp" and not getattr(student.encoder, "gives_mlp", False):
+            raise ValueError("read: this encoder does not give what its MLPs add (gives_mlp), as vit and vit-rope do")
         if read == "mlp" and not 0 < layers <= len(student.encoder.blocks):
             raise ValueError(
                 f"read, layers: mlp is of the last 1 to {len(student.encoder.blocks)} blocks, found {layers}"
@@ -77,6 +79,7 @@ class Ema(nn.Module):
             raise ValueError("center: is of projected signals, so it wants project")
         self.momentum = Schedule.parse(momentum)
         self.norm, self.layers, self.renorm, self.sees = norm, layers, renorm, sees
+        self.asked = {"mlp": True} if read == "mlp" else {}
         self.encoder = copy.deepcopy(student.encoder).requires_grad_(False)  # type: ignore[attr-defined]
         projector = copy.deepcopy(student.predictor.projector) if project else None
         self.projector = projector if projector is None else projector.requires_grad_(False)
@@ -87,10 +90,6 @@ class Ema(nn.Module):
         self.outputs |= {"image": Signal("image", width)} if sees == "image" else {}
         self.center = None if center is None else Center(width, center)
         self.patch_center = Center(width, center) if center is not None and project_patches else None
-        self._added: list[Tensor] = []
-        if read == "mlp":
-            for block in self.encoder.blocks[-layers:]:
-                block.mlp.register_forward_hook(lambda _module, _given, out: self._added.append(out))
         self._pairs: Pair | None = None
         self.train()
 
@@ -113,7 +112,7 @@ class Ema(nn.Module):
             if self.sees == "targets":
                 patch += [] if group.mask is None else [self._from_targets(group)]
             else:
-                tokens = self.encoder(group.pixels.flatten(0, 1), None, self.layers)
+                tokens = self.encoder(group.pixels.flatten(0, 1), None, self.layers, **self.asked)
                 image.append(self._summary(tokens).unflatten(0, group.pixels.shape[:2]))
                 patch += [] if group.mask is None else [self._patches(group.mask, tokens)]
         signals = {"image": torch.cat(image)} if image else {}
@@ -142,8 +141,6 @@ class Ema(nn.Module):
             assert self.projector is not None
             return target.flat(target.take(mask.rows(self.patch_center(self.projector(tokens.patches)))))
         layers = tokens.layers or (tokens.patches,)
-        if self._added:
-            layers, self._added = [out[:, -tokens.patches.shape[1] :] for out in self._added], []
         if self.norm == "image":
             layers = [F.instance_norm(layer.float().transpose(1, 2)).transpose(1, 2) for layer in layers]
         found = [target.flat(target.take(mask.rows(layer))) for layer in layers]

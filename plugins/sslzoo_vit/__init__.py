@@ -55,6 +55,7 @@ class ViT(nn.Module):
     """
 
     ragged = True
+    gives_mlp = True
 
     def __init__(
         self,
@@ -111,8 +112,11 @@ class ViT(nn.Module):
             )
         return size[0] // self.patch[0], size[1] // self.patch[1]
 
-    def forward(self, pixels: Tensor, context: Patches | None = None, layers: int = 0) -> Tokens:
-        """Tokens of an image, [s 3 H W] -> [s k d] after the final norm; `layers` are the last blocks' raw outputs."""
+    def forward(self, pixels: Tensor, context: Patches | None = None, layers: int = 0, mlp: bool = False) -> Tokens:
+        """Tokens of an image, [s 3 H W] -> [s k d] after the final norm.
+
+        `layers` are the last blocks' raw outputs; with `mlp`, what their MLPs add.
+        """
         grid = self.grid((pixels.shape[-2], pixels.shape[-1]))
         s, count = len(pixels), grid[0] * grid[1]
         if not 0 <= layers <= self.depth:
@@ -128,7 +132,7 @@ class ViT(nn.Module):
             x = self._fill(self.patch_embed(x), context) + position
         else:
             x = self.patch_embed(x) + position
-        x, outs, ahead = self._blocks(x, grid, index, length, layers)
+        x, outs, ahead = self._blocks(x, grid, index, length, layers, mlp)
         ahead_of = tuple(out[:, :ahead] for out in outs) if ahead else ()
         outs = tuple(out[:, ahead:] for out in outs)
         x = self.norm(x)
@@ -137,7 +141,7 @@ class ViT(nn.Module):
         return Tokens(patches, index, summary, grid, prefix, outs, length, ahead_of)
 
     def _blocks(
-        self, x: Tensor, grid: Grid, index: Tensor, length: Tensor | None, layers: int
+        self, x: Tensor, grid: Grid, index: Tensor, length: Tensor | None, layers: int, mlp: bool
     ) -> tuple[Tensor, tuple[Tensor, ...], int]:
         first = self.cls_token
         if first is not None and self.pos_embed is not None:
@@ -150,10 +154,12 @@ class ViT(nn.Module):
         if self.relative is not None:
             bias = self.relative(grid, index if self.hidden == "drop" else index[:1], ahead)
             mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+        how = ({} if mask is None else {"attn_mask": mask}) | ({"apart": True} if mlp else {})
         for number, block in enumerate(self.blocks):
-            x = block(x) if mask is None else block(x, attn_mask=mask)
+            out = block(x, **how)
+            x, said = out if mlp else (out, out)
             if number >= self.depth - layers:
-                outs.append(x)
+                outs.append(said)
         return x, tuple(outs), ahead
 
     def _fill(self, x: Tensor, context: Patches) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ def _some(grid: Grid, share: float = 0.5, rows: int = 2) -> Patches:
 
 
 @torch.no_grad()
-def _said(part: Any, pixels: Tensor, context: Patches | None = None, layers: int = 0) -> Tokens:
-    return part(pixels, context, layers)
+def _said(part: Any, pixels: Tensor, context: Patches | None = None, layers: int = 0, **how: Any) -> Tokens:
+    return part(pixels, context, layers, **how)
 
 
 def _takes_masks(part: Any) -> tuple[tuple[int, int], Grid]:
@@ -185,17 +186,19 @@ def sizes(make: Make) -> str:
 
 @check(returns)
 def layered(make: Make) -> None:
-    """Asked for n layers, it gives the outputs of its last n blocks; the tokens do not change."""
+    """Asked for n layers, it gives the outputs of its last n blocks (or what MLPs add); the tokens do not change."""
     part = _part(make)
     size, _ = _size(part)
-    for count in (1, min(2, len(part.blocks))):
-        said = _said(part, _pixels(size), None, count)
+    ways: list[dict[str, Any]] = [{}, {"mlp": True}] if getattr(part, "gives_mlp", False) else [{}]
+    for count, way in product((1, min(2, len(part.blocks))), ways):
+        asked = ", ".join([f"layers={count}", *way])
+        said = _said(part, _pixels(size), None, count, **way)
         if len(said.layers) != count or any(layer.shape != said.patches.shape for layer in said.layers):
             came = f"{len(said.layers)} of {[list(layer.shape) for layer in said.layers]}"
-            raise Violation(f"{count} layers {list(said.patches.shape)}", came, f"layers={count}")
+            raise Violation(f"{count} layers {list(said.patches.shape)}", came, asked)
         found = equal({"patches": said.patches}, {"patches": _said(part, _pixels(size)).patches}, 1e-5)
         if found:
-            raise Violation("the same tokens with and without layers", found, f"layers={count}")
+            raise Violation("the same tokens with and without layers", found, asked)
 
 
 @check(returns, seen, alone)

@@ -1,6 +1,7 @@
 """Is what target generators call right what the papers call right?"""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from sslzoo_pixels import Pixels
 from sslzoo_readout import Linear
 from sslzoo_regressor import Regressor
+from sslzoo_resnet import ResNet
+from sslzoo_rope import RopeViT
 from sslzoo_teachers import Ema
 from sslzoo_vit import ViT
 from torch import nn
@@ -18,6 +21,7 @@ from torch.utils._pytree import tree_flatten
 from sslzoo import Batch, Group, Mask, Pairing, Patches, Progress, Schedule, Signal, Student
 from sslzoo.nn import DropPath
 from sslzoo.run import optim
+from sslzoo.run.compiling import compile_blocks
 from sslzoo.step import Method
 
 AT = Progress(3, 10)
@@ -280,6 +284,48 @@ def test_targets_may_be_normalised_over_the_patches_of_an_image():
     wanted = torch.stack([mean[0, 0], mean[0, 3], mean[1, 2], mean[1, 5]])
     found = teacher(batch(image=images), None, AT)["patch"]
     assert torch.allclose(found, F.layer_norm(wanted, (16,)), atol=1e-5)
+
+
+def added(teacher, pixels):
+    """What the MLPs of the last two blocks say of the patches, heard at the blocks by hand."""
+    heard = []
+    for block in teacher.encoder.blocks[-2:]:
+        layer = block.fc2 if hasattr(block, "fc2") else block.mlp.fc2
+        layer.register_forward_hook(lambda _module, _given, out: heard.append(out))
+    count = teacher.encoder(pixels).patches.shape[1]
+    return [out[:, -count:] for out in heard]
+
+
+@pytest.mark.parametrize("kind", ["vit", "vit-rope"])
+def test_a_teacher_may_read_what_its_mlps_add_and_remembers_nothing_of_other_readings(kind):
+    """data2vec 2.0. In between, its encoder is read for RankMe, evaluations and pages."""
+    learner = student(class_token=True) if kind == "vit" else student()
+    if kind == "vit-rope":
+        encoder = RopeViT(width=16, depth=3, heads=2, patch=4, registers=2)
+        learner = Student(encoder, Linear(encoder))
+    teacher = Ema(learner, layers=2, read="mlp", norm="none")
+    images = group(mask=mask())
+    teacher.encoder(torch.randn(70, 3, 8, 12))
+    found = teacher(batch(image=images), None, AT)["patch"]
+    wanted = sum(added(teacher, images.pixels[0])) / 2
+    assert torch.allclose(found, images.mask.target.take(wanted).flatten(0, 2), atol=1e-6)
+
+
+def test_a_compiled_teacher_reads_what_its_mlps_add(monkeypatch):
+    learner = student()
+    teacher = Ema(learner, layers=2, read="mlp", norm="none")
+    images = batch(image=group(mask=mask()))
+    eager = teacher(images, None, AT)["patch"]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compile_blocks(Method(learner, {"teacher": teacher}, {}, {}))
+    assert torch.allclose(teacher(images, None, AT)["patch"], eager, atol=1e-6)
+    torch._dynamo.reset()
+
+
+def test_an_encoder_without_mlps_is_refused_where_they_are_read():
+    encoder = ResNet(model="resnet18", stem="small")
+    with pytest.raises(ValueError, match="read: this encoder does not give what its MLPs add"):
+        Ema(Student(encoder, Linear(encoder)), layers=1, read="mlp")
 
 
 def test_targets_alone_are_projected_where_the_regressor_has_a_width_of_its_own():
