@@ -17,6 +17,11 @@ from sslzoo.keys import Range
 Size = tuple[int, int]  # rows, columns
 
 
+def share_of(share: float, count: int) -> int:
+    """How many of `count` a share is, rounded down: 0.2 of 100 is 20, though 1 - 0.8 is a little less than 0.2."""
+    return int(share * count + 1e-9)
+
+
 def size_of(grid: Grid, scale: float, aspect: float) -> Size:
     """Rows and columns of a block, rounded to patches and held within the grid."""
     area = scale * grid[0] * grid[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sslzoo import Grid, Mask, Patches, Rng, Schedule, hookimpl
-from sslzoo.blocks import covered, draw_size, indices, unfitting
+from sslzoo.blocks import covered, draw_size, indices, share_of, unfitting
 from sslzoo.keys import Aspects, Count, ShareRange
 from sslzoo_masks.blocks import Blocks
 from sslzoo_masks.visible import Hidden, VisibleBlock, VisibleSquares, copied
@@ -33,7 +33,7 @@ class Random:
             raise ValueError(f"cell: squares of {self.cell} do not fill a grid of {grid[0]} x {grid[1]}")
         rows, columns = grid[0] // self.cell, grid[1] // self.cell
         hide = self.hide(rng.at)
-        kept = int(rows * columns * (1 - hide))
+        kept = share_of(1 - hide, rows * columns)
         if not 0 < kept < rows * columns:
             raise ValueError(
                 f"hide: {hide:g} of {rows} x {columns} patches keeps {kept} and hides {rows * columns - kept}"

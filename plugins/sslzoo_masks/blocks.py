@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng
+from sslzoo.blocks import share_of
 from sslzoo.contracts import true_entries
 from sslzoo.keys import Aspects, Fraction, FractionRange, GridCount, Share
 
@@ -49,7 +50,7 @@ class Blocks:
 
     def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
         """Context [s k], target [s 1 q]. Raises ValueError if nothing would be hidden, or all."""
-        least, most = (int(share * grid[0] * grid[1] + 1e-9) for share in self.hide)
+        least, most = (share_of(share, grid[0] * grid[1]) for share in self.hide)
         if not least or min(grid) < 2:
             raise ValueError(f"hide: {self.hide[0]} of {grid[0]} x {grid[1]} patches hides {least} in blocks")
         if self.smallest > least:
@@ -59,7 +60,8 @@ class Blocks:
         if self.rate < 1 or least < most:
             masked, share = rng.uniform(2).unbind(1)
             share = self.hide[0] + share * (self.hide[1] - self.hide[0])
-            quota = torch.where(masked < self.rate, (share * grid[0] * grid[1]).long(), 0)
+            drawn = (share * grid[0] * grid[1]).long().clamp(least, most)
+            quota = torch.where(masked < self.rate, drawn, 0)
         hidden = self._hidden(batch, grid, rng, quota)
         context, target = _listed(~hidden), _listed(hidden)
         length = None if target.length is None else target.length[:, None]

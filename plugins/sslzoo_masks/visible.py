@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng, Schedule
-from sslzoo.blocks import covered
+from sslzoo.blocks import covered, share_of
 from sslzoo.keys import Aspects, Count, Share
 
 Hidden = Annotated[Schedule, Field(gt=0, lt=1)]  # a share, that may change over the run
@@ -69,7 +69,7 @@ class VisibleBlock:
         rows = (context // grid[1] + down[:, None]) % grid[0]
         context = (rows * grid[1] + (context % grid[1] + across[:, None]) % grid[1]).sort(1).values
         seen = torch.zeros_like(flat).scatter(1, context, True)
-        target = rng.choose(~seen, max(1, int(self.ask * hidden)))
+        target = rng.choose(~seen, max(1, share_of(self.ask, hidden)))
         return Mask(Patches(context), Patches(target[:, None]))
 
 
@@ -115,7 +115,7 @@ def _count(hide: float, grid: Grid) -> int:
     Raises:
         ValueError: none, or all.
     """
-    hidden = int(hide * grid[0] * grid[1] + 1e-9)
+    hidden = share_of(hide, grid[0] * grid[1])
     if not 0 < hidden < grid[0] * grid[1]:
         raise ValueError(f"hide: {hide:g} of {grid[0]} x {grid[1]} patches hides {hidden}")
     return hidden

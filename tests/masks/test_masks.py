@@ -258,6 +258,13 @@ def test_random_keeps_what_mae_keeps():
     assert mask.target.index.shape == (3, 1, 147)
 
 
+def test_no_patch_is_lost_to_rounding():
+    """1 - 0.8 is a little less than 0.2, and 0.29 of 100 a little less than 29."""
+    assert draw("random", 3, (10, 10), hide=0.8).context.index.shape == (3, 20)
+    assert draw("visible-block", 3, (10, 10), hide=0.5, ask=0.58).target.index.shape == (3, 1, 29)
+    assert draw("blocks", 3, (10, 10), hide=0.29, exact=True).target.index.shape == (3, 1, 29)
+
+
 def test_rasterized_shows_each_quadrant_as_often():
     mask = draw("rasterized", 2000, (14, 14))
     assert mask.target.index.shape == (2000, 3, 49)
