@@ -33,7 +33,7 @@ def Block(  # noqa: N802
     """A pre-norm transformer block (timm's, SDPA attention, bias on q, k and v, exact GELU): [s k d] -> [s k d].
 
     It is called as `block(x, attn_mask)`; or with less work and the same result (`Shortcut`): `source` where only some
-    tokens are read afterwards, `shared` where sequences begin alike.
+    tokens are read afterwards, `shared` where sequences begin alike. With `apart` it also says what its MLP adds.
 
     `drop_path` is the rate of `DropPath`; None: there is none. Of a list of blocks with unlike rates give 0, not None,
     to the one that drops nothing: then all share a compiled graph.
@@ -92,8 +92,9 @@ class Shortcut(_TimmBlock):
         *,
         source: Tensor | None = None,
         shared: Tensor | None = None,
-    ) -> Tensor:
-        """[s k d] -> [s k d].
+        apart: bool = False,
+    ) -> Any:
+        """[s k d] -> [s k d]; `apart`: also what the MLP says, before it is scaled and added, [s k d].
 
         With `source` [s n d], the tokens `x` ask and those of `source` are read: only x has queries and an MLP. With
         `shared` [s/m n d], these tokens stand ahead of each of m neighbours in x: -> [s n+k d]. Nothing has happened
@@ -113,7 +114,9 @@ class Shortcut(_TimmBlock):
         drop = self.attn.attn_drop.p if self.training else 0.0
         read = attention(q, k, v, attn_mask, drop)
         x = x + self.drop_path1(self.ls1(self.attn.proj(read.transpose(1, 2).flatten(2))))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        said = self.mlp(self.norm2(x))
+        x = x + self.drop_path2(self.ls2(said))
+        return (x, said) if apart else x
 
     def _heads(self, rows: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[s n parts*d] -> `parts` of [s heads n c]."""
@@ -288,13 +291,20 @@ def follow(own: Sequence[Tensor], others: Sequence[Tensor], share: float, finite
 
 
 @torch.no_grad()
-def sinkhorn(share: Tensor, iterations: int = 3) -> Tensor:
-    """Shares of prototypes [.. n p], balanced: each prototype gets as much over the n rows of all ranks, rows sum to 1.
+def sinkhorn(logits: Tensor, iterations: int = 3) -> Tensor:
+    """Logarithms of shares of prototypes [.. n p] as shares that are balanced, [.. n p].
 
-    Sinkhorn & Knopp's iteration, columns first, as in Caron et al. 2020 (SwAV), MSN and DINOv2. Leading dimensions
-    are balanced apart.
+    Each prototype gets as much over the n rows of all ranks, rows sum to 1: Sinkhorn & Knopp's iteration, columns
+    first, as in Caron et al. 2020 (SwAV), MSN and DINOv2. Leading dimensions are balanced apart. With 0 iterations
+    rows sum to 1, no more.
+
+    The first iteration is in logarithms: a prototype that no row is near would else be 0 / 0. From then on each row and
+    each column has a share of at least 1 / (n p).
     """
-    for _ in range(iterations):
+    if iterations:
+        logits = logits - gather(logits.logsumexp(-2, keepdim=True)[None]).logsumexp(0)
+    share = logits.softmax(-1)
+    for _ in range(iterations - 1):
         share = share / all_sum(share.sum(-2, keepdim=True))
         share = share / share.sum(-1, keepdim=True)
     return share

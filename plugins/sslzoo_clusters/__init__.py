@@ -10,12 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sslzoo import Batch, Progress, Reading, Schedule, Signal, Student, gather, hookimpl
+from sslzoo import Batch, Progress, Reading, Schedule, Signal, Student, hookimpl
 from sslzoo.keys import Codes, Count, Positive
 from sslzoo.nn import follow, full_precision, sinkhorn
 
 RISING = Schedule.parse({"linear": [0.996, 1.0]})
-HIGHEST = 50.0  # the largest exponent of each cluster, which keeps the others from vanishing
 
 
 class Clusters(nn.Module):
@@ -87,9 +86,7 @@ class Clusters(nn.Module):
     def assignments(self, logits: Tensor) -> Tensor:
         """Balanced shares of clusters: [s N p] -> [s N p]; over the rows of all ranks."""
         rows = (logits.transpose(0, 1) if self.placewise else logits.flatten(0, 1)) / self.temperature  # (N) n p
-        top = rows.amax(-2)
-        rows = rows - gather(top[None]).amax(0).unsqueeze(-2) + HIGHEST
-        shares = sinkhorn(rows.exp(), self.iterations)
+        shares = sinkhorn(rows, self.iterations)
         return shares.transpose(0, 1) if self.placewise else shares.unflatten(0, logits.shape[:2])
 
     @torch.no_grad()

@@ -119,8 +119,7 @@ class Assign(nn.Module):
     @torch.no_grad()
     def assignments(self, target: Tensor, at: Progress) -> Tensor:
         """Shares of prototypes that the targets [u b e] call for: [u b p]."""
-        shares = (self._scores(target).log_softmax(-1) / self.sharpen(at)).softmax(-1)
-        return sinkhorn(shares, self.balance)
+        return sinkhorn((self._scores(target) / self.sharpen(at)).log_softmax(-1), self.balance)
 
     def _scores(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1) @ F.normalize(self.prototypes, dim=-1).T / self.temperature

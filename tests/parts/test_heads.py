@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from sslzoo import Patches, Progress, Tokens, catalogue
+from sslzoo import Patches, Progress, Signal, Tokens, catalogue
 from sslzoo.nn import Center, WeightNorm, mlp, sinkhorn
 
 AT = Progress(0, 1)
@@ -86,11 +86,32 @@ def test_a_center_follows_the_mean_of_all_that_was_said_since_the_last_step():
 
 
 def test_sinkhorn_balances_prototypes_over_rows():
-    share = torch.rand(2, 40, 5, dtype=torch.float64)
+    share = torch.rand(2, 40, 5, dtype=torch.float64).log()
     found = sinkhorn(share, 50)
     assert torch.allclose(found.sum(-1), torch.ones(2, 40, dtype=torch.float64))
     assert torch.allclose(found.sum(-2), torch.full((2, 5), 8.0, dtype=torch.float64))
     assert torch.allclose(found[1], sinkhorn(share[1], 50))
+    assert torch.allclose(sinkhorn(share, 0), share.exp() / share.exp().sum(-1, keepdim=True))
+
+
+def test_shares_too_small_for_float32_are_balanced_as_in_float64_without_logarithms():
+    logits = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)) * 40
+    logits[:, :2] -= 150.0  # prototypes no row is near
+    wanted = logits.double().softmax(-1)
+    for _ in range(3):
+        wanted = wanted / wanted.sum(0)
+        wanted = wanted / wanted.sum(1, keepdim=True)
+    assert (logits.softmax(-1).sum(0) == 0).any()
+    assert torch.allclose(sinkhorn(logits.log_softmax(-1)), wanted.float(), atol=1e-5)
+
+
+def test_sharp_assignments_are_numbers():
+    """MSN with as many prototypes as a small run has, each shared out to the power of 20."""
+    torch.manual_seed(0)
+    loss = catalogue().find("losses", "assign").make(Signal("image", 16), prototypes=64, temperature=0.1, sharpen=0.05)
+    shares = loss.assignments(torch.randn(1, 32, 16), Progress(0, 10))
+    assert torch.allclose(shares.sum(-1), torch.ones(1, 32), atol=1e-5)
+    assert shares.sum(1).min() > 0
 
 
 def test_a_residual_network_is_timms_and_counts_as_published():
