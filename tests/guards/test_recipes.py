@@ -12,7 +12,8 @@ from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import World
 from sslzoo.train import Watch, train
 
-NAMES = sorted(names(catalogue()))
+FILES = names(catalogue())
+NAMES = sorted(FILES)
 
 # Trainable parameters of encoder and predictor, counted from the published sizes (Assran et al. 2023; tables excluded).
 PUBLISHED = {
@@ -41,10 +42,32 @@ def test_a_shipped_recipe_passes_check_and_resolves_to_itself(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_recipe_carries_its_header(name):
-    lines = names(catalogue())[name].read_text().splitlines()
+    lines = FILES[name].read_text().splitlines()
     assert "arXiv" in lines[0]
     assert [line[:9].strip(" #:") for line in lines[1:5]] == ["Run", "Cost", "Expect", "Differs"]
     assert name in lines[1]
+
+
+def test_no_small_recipe_decays_the_scales_of_its_batch_norms():
+    """Towards 0 they would take along what is behind them; patterns such as *norm* miss those of a head."""
+    for name in NAMES:
+        text = FILES[name].read_text()
+        if name.startswith(("tiny/", "cifar10/", "combos/")) and "norm: batch" in text:
+            assert yaml.safe_load(text)["optim"].get("decay_vectors") is False, name
+
+
+def test_no_recipe_balances_more_prototypes_than_rows():
+    """Sinkhorn would undo the sharpening: each row would be shared out among several prototypes."""
+    for name in NAMES:
+        text = FILES[name].read_text()
+        if "use: assign" not in text and "use: clusters" not in text:
+            continue
+        recipe = yaml.safe_load(text)
+        read = [view.get("count", 1) for view in recipe.get("views", {}).values() if view.get("role") != "context"]
+        rows = recipe["run"]["batch"] * sum(read)
+        for part in (*recipe.get("losses", {}).values(), *recipe.get("targets", {}).values()):
+            if part["use"] == "assign" or (part["use"] == "clusters" and part.get("placewise", True)):
+                assert part.get("prototypes", part.get("clusters")) <= rows, name
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("tiny/", "combos/"))])
