@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Tokens,
     )
     from sslzoo.errors import ImageError, PluginError, RecipeError, RunError, UserError
+    from sslzoo.evaluate.trained import load_encoder, load_view
     from sslzoo.hooks import hookimpl
     from sslzoo.keys import Free
     from sslzoo.photo import Photo
@@ -41,6 +42,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 _HOMES = {
     "contracts": "Batch Features Grid Group Mask Pairing Patches Reading Signal Student Tokens",
     "errors": "ImageError PluginError RecipeError RunError UserError",
+    "evaluate.trained": "load_encoder load_view",
     "photo": "Photo",
     "hooks": "hookimpl",
     "keys": "Free",
@@ -83,6 +85,8 @@ __all__ = [
     "gather",
     "hookimpl",
     "load",
+    "load_encoder",
+    "load_view",
     "make",
     "world_size",
 ]

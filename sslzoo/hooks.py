@@ -167,9 +167,11 @@ def sslzoo_decode(targets: Tensor, pixels: Tensor, seed: int) -> Callable[[Tenso
 def sslzoo_recipes() -> Path:
     """A folder of recipes, found by name: `FOLDER/tiny/ijepa.yaml` is `sslzoo train tiny/ijepa`.
 
-    @hookimpl
-    def sslzoo_recipes():
-        return Path(__file__).parent / "recipes"
+    Its folders `clusters` and `studies` hold no recipes, but cluster profiles and studies.
+
+        @hookimpl
+        def sslzoo_recipes():
+            return Path(__file__).parent / "recipes"
     """
     raise NotImplementedError
 

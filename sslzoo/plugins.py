@@ -141,11 +141,16 @@ def exit_raises() -> Iterator[None]:
 
 
 def load(files: Sequence[Path | str] = ()) -> pluggy.PluginManager:
-    """Every installed plugin, then the given files, checked against the hook specifications.
+    """Every installed plugin, then the given plugin files, checked against the hook specifications.
+
+    Nothing of a run is loaded: `load_encoder` does that.
 
     Raises:
         PluginError: a plugin cannot be imported, has a hook that does not exist, or shares its name with another.
     """
+    if isinstance(files, str | Path):
+        _refuse_run(Path(files))
+        raise PluginError(f"found {str(files)!r}; a list of plugin files is wanted: [{str(files)!r}]")
     manager = pluggy.PluginManager("sslzoo")
     manager.add_hookspecs(hooks)
     if os.environ.get("SSLZOO_TRACE", "") not in ("", "0"):
@@ -239,8 +244,17 @@ def _import(entry: EntryPoint) -> ModuleType:
         raise PluginError(f"plugin {entry.name}{origin} cannot be imported: {type(error).__name__}: {error}") from error
 
 
+def _refuse_run(path: Path) -> None:
+    """Whoever asks a run folder for plugins wants its encoder."""
+    if (path / "recipe.yaml").is_file():
+        raise PluginError(
+            f"{path} is a run folder, not a plugin file; sslzoo.load_encoder({str(path)!r}) is its encoder"
+        )
+
+
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
+        _refuse_run(path)
         raise PluginError(f"no plugin file {path}")
     name = f"sslzoo_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import typing
 from importlib import import_module
@@ -13,13 +14,20 @@ from sslzoo.recipe import signature
 # By the module that authors import from; in the order of the page.
 NAMES = {
     "sslzoo": "Rng Mask Patches Tokens Signal Batch Group Pairing Reading Student Features Progress Schedule Duration "
-    "Free gather all_mean all_sum world_size make hookimpl Photo ImageError UserError",
+    "Free gather all_mean all_sum world_size make hookimpl Photo Grid load_encoder load_view catalogue load UserError "
+    "RecipeError RunError PluginError ImageError",
     "sslzoo.keys": "Count Width Codes Classes Side GridCount Positive Epsilon NotNegative Rate BelowOne Share Fraction "
     "MlpRatio Deviation Range Aspects Areas Sigmas FractionRange ShareRange",
     "sslzoo.nn": "Block LayerNorm attention Positions sincos patchify pixels_of target_pixels key_mask mean_of "
     "laid_out splits start_normal start_xavier",
     "sslzoo.blocks": "size_of draw_size sizes unfitting indices covered chance",
 }
+# What has no docstring of its own.
+NOTES = {
+    "Grid": "tuple[int, int]: rows and columns of patches.",
+    "LayerNorm": "torch.nn.LayerNorm with an eps of 1e-6.",
+}
+_PROPERTIES = (property, functools.cached_property)
 HOME = {name: home for home, names in NAMES.items() for name in names.split()}
 
 
@@ -28,9 +36,12 @@ def describe(name: str) -> str:
     thing = getattr(import_module(HOME[name]), name)
     if typing.get_origin(thing) is typing.Annotated:  # a type of keys: what it takes is all there is to say
         return f"{HOME[name]}.{name}\n\n{signature.describe(thing)}\n"
-    lines = [f"{HOME[name]}.{name}{_signature(thing)}", "", _doc(thing)]
+    lines = [f"{HOME[name]}.{name}{_signature(thing)}", "", NOTES.get(name) or _doc(thing)]
     for key, member in _members(thing):
-        called = key if isinstance(member, property) or not callable(member) else f"{key}{_signature(member)}"
+        if not isinstance(member, _PROPERTIES) and not callable(member):
+            lines += ["", f"  .{key} = {member!r}"]
+            continue
+        called = key if isinstance(member, _PROPERTIES) else f"{key}{_signature(member)}"
         lines += ["", f"  .{called}", *(f"    {line}".rstrip() for line in _doc(member).splitlines())]
     return "\n".join(lines).rstrip() + "\n"
 

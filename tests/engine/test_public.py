@@ -35,6 +35,8 @@ NAMES = [
     "gather",
     "hookimpl",
     "load",
+    "load_encoder",
+    "load_view",
     "make",
     "world_size",
 ]
