@@ -11,17 +11,19 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from sslzoo.run.state import HINT
+
 BARREN = "barren.txt"  # in the run folder: a line for each attempt in a row that saved nothing
 
-_BEFORE = """\
-run=${runs[${SLURM_ARRAY_TASK_ID:-0}]}
+_BEFORE = f"""\
+run=${{runs[${{SLURM_ARRAY_TASK_ID:-0}}]}}
 job=$SLURM_JOB_ID  # of an array's last element it is the array's own, which would mean all elements
-[ -z "$SLURM_ARRAY_TASK_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+[ -z "$SLURM_ARRAY_TASK_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 trap : TERM HUP USR1 USR2  # the processes save and leave; this script waits for them and decides
-starts() { cat "$run/attempts.jsonl" 2> /dev/null | wc -l; }
-number() { sed -n "s/.*\\"$2\\": \\([0-9][0-9]*\\).*/\\1/p" "$run/$1" 2> /dev/null | tail -n 1; }
-fail() { echo "$1"; [ -e "$run/failure.txt" ] || echo "$1" > "$run/failure.txt"; exit "$code"; }
-ask() {  # until SLURM's controller answers, for five minutes at most
+starts() {{ cat "$run/attempts.jsonl" 2> /dev/null | wc -l; }}
+number() {{ sed -n "s/.*\\"$2\\": \\([0-9][0-9]*\\).*/\\1/p" "$run/$1" 2> /dev/null | tail -n 1; }}
+fail() {{ echo "$1"; [ -e "$run/failure.txt" ] || echo "$1" > "$run/failure.txt"; exit "$code"; }}
+ask() {{  # until SLURM's controller answers, for five minutes at most
     local pause
     for pause in 0 1 4 10 15 30 60 60 60 60; do
         sleep $pause
@@ -30,8 +32,9 @@ ask() {  # until SLURM's controller answers, for five minutes at most
         echo "$1: $told"
     done
     fail "SLURM did not answer for five minutes, so the job is not queued again: $told"
-}
-rm -f "$run/failure.txt"
+}}
+hint() {{ head -n 1 "$run/{HINT}" 2> /dev/null | grep . || echo "told no error"; }}
+rm -f "$run/failure.txt" "$run/{HINT}"
 started=$(starts)
 """
 
@@ -52,7 +55,7 @@ if [ -z "$did" ]; then
 else
     echo "$did (exit code $code)" >> "$run/{BARREN}"
     [ "$(grep -c "^$did" "$run/{BARREN}")" -lt $most ] ||
-        fail "$most attempts since the last save $did and told no error (exit code $code)"
+        fail "$most attempts since the last save $did; the last one: $(hint) (exit code $code)"
 fi
 ask scontrol requeue "$job" || case $told in
     *pending*) ;;

@@ -30,17 +30,11 @@ from sslzoo.run.clock import time_left
 from sslzoo.run.folder import Folder
 from sslzoo.run.guard import later
 from sslzoo.run.metrics import peak_memory
-from sslzoo.run.parallel import World
+from sslzoo.run.parallel import LostContact, World
 from sslzoo.run.state import InUse, State
 from sslzoo.run.stop import Stop, Stopped
 from sslzoo.step import Method
 from sslzoo.train import Watch, train
-
-
-class LostContact(RunError):  # noqa: N818 - what happened, as Stopped
-    """Other processes are gone and left no error: a node was lost, or something killed them."""
-
-    exit_code = 75  # what `sysexits.h` calls a temporary failure: trying again may do
 
 
 def work(
@@ -61,7 +55,7 @@ def work(
 
     Raises:
         Stopped: it was asked to stop; what was done is saved.
-        LostContact: other processes are gone without a word; what was saved is on disk.
+        LostContact: other processes are gone, or did not come, without a word; what was saved is on disk.
         UserError: it cannot start or go on. The reason is in the folder's failure.txt too, unless the command was
             refused before anything was done: then the folder is left as it was.
     """
@@ -89,7 +83,10 @@ def work(
         raise
     except BaseException as error:
         found = error if isinstance(error, InUse) else _judged(error, world, state)
-        if found is error and own.run and not isinstance(error, InUse):
+        if isinstance(found, InUse | LostContact):
+            if asked is not None:
+                state.hint(str(found))
+        elif found is error and own.run:
             _note(error, recipe, installed, state)
         if world is not None and world.size > 1:
             _leave_at_once(found)
@@ -194,7 +191,7 @@ class Teller:
     def begin(self, step: int, steps: int) -> None:
         """The run begins, here or again; raises RunError where it must not."""
         faults, remembered, before = self.state.faults, self.state.saved, self.state.now
-        self.state.begin(step, steps, self.facts)
+        self.state.begin(step, self.facts)
         self.own.begin(step, steps)
         for fault in faults:
             self.display.say(f"warning: {fault}")

@@ -37,6 +37,12 @@ from sslzoo.errors import RunError, UserError
 _SAMPLE = {"cuda": 256 << 20, "cpu": 4 << 20}  # bytes that tell how fast an all-reduce is, and soon
 
 
+class LostContact(RunError):  # noqa: N818 - what happened, as Stopped
+    """Other processes are gone, or never came, and left no error: a node was lost, or something killed them."""
+
+    exit_code = 75  # what `sysexits.h` calls a temporary failure: trying again may do
+
+
 @dataclass(frozen=True)
 class World:
     """Where this process stands among those that train together."""
@@ -71,8 +77,9 @@ def join(device: str | None = None, processes: int | None = None, *, gpus: bool 
     one.
 
     Raises:
-        RunError: the launcher's environment is incomplete or says another number of processes, a GPU is missing, two
-            processes have one, or the group could not be formed. There is no going on alone, or without a GPU.
+        RunError: the launcher's environment is incomplete or says another number of processes, a GPU is missing, or
+            two processes have one. There is no going on alone, or without a GPU.
+        LostContact: some did not come, or could not be reached.
     """
     launcher, rank, size, local = launched()
     if processes is not None and size != processes:
@@ -89,8 +96,10 @@ def join(device: str | None = None, processes: int | None = None, *, gpus: bool 
         )
     except RunError:
         raise
-    except Exception as error:
+    except ValueError as error:  # of the environment, such as no MASTER_ADDR; DistError and time-outs are no such
         raise RunError(f"rank {rank} of {size} could not join the others: {error}") from error
+    except Exception as error:
+        raise LostContact(f"rank {rank} of {size} could not join the others: {error}") from error
     return World(rank, size, chosen, launcher, store)
 
 
@@ -186,7 +195,8 @@ def _meet(rank: int, size: int, device: torch.device) -> Store:
     """Where all processes meet; each tells what it computes on, before any of them waits in a collective.
 
     Raises:
-        RunError: some stayed away, or their devices do not go together.
+        LostContact: some stayed away.
+        RunError: their devices do not go together.
     """
     store, *_ = next(rendezvous("env://", rank, size, timeout=patience()))
     uuid = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
@@ -205,13 +215,13 @@ def _meet(rank: int, size: int, device: torch.device) -> Store:
 
 
 def _see_all(store: Store, what: str, size: int, within: timedelta) -> None:
-    """Waits until every rank has told something; raises RunError with those that have not."""
+    """Waits until every rank has told something; raises LostContact with those that have not."""
     keys = {rank: f"{what}/{rank}" for rank in range(size)}
     try:
         store.wait(list(keys.values()), within)
     except (RuntimeError, ValueError) as error:  # DistStoreError is a RuntimeError
         away = [str(rank) for rank, key in keys.items() if not _has_come(store, key)]
-        raise RunError(
+        raise LostContact(
             f"after {within.total_seconds():.0f} seconds, of {size} processes these have not come: rank "
             f"{', '.join(away) or '?'}"
         ) from error

@@ -23,6 +23,7 @@ from sslzoo import files
 from sslzoo.errors import RunError
 
 PATIENCE = 90.0  # seconds to wait for a lock: the processes of a lost node take a while to die
+HINT = "hint.txt"  # in the run folder: why an attempt ended that may be tried again
 STALE = 600.0  # seconds after which a run that wrote nothing counts as gone, where there are no locks
 _NUMBER = (int, float)
 _LAUNCH = files.typed(asked=dict, top=str, code=str, words=list, processes=int, evaluate=bool, job=str, logs=str)
@@ -136,23 +137,17 @@ class State:
                 f"{' and '.join(before)} there"
             )
 
-    def begin(self, step: int, steps: int, facts: Mapping[str, Any] | None = None) -> None:
+    def begin(self, step: int, facts: Mapping[str, Any] | None = None) -> None:
         """A process group starts from `step`; `facts` are of its machine and its arithmetic.
 
         Raises:
-            RunError: the last two attempts began there too, and did no step; or there were checkpoints and are none.
+            RunError: there were checkpoints and are none.
         """
         self.refuse_vanished(step)
-        before = self.attempts
         reached = self.now.get("step") or step
         attempt = {"from": step, "repeats": max(0, reached - step), "time": time.time(), "host": socket.gethostname()}
         attempt |= {"job": os.environ.get("SLURM_JOB_ID"), "restart": restarts()}
         files.append(self.folder / "attempts.jsonl", [attempt | ({"facts": facts} if facts else {})])
-        if len(before) >= 2 and all(one["from"] == step for one in before[-2:]) and reached <= step < steps:
-            raise RunError(
-                f"the last two attempts began at step {step} and did no step, so this one does not try; see "
-                f"`sslzoo logs {self.folder}`, and remove {self.folder / 'attempts.jsonl'} to try again"
-            )
         (self.folder / "failure.txt").unlink(missing_ok=True)
 
     def tell(self, state: str, **more: Any) -> None:
@@ -170,6 +165,11 @@ class State:
         except (OSError, RunError):
             return False
         return True
+
+    def hint(self, text: str) -> None:
+        """Notes for the batch script why an attempt may have ended, where trying again may do; the first counts."""
+        with suppress(OSError), (self.folder / HINT).open("x") as file:
+            file.write(text.rstrip() + "\n")
 
     def refuse_if_held(self) -> None:
         """Raises InUse if a process holds the run folder; changes nothing."""
@@ -193,10 +193,12 @@ class State:
         except OSError as error:
             raise RunError(f"the run folder {self.folder} cannot be written: {error}") from error
         with file:
+            # A job waits, for nobody is there to start it again a little later.
+            moving = STALE if patience is None and self.launch and _job() else 0.0
             if patience is None:
                 patience = PATIENCE if restarts() else 0.0
             if not _locks(file, self._holder, patience):
-                self._refuse_if_moving()
+                self._refuse_if_moving(moving)
                 warn(f"warning: the file system of {self.folder} has no locks: never start one run twice at a time")
             with suppress(OSError):  # a full disk; the lock is what counts, not whose name it bears
                 os.ftruncate(file.fileno(), 0)
@@ -210,15 +212,19 @@ class State:
         who = ", ".join(f"{key} {value}" for key, value in holder.items()) or "by an unknown process"
         return InUse(f"the run folder {self.folder} is in use ({who}); `sslzoo status {self.folder}` tells more")
 
-    def _refuse_if_moving(self) -> None:
+    def _refuse_if_moving(self, patience: float) -> None:
         """Without locks: whether a process of this machine lives, or one elsewhere wrote a short while ago."""
-        now = self.now
-        again = restarts() and now.get("job") == os.environ.get("SLURM_JOB_ID")
-        if now.get("state") in ("running", "probing") and now.get("pid") != os.getpid() and not again and alive(now):
-            raise InUse(
-                f"the run folder {self.folder} seems in use (host {now.get('host')}, pid {now.get('pid')}); its file "
-                f"system has no locks, so a run counts as gone when it wrote nothing for {STALE / 60:.0f} minutes"
-            )
+        first, until = self.now, time.monotonic() + patience
+        if restarts() and first.get("job") == os.environ.get("SLURM_JOB_ID"):
+            return  # its own job's attempt before
+        while (now := self.now).get("state") in ("running", "probing") and now.get("pid") != os.getpid() and alive(now):
+            if time.monotonic() >= until or now.get("time") != first.get("time"):
+                raise InUse(
+                    f"the run folder {self.folder} seems in use (host {now.get('host')}, pid {now.get('pid')}); its "
+                    f"file system has no locks, so a run counts as gone when it wrote nothing for {STALE / 60:.0f} "
+                    "minutes"
+                )
+            time.sleep(5)
 
     def _launch(self) -> tuple[dict[str, Any], str]:
         return files.read_object(self.folder / "launch.json", _is_launch)

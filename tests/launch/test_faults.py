@@ -5,8 +5,10 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +26,7 @@ from sslzoo.recipe.recipe import load
 from sslzoo.report.display import Display
 from sslzoo.run import parallel
 from sslzoo.run.folder import Folder
-from sslzoo.run.parallel import World
+from sslzoo.run.parallel import LostContact, World
 from sslzoo.run.state import InUse, State
 from sslzoo.run.stop import Stop, Stopped
 
@@ -93,6 +95,80 @@ def test_without_locks_a_run_goes_on_and_another_that_moves_is_seen(tmp_path, mo
     (tmp_path / "state.json").write_text(json.dumps(now | {"pid": os.getppid()}))
     with pytest.raises(InUse, match="seems in use"), State(tmp_path).locked(warn=told.append):
         pass
+
+
+def test_without_locks_a_job_waits_until_the_one_before_counts_as_gone(tmp_path, monkeypatch):
+    """As when a job was killed and its run is resumed by another, within ten minutes."""
+
+    def no_locks(*_words):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    clock, moves = [1000.0], []
+    state = State(tmp_path)
+    state.write_launch({"asked": {}, "top": "t", "code": "c", "logs": "l"})
+
+    def sleep(seconds):
+        clock[0] += seconds
+        if moves:
+            wrote(clock[0])
+
+    def wrote(moment):
+        now = {"state": "running", "host": "elsewhere", "pid": 7, "job": "7", "time": moment}
+        (tmp_path / "state.json").write_text(json.dumps(now))
+
+    for name in ("time", "monotonic"):
+        monkeypatch.setattr(time, name, lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+    wrote(800.0)
+    with state.locked(warn=lambda _: None):
+        assert 1400 <= clock[0] < 1410
+    wrote(clock[0])
+    with pytest.raises(InUse, match="seems in use"), state.locked(patience=0.0, warn=lambda _: None):
+        pass
+    moves.append(True)
+    with pytest.raises(InUse, match="seems in use"), state.locked(warn=lambda _: None):
+        pass
+
+
+def test_a_process_that_never_comes_is_lost_and_no_error_of_the_run(tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in (meeting | {"SSLZOO_PATIENCE": 1}).items():
+        monkeypatch.setenv(name, str(value))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(LostContact, match="rank 0 of 2 could not join the others") as left:
+        work.work(*load("tiny/ijepa"), tmp_path / "run", Stop(), evaluate=False, asked=work.Asked(2, 0, 10))
+    assert left.value.exit_code == 75
+    assert State(tmp_path / "run").failure == ""
+    assert "could not join the others" in (tmp_path / "run" / "hint.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (dist.DistNetworkError("EADDRINUSE: address already in use"), LostContact),
+        (dist.DistStoreError("1/2 clients joined"), LostContact),
+        (TimeoutError("timed out"), LostContact),
+        (RuntimeError("[gloo] Connection reset by peer"), LostContact),
+        (ValueError("environment variable MASTER_ADDR expected, but not set"), RunError),
+        (RunError("several processes were given one GPU"), RunError),
+    ],
+    ids=str,
+)
+def test_only_what_contradicts_itself_at_the_start_is_an_error_of_the_run(monkeypatch, error, kind):
+    def raises(*_words):
+        raise error
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(parallel, "_meet", raises)
+    with pytest.raises(RunError) as told:
+        parallel.join("cpu")
+    assert type(told.value) is kind
 
 
 @pytest.mark.parametrize(

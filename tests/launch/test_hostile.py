@@ -341,13 +341,16 @@ def test_the_batch_script_decides_whether_a_job_is_queued_again(job, case, code,
         (run / "barren.txt").write_text("saved nothing (exit code 137)\n" * (4 if "four" in case else 1))
     if "second" in case:
         (run / "barren.txt").write_text("did no step (exit code 137)\n")
+    hint = "rank 0 of 2 could not join the others" if case == "no step, the second time" else ""
+    srun = f"echo '{hint}' > {run}/hint.txt\n{srun}" if hint else srun
+    (run / "hint.txt").write_text("of an attempt before")
     left, called, told, _ = job(srun, NOW="CANCELLED" if case == "cancelled" else "RUNNING")
     assert left == code
     assert called.count("scontrol requeue 1") == asked
     expected = {
         "its own error": "ValueError: mine\n",
-        "no step, the second time": "2 attempts since the last save did no step",
-        "nothing saved, after four": "5 attempts since the last save saved nothing",
+        "no step, the second time": f"2 attempts since the last save did no step; the last one: {hint} (exit code 137)",
+        "nothing saved, after four": "5 attempts since the last save saved nothing; the last one: told no error",
     }.get(case, "")
     assert told.startswith(expected)
     assert bool(told) == bool(expected)

@@ -97,7 +97,7 @@ def test_a_damaged_file_is_told_by_name_and_hides_no_other_run(run, name, seed):
     told = name in damaged.reason
     tolerated = name.endswith(".jsonl") and not bad.strip()  # a file without lines
     assert told or tolerated, damaged
-    State(run).begin(4, 4)  # a run with a checkpoint goes on
+    State(run).begin(4)  # a run with a checkpoint goes on
     Folder(run).prepare(RECIPE, lambda _text: None)
     assert (run / "recipe.yaml").read_text() == RECIPE
     Folder(run).metrics.rewind(4)
@@ -114,18 +114,18 @@ def test_values_of_other_types_are_damage_too(run):
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(run):
     before = {file.name: file.read_bytes() for file in run.iterdir()}
     with pytest.raises(RunError, match=r"was saved at step 4 of 4 and is done, but its checkpoints are gone"):
-        State(run).begin(0, 4)
+        State(run).begin(0)
     (run / "state.json").write_text("")
     with pytest.raises(RunError, match=r"state.json is damaged.*and there is no checkpoint"):
-        State(run).begin(0, 4)
+        State(run).begin(0)
     (run / "state.json").write_bytes(before["state.json"])
     assert {file.name: file.read_bytes() for file in run.iterdir()} == before
-    State(run).begin(2, 4)  # an older checkpoint will do
+    State(run).begin(2)  # an older checkpoint will do
 
 
 def test_a_run_that_never_saved_begins_again(run):
     (run / "state.json").write_text(json.dumps(STATE | {"state": "running", "saved": 0}))
-    State(run).begin(0, 4)
+    State(run).begin(0)
 
 
 def test_a_torn_recipe_is_kept_and_written_anew_and_another_is_refused(run):
