@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from sslzoo.compare.budget import Budget, Cost, Stretch, _follows, _scaled, step
 from sslzoo.compare.command import Asked, compare_runs, run_study
 from sslzoo.errors import UserError
 from sslzoo.progress import Progress
+from sslzoo.recipe.recipe import load, resolve
 from sslzoo.recipe.schedule import Schedule
 from sslzoo.report import records
 
@@ -162,12 +164,24 @@ def test_another_base_asks_for_another_method(tmp_path):
 
 
 def test_shipped_studies_are_found_by_name_and_a_slip_is_told(tmp_path):
-    from pathlib import Path
-
     assert study.find_study(Path("tiny/masks")).name == "masks.yaml"
     assert study.find_study(tmp_path) is None
     with pytest.raises(UserError, match="did you mean tiny/masks"):
         study.find_study(Path("tiny/mask"))
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "studies").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_variant_of_a_shipped_study_is_a_recipe_and_differs_from_the_others(path):
+    keys = study.Keys(**yaml.safe_load(path.read_text()))
+    seen = []
+    for name, given in keys.variants.items():
+        base, own = (given.base, given.set) if isinstance(given, study.Own) else (keys.base, given)
+        known = yaml.safe_load(resolve(*load(base, [*keys.set, *own, "name=one"])))
+        assert known not in seen, f"{name} is no other than a variant before it"
+        seen.append(known)
 
 
 def test_single_runs_of_one_recipe_name_are_called_by_their_folders(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 
 from sslzoo import UserError
@@ -113,6 +114,22 @@ def test_of_several_evaluations_the_newest_counts_or_the_newest_that_answers_wha
     assert not wanted.answers({**asked, "data": {**asked["data"], "test": {**asked["data"]["test"], "length": 9}}})
     assert CliRunner().invoke(cli, words).exit_code == 0  # the first again: it is the newest now
     assert records.read(tmp_path / "run").evaluated["teacher"].content["pooling"] == "summary"
+
+
+def test_of_two_teachers_the_first_is_the_teacher(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    tree = yaml.safe_load(recipe.read_text())
+    tree["targets"]["wise"] = tree["targets"]["teacher"]
+    recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
+    (path,) = (tmp_path / "run" / "eval").glob("*.json")
+    told = json.loads(path.read_text())
+    newer = {key: value for key, value in told.items() if key != "crc32"} | {
+        "network": "wise",
+        "time": told["time"] + 9,
+    }
+    (path.parent / "newer.json").write_text(json.dumps(newer))
+    assert records.read(tmp_path / "run").evaluated["teacher"].network == "teacher"
 
 
 def test_a_page_that_cannot_be_written_is_told(run, tmp_path):
