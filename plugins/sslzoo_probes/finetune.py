@@ -27,6 +27,7 @@ from sslzoo_probes.frozen import percent
 
 Size = Annotated[int, Field(ge=1, le=2**20)]
 
+UNDECAYED = ("cls_token", "reg_token", "pos_embed")  # by the names that timm's vision transformers have them under
 BRANCHES = ("drop_path1", "drop_path2")  # of timm's blocks
 
 
@@ -51,9 +52,9 @@ class FineTune:
         batch: images of a step.
         micro: images that pass through at once, to bound memory; all of a batch if left out.
         lr: peak rate for 256 images.
-        min_lr: rate at the end, for 256 images.
+        min_lr: rate at the end, whatever the batch.
         warmup: epochs over which the rate rises from 0.
-        weight_decay: AdamW's; none on biases, norms and other vectors.
+        weight_decay: AdamW's; none on biases, norms and other vectors, nor on class token, registers and positions.
         layer_decay: a block's rate over that of the block after it.
         betas: AdamW's.
         drop_path: largest rate of dropped residual branches; grows linearly over the blocks.
@@ -87,7 +88,7 @@ class FineTune:
             raise ValueError(f"warmup: found {warmup:g}, longer than the {epochs} epochs")
         self.settings = {key: value for key, value in locals().items() if key != "self"}
         self.epochs, self.batch, self.micro = epochs, batch, micro or batch
-        self.lr, self.min_lr, self.warmup = lr * batch / 256, min_lr * batch / 256, warmup
+        self.lr, self.min_lr, self.warmup = lr * batch / 256, min_lr, warmup
         self.weight_decay, self.layer_decay, self.betas = weight_decay, layer_decay, betas
         self.drop_path, self.mixup, self.cutmix, self.smoothing = drop_path, mixup, cutmix, smoothing
         self.clip, self.feature = clip, feature
@@ -115,13 +116,17 @@ class FineTune:
     def trained(self, images: Images, labels: Tensor, task: str, classes: int, seed: int) -> Tuned:
         """A copy of the encoder and its head after all epochs; goes on where it was cut short."""
         model = Tuned(images.encoder, self.feature, classes, self.drop_path, derive_seed(seed, "finetune", task))
-        groups = param_groups_layer_decay(model, self.weight_decay, layer_decay=self.layer_decay)
-        solver = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        solver = torch.optim.AdamW(self.groups(model), lr=self.lr, betas=self.betas)
         name = json.dumps(["finetune", task, classes, seed, self.settings], sort_keys=True)
         for epoch in range(_resumed(model, solver, images.load(name)), self.epochs):
             self._epoch(model, solver, images, labels, classes, epoch, derive_seed(seed, "finetune", task, epoch))
             images.save(name, _state(model, solver, epoch + 1) if epoch + 1 < self.epochs else {})
         return model
+
+    def groups(self, model: Tuned) -> list[dict[str, Any]]:
+        """Parameters by their rate (MAE's layer decay) and weight decay."""
+        bare = [f"encoder.{name}" for name in UNDECAYED]
+        return param_groups_layer_decay(model, self.weight_decay, bare, layer_decay=self.layer_decay)
 
     @torch.no_grad()
     def answers(self, model: Tuned, images: Images, count: int) -> Tensor:

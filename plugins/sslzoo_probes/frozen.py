@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sslzoo import Features
+from sslzoo import Features, RunError
 from sslzoo.keys import Fraction, NotNegative, Positive
 from sslzoo.rng import generator
 
@@ -24,7 +24,9 @@ WHOLE = 2**26  # numbers of standardized features that are kept, rather than mad
 class Knn:
     """Weighted k-NN on normalized features, by cosine (DINO's protocol; Caron et al. 2021, section 4.1).
 
-    Figures, for each task in percent: top1 of the best k, and top1 of each k. Computes where the features say, with
+    Of several k the published protocol reports the one that is best on the test images. Here it is chosen on training
+    images, at most CHUNK of them, each told by the others; every k is reported beside it. Figures, for each task in
+    percent: top1 of the chosen k, and of each k; and k itself. Computes where the features say, with
     4 * QUERIES * (CHUNK + classes) bytes and k neighbors of each test image beside the features.
 
     Args:
@@ -41,19 +43,35 @@ class Knn:
         self.k, self.temperature = k, temperature
 
     def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float | Tensor]:
-        """{"task/top1": percent, "task/top1@10": percent, ..., "task/correct": bool [n] of the best k}."""
+        """{"task/top1": percent, "task/k": chosen, "task/top1@10": percent, ..., "task/correct": bool [n]}."""
         ks = sorted({k for k in self.k if k <= len(train.x)}) or [len(train.x)]
         near, index = neighbors(train.x, test.x, max(ks), train.device)
-        votes = (near / self.temperature).exp()
+        best = self.chosen(train, ks, seed)
         figures: dict[str, float | Tensor] = {}
         for task, classes in train.tasks.items():
-            elected = ballot(train.labels[task][index], votes, classes, ks)
-            right = {k: percent(elected[k] == test.labels[task]) for k in ks}
-            best = max(right, key=lambda k: right[k])
-            figures[f"{task}/top1"] = right[best]
-            figures[f"{task}/correct"] = elected[best] == test.labels[task]
-            figures |= {f"{task}/top1@{k}": value for k, value in right.items()}
+            elected = ballot(train.labels[task][index], self._votes(near), classes, ks)
+            right = {k: elected[k] == test.labels[task] for k in ks}
+            figures |= {f"{task}/top1": percent(right[best[task]]), f"{task}/correct": right[best[task]]}
+            figures |= {f"{task}/k": float(best[task]), **{f"{task}/top1@{k}": percent(right[k]) for k in ks}}
         return figures
+
+    def chosen(self, train: Features, ks: list[int], seed: int) -> dict[str, int]:
+        """The k of each task that tells most training images by the others; the smallest of those that tie."""
+        if len(ks) == 1 or len(train.x) < 2:
+            return dict.fromkeys(train.tasks, ks[0])
+        rows = torch.randperm(len(train.x), generator=generator(seed, "knn"))[:CHUNK]
+        near, index = neighbors(train.x, train.x[rows], min(max(ks) + 1, len(train.x)), train.device)
+        last = (index == rows[:, None]).byte().argsort(dim=1, stable=True)[:, :-1]  # the image itself goes
+        near, index = near.gather(1, last), index.gather(1, last)
+        best = {}
+        for task, classes in train.tasks.items():
+            elected = ballot(train.labels[task][index], self._votes(near), classes, ks)
+            right = {k: percent(elected[k] == train.labels[task][rows]) for k in ks}
+            best[task] = max(ks, key=lambda k: right[k])
+        return best
+
+    def _votes(self, near: Tensor) -> Tensor:
+        return (near / self.temperature).exp()
 
 
 def neighbors(train: Tensor, test: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -104,6 +122,8 @@ class Linear:
 
     def __call__(self, train: Features, test: Features, seed: int) -> dict[str, float | Tensor]:
         """{"task/top1": percent, "task/penalty": chosen, "task/correct": bool [n]}."""
+        if len(train.x) < 2:
+            raise RunError("the probe linear needs 2 training images, one of them to choose its penalty; found 1")
         x = Rows(train.x.to(train.device))
         there = Rows(test.x.to(train.device), None, x.moments)
         order = torch.randperm(len(train.x), generator=generator(seed, "linear")).to(train.device)
@@ -125,30 +145,43 @@ class Linear:
 
 
 class Rows:
-    """Standardized features with a column of ones, all or those `of` some rows; as a whole only where that is small."""
+    """Standardized features with a column of ones, all or those `of` some rows; as a whole only where that is small.
 
-    def __init__(self, x: Tensor, of: Tensor | None = None, moments: tuple[Tensor, Tensor] | None = None) -> None:
-        self.x, self.of = x, of
-        self.moments = _moments(x) if moments is None else moments
+    `bare` ones are taken as they are: not standardized, and without a column of ones.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        of: Tensor | None = None,
+        moments: tuple[Tensor, Tensor] | None = None,
+        *,
+        bare: bool = False,
+    ) -> None:
+        self.x, self.of, self.bare = x, of, bare
+        self.width = x.shape[1] + (not bare)
+        self.moments = _moments(x) if moments is None and not bare else moments
         self.count = len(x) if of is None else len(of)
         self.whole = self._ready(slice(None)) if self.count * x.shape[1] <= WHOLE else None
 
     def part(self, of: Tensor) -> Rows:
         """Some of the rows, standardized with the moments of all."""
-        return Rows(self.x, of, self.moments)
+        return Rows(self.x, of, self.moments, bare=self.bare)
 
     def chunks(self) -> Iterator[Tensor]:
-        """The rows in order: [at most CHUNK, d+1] fp32."""
+        """The rows in order: [at most CHUNK, width] fp32."""
         for start in range(0, self.count, CHUNK):
             here = slice(start, start + CHUNK)
             yield self._ready(here) if self.whole is None else self.whole[here]
 
     def answers(self, weight: Tensor) -> Tensor:
-        """The class that weights [d+1 classes] give each row."""
+        """The class that weights [width classes] give each row."""
         return torch.cat([(rows @ weight.float()).argmax(1) for rows in self.chunks()])
 
     def _ready(self, here: slice) -> Tensor:
         rows = self.x[here] if self.of is None else self.x[self.of[here]]
+        if self.moments is None:
+            return rows.float()
         mean, std = self.moments
         return F.pad((rows.float() - mean) / std, (0, 1), value=1.0)
 
@@ -164,10 +197,10 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def fit(x: Rows, y: Tensor, classes: int, penalty: float, start: Tensor | None) -> Tensor:
     """Weights and biases [d+1 classes] for classes y [n]: least mean cross-entropy + penalty * sum of squared weights.
 
-    Deterministic; the gradient is written out, so that memory is that of a chunk.
+    Of bare rows, weights alone [d classes]. Deterministic; the gradient is written out, so that memory is a chunk's.
     """
-    weight = torch.zeros(x.x.shape[1] + 1, classes, dtype=torch.double, device=y.device) if start is None else start
-    weight = weight.clone().requires_grad_(True)
+    weight = torch.zeros(x.width, classes, dtype=torch.double, device=y.device) if start is None else start
+    weight, wide = weight.clone().requires_grad_(True), x.x.shape[1]
     solver = torch.optim.LBFGS([weight], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
     @torch.no_grad()
@@ -180,9 +213,9 @@ def fit(x: Rows, y: Tensor, classes: int, penalty: float, start: Tensor | None) 
             share.scatter_add_(1, told[:, None], torch.full_like(share[:, :1], -1.0))
             grad += rows.T @ share
         grad /= len(y)
-        grad[:-1] += 2 * penalty * weight[:-1]
+        grad[:wide] += 2 * penalty * weight[:wide]
         weight.grad = grad
-        return value / len(y) + penalty * weight[:-1].square().sum()
+        return value / len(y) + penalty * weight[:wide].square().sum()
 
     solver.step(loss)  # type: ignore[arg-type]
     return weight.detach()

@@ -37,8 +37,10 @@ class Heads:
     The protocol of VISSL that the I-JEPA paper follows (Assran et al. 2023, appendix A): features of the last block or
     the last four, with the final norm on each; means over patches, or the class token; a linear layer, or batch norm
     and a linear layer; SGD with Nesterov momentum, rates per 256 images, divided by 10 at 0.3, 0.6 and 0.9 of the
-    epochs, or a cosine. No decay on biases and batch norms. By default it differs in that features are extracted once,
-    without augmentation, and in SGD in the place of LARS; `augment` and `optimizer` have the published ways.
+    epochs, or after the epochs that `schedule` lists, or a cosine. No decay on biases and batch norms. By default it
+    differs in that features are extracted once, without augmentation, and in SGD where the paper states LARS (VISSL's
+    own settings have SGD for ViT-B and L); `augment` and `optimizer` have the published ways. The chosen head was
+    trained without the held-out images and is not fitted again.
 
     Figures, for each task in percent: top1 of the head that was best on held-out images, with `held-out`, its score
     there, and its lr, penalty, norm (1 or 0) and features (place in the list); and best-of-K, the best of all K heads
@@ -51,7 +53,8 @@ class Heads:
         penalties: weight decays tried.
         epochs: passes over the training images.
         batch: images of a step.
-        schedule: how rates fall.
+        schedule: how rates fall: steps, cosine, or a list of epochs after each of which they are divided by 10.
+        min_lr: rate at the end of a cosine, for 256 images.
         optimizer: sgd (with Nesterov momentum), or lars (timm's; rates of weights follow their norms).
         momentum: of either.
         augment: extract the training features anew in each epoch, through `evaluate.augment`: as many passes of the
@@ -68,12 +71,20 @@ class Heads:
         penalties: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0.0, 5e-4),
         epochs: Annotated[int, Field(ge=1, le=10**5)] = 50,
         batch: Annotated[int, Field(ge=2, le=2**20)] = 256,
-        schedule: Literal["steps", "cosine"] = "steps",
+        schedule: Literal["steps", "cosine"] | tuple[Positive, ...] = "steps",
+        min_lr: NotNegative = 0.0,
         optimizer: Literal["sgd", "lars"] = "sgd",
         momentum: BelowOne = 0.9,
         augment: bool = False,
         held_out: Fraction = 0.1,
     ) -> None:
+        if late := [epoch for epoch in schedule if epoch >= epochs] if isinstance(schedule, tuple) else []:
+            raise ValueError(f"schedule: found {late[0]:g}, and there are {epochs} epochs")
+        if min_lr > min(lrs):
+            raise ValueError(f"min_lr: found {min_lr:g}, above the rate {min(lrs):g} of lrs")
+        if min_lr and schedule != "cosine":
+            raise ValueError("min_lr is the end of a cosine; set schedule: cosine")
+        self.min_lr = min_lr * batch / 256
         self.pools = tuple(dict.fromkeys(features))
         self.kinds = [Kind(*one) for one in product(self.pools, dict.fromkeys(norms), lrs, penalties)]
         self.epochs, self.batch, self.schedule, self.momentum = epochs, batch, schedule, momentum
@@ -84,6 +95,8 @@ class Heads:
         order = torch.randperm(len(train.x), generator=generator(seed, "heads"))
         cut = max(1, int(self.held_out * len(order)))
         aside, used = order[:cut], order[cut:]
+        if len(used) < 2:
+            raise RunError(f"the probe heads needs 3 training images, one of them held out; found {len(order)}")
         figures: dict[str, float | Tensor] = {}
         for task, classes in train.tasks.items():
             heads = self.trained(train, task, used, classes, seed)
@@ -113,7 +126,7 @@ class Heads:
             pools = self._seen(train, derive_seed(seed, "heads", "augment", epoch))
             for done, rows in self._batches(used, epoch, seed):
                 for group, rate in zip(solver.param_groups, rates, strict=True):
-                    group["lr"] = rate * self._factor(done)
+                    group["lr"] = self.min_lr + (rate - self.min_lr) * self._factor(done)
                 x = {name: pools[name][rows].to(train.device).float() for name in self.pools}
                 y = train.labels[task][rows].to(train.device)
                 solver.zero_grad()
@@ -148,7 +161,8 @@ class Heads:
     def _factor(self, done: float) -> float:
         if self.schedule == "cosine":
             return 0.5 * (1 + float(torch.tensor(done * torch.pi).cos()))
-        return 0.1 ** sum(done >= share for share in (0.3, 0.6, 0.9))
+        falls = [share * self.epochs for share in (0.3, 0.6, 0.9)] if self.schedule == "steps" else self.schedule
+        return 0.1 ** sum(done * self.epochs >= epoch - 1e-9 for epoch in falls)
 
     def _groups(self, kind: Kind, head: nn.Module) -> Iterator[dict[str, Any]]:
         lr = kind.lr * self.batch / 256

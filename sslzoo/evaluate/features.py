@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,15 +38,22 @@ class _Pages(TorchDataset[tuple[Tensor, Labels] | RunError]):
             except ImageError as error:  # returned, not raised: from a worker it would come with the worker's traceback
                 return RunError(f"image {i} to evaluate on cannot be read: {error}")
         numbered = [self.data.label(i) for i in numbers]
+        if wrong := next(filter(None, (misfit(self.data, *one) for one in zip(numbers, numbered, strict=True))), ""):
+            return RunError(wrong)
         labels = {task: torch.tensor([int(one[task]) for one in numbered]) for task in self.data.tasks}
-        for task, classes in self.data.tasks.items():
-            if not 0 <= int(labels[task].min()) <= int(labels[task].max()) < classes:
-                wrong = int(((labels[task] < 0) | (labels[task] >= classes)).nonzero()[0])
-                return RunError(
-                    f"image {numbers[wrong]} has the label {int(labels[task][wrong])} in the task {task}, "
-                    f"which has classes 0 to {classes - 1}"
-                )
         return torch.stack(pixels), labels
+
+
+def misfit(data: Dataset, i: int, label: Mapping[str, int]) -> str:
+    """What is wrong with the label of image i, in a sentence; nothing where it is a class of each task."""
+    for task, classes in data.tasks.items():
+        if task not in label:
+            return f"image {i} has no label in the task {task}"
+        if not 0 <= int(label[task]) < classes:
+            return (
+                f"image {i} has the label {int(label[task])} in the task {task}, which has classes 0 to {classes - 1}"
+            )
+    return ""
 
 
 def pages(
@@ -90,7 +97,7 @@ def extract(
 
     Raises:
         RunError: an image cannot be read, or the data set has no labels, or one outside its classes; or the encoder has
-            no such pool.
+            no such pool, or gives an image features that are no finite numbers.
     """
     if not data.tasks:
         raise RunError("the data set has no labels to probe: it names no tasks")
@@ -108,6 +115,7 @@ def extract(
             found[OWN] = torch.cat([layer.mean(1) for layer in last], 1) if layers else tokens.summary
             here = slice(done, done + len(pixels))
             for name, rows in found.items():
+                _refuse_broken(rows, done)
                 if not done:
                     kept[name] = torch.empty(count, rows.shape[1])  # once: put together at the end, it would take twice
                 kept[name][here] = rows.float().cpu()
@@ -116,6 +124,14 @@ def extract(
             done = here.stop
     x = kept.pop(OWN, torch.zeros(0, 0))
     return Features(x, labels, dict(data.tasks), device, kept)
+
+
+def _refuse_broken(rows: Tensor, first: int) -> None:
+    """A probe would make a plausible figure of them: nan is nobody's neighbor, and some class is always told."""
+    broken = (~rows.isfinite().all(1)).nonzero().flatten().tolist()
+    if broken:
+        more = f", and of {len(broken) - 1} more of the {len(rows)} beside it" if len(broken) > 1 else ""
+        raise RunError(f"its features of image {first + broken[0]}{more} are not finite (nan or inf)")
 
 
 def pooled(encoder: nn.Module, tokens: Tokens, name: str) -> Tensor:

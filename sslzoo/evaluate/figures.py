@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from sslzoo.errors import RunError
 from sslzoo.evaluate.bench import Bench, Figures, Say, bench, untrained
 from sslzoo.evaluate.kept import Kept
 from sslzoo.evaluate.written import Columns, write
@@ -45,7 +46,10 @@ def probe(
     for column, method in encoders.items():
         name = network_of(method, network)
         say(f"probing the {column} encoder ({name})")
-        figures[column], right = opened.probe(evaluated_encoder(method, name).to(device), device, kept)
+        try:
+            figures[column], right = opened.probe(evaluated_encoder(method, name).to(device), device, kept)
+        except RunError as error:
+            raise RunError(f"the {column} encoder ({name}) cannot be probed: {error}") from error
         answers |= {f"{column}/{key}": value for key, value in right.items()}
     figures["chance"] = opened.chance()
     about = {"run": recipe.name, "step": step, "network": name, "run_seed": recipe.run.seed}

@@ -6,15 +6,17 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sslzoo.contracts import Dataset
 from sslzoo.errors import ImageError, Problem, RecipeError, RunError, shown
 from sslzoo.evaluate.bench import Bench, asked_pools, bench
 from sslzoo.evaluate.drawn import drawn
-from sslzoo.evaluate.features import pooled
+from sslzoo.evaluate.features import misfit, pooled
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import build_method, located, make
 from sslzoo.recipe.recipe import Evaluate, Recipe
@@ -22,13 +24,15 @@ from sslzoo.recipe.signature import expand, keys_of, takes
 from sslzoo.run.data import look, read
 from sslzoo.run.monitor import evaluated_encoder
 
+PATIENCE = 10.0  # seconds that a look at all labels of a data set may take
+
 
 def rehearse(recipe: Recipe, installed: Catalogue, *, data: bool = True) -> tuple[str, ...]:
     """Tries everything of the section `evaluate`, if there is one; returns remarks on its data.
 
     Without `data`, as `check` does, no data set is opened: the network is there, the view suits its patches, it has the
     layers, and probes run on drawn features. With `data` also: the data exist, the first images can be read, tasks and
-    classes of train and test agree.
+    classes of train and test agree, and every label is one of them.
 
     Raises:
         RecipeError: everything that does not fit, at once.
@@ -45,6 +49,8 @@ def rehearse(recipe: Recipe, installed: Catalogue, *, data: bool = True) -> tupl
             problems += error.problems
         else:
             problems += _first_images(opened)
+            for name, some in (("train", opened.train), ("test", opened.test)):
+                problems += _labels(some, f"evaluate.{name}")
     network, found = _network(recipe, installed, settings)
     problems += found
     for name, spec in settings.probes.items():
@@ -177,3 +183,21 @@ def _first_images(opened: Bench) -> list[Problem]:
         except RunError as error:
             problems.append(Problem("evaluate.view", str(error)))
     return problems
+
+
+def _labels(data: Dataset, place: str) -> list[Problem]:
+    """The first label that is no class of its task. Most data sets know theirs by heart: millions take seconds.
+
+    Of one that reads each image for its label, as many are looked at as can be in PATIENCE.
+    """
+    began = monotonic()
+    for i in range(len(data)):
+        try:
+            wrong = misfit(data, i, data.label(i))
+        except (OSError, ValueError) as error:
+            wrong = f"the label of image {i} cannot be read: {error}"
+        if wrong:
+            return [Problem(place, wrong)]
+        if monotonic() - began > PATIENCE:
+            break
+    return []

@@ -15,7 +15,7 @@ from sslzoo.cli import cli
 from sslzoo.compare.evaluation import evaluate
 from sslzoo.compare.study import Cell
 from sslzoo.evaluate.bench import bench, matched
-from sslzoo.evaluate.rehearse import rehearse
+from sslzoo.evaluate.rehearse import _labels, rehearse
 from sslzoo.evaluate.written import write
 from sslzoo.recipe.build import check
 from sslzoo.recipe.recipe import load
@@ -142,6 +142,19 @@ def test_a_plugins_own_mistake_is_told_with_its_line(tmp_path, sets, place):
     assert problem.place == place
     assert "object has no attribute 'nothing'" in problem.message
     assert f"in {file}, line " in problem.message
+
+
+@pytest.mark.parametrize(
+    ("last", "told"), [({"kind": 4}, "has the label 4 .* 0 to 3"), ({}, "has no label in the task")]
+)
+def test_a_wrong_label_is_told_before_the_run_wherever_it_is(last, told):
+    data = Named(("a",), ("a",) * 100, {"kind": 4})
+    data.label = lambda i: {"kind": 3} if i < 99 else last
+    (problem,) = _labels(data, "evaluate.train")
+    assert problem.place == "evaluate.train"
+    assert re.search(f"image 99 {told}", problem.message)
+    data.label = lambda i: {"kind": 3}
+    assert _labels(data, "evaluate.train") == []
 
 
 def test_all_problems_come_at_once():

@@ -12,7 +12,7 @@ from sslzoo.evaluate import written
 from sslzoo.evaluate.bench import bench, restored, untrained
 from sslzoo.evaluate.during import During
 from sslzoo.evaluate.features import extract
-from sslzoo.evaluate.figures import finish
+from sslzoo.evaluate.figures import finish, probe
 from sslzoo.recipe.build import build, check, make
 from sslzoo.recipe.recipe import load
 from sslzoo.report.page import write
@@ -47,6 +47,21 @@ def test_features_come_in_order_and_do_not_depend_on_batch_or_workers(run):
     one = ready(opened.view, opened.view(opened.test.image(5))[0])
     with torch.no_grad():
         assert torch.allclose(encoder(one[None]).summary[0], whole.x[5], atol=1e-5)
+
+
+def test_features_that_are_no_numbers_make_no_figure(run):
+    _, recipe, installed, _ = run
+    opened, encoder = bench(recipe, installed), untrained(recipe, installed).student.encoder
+    hook = encoder.register_forward_hook(lambda _m, _i, out: out.summary[3:5].fill_(float("nan")) and None)
+    with pytest.raises(RunError, match="features of image 3, and of 1 more of the 40 beside it are not finite"):
+        extract(encoder, opened.test, opened.view, device=CPU, batch=40)
+    hook.remove()
+    with torch.no_grad():
+        encoder.norm.bias[0] = float("inf")
+    broken = untrained(recipe, installed)
+    broken.student.encoder.load_state_dict(encoder.state_dict())
+    with pytest.raises(RunError, match=r"the trained encoder \(student\) cannot be probed: its features of image 0"):
+        probe(opened, recipe, installed, {"trained": broken}, 1, "student", run[0] / "no", CPU, lambda _: None)
 
 
 def test_layers_give_means_over_patches_side_by_side(run):

@@ -9,7 +9,6 @@ import torch
 from click.testing import CliRunner
 from sslzoo_probes import FineTune, Heads, Linear
 from sslzoo_probes.finetune import Tuned
-from timm.optim import param_groups_layer_decay
 
 from sslzoo import RecipeError, RunError, make
 from sslzoo.cli import cli
@@ -53,23 +52,24 @@ def real(tmp_path_factory):
     return found
 
 
-def test_rates_fall_by_a_factor_from_block_to_block_and_vectors_do_not_decay():
+def test_rates_fall_by_a_factor_from_block_to_block_and_vectors_and_tokens_do_not_decay():
     model = Tuned(DrawnEncoder(), "mean", 4, 0.0, 0)
     found = {}
-    for group in param_groups_layer_decay(model, 0.05, layer_decay=0.65):
+    for group in FineTune(layer_decay=0.65).groups(model):
         for parameter in group["params"]:
             found[id(parameter)] = (group["lr_scale"], group["weight_decay"])
     depth = 2  # MAE: decay ** (depth + 1 - layer), layer 0 ahead of the blocks, the head's depth + 1
     for name, parameter in model.named_parameters():
         head = name.startswith(("head", "fc_norm", "encoder.norm"))
         layer = depth + 1 if head else int(name.split(".")[2]) + 1 if ".blocks." in name else 0
-        wanted = (0.65 ** (depth + 1 - layer), 0.0 if parameter.ndim == 1 else 0.05)
+        wanted = (0.65 ** (depth + 1 - layer), 0.0 if parameter.ndim == 1 or name.endswith("cls_token") else 0.05)
         assert found[id(parameter)] == pytest.approx(wanted), name
 
 
 def test_the_rate_warms_up_and_falls_along_half_a_cosine():
     probe = FineTune(epochs=20, batch=512, lr=1e-3, warmup=4, min_lr=0.0)
     assert [probe._rate(epoch) for epoch in (0, 2, 4, 12, 20)] == pytest.approx([0, 1e-3, 2e-3, 1e-3, 0])
+    assert FineTune(batch=1024, min_lr=1e-6)._rate(100) == pytest.approx(1e-6)  # MAE's is not scaled by the batch
     with pytest.raises(ValueError, match="longer than the 3 epochs"):
         FineTune(epochs=3)
 

@@ -10,7 +10,7 @@ from sslzoo_probes import FewLabels, Heads, Knn, Linear, frozen
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sslzoo import Features
+from sslzoo import Features, RunError
 from sslzoo.run.metrics import Lines, rankme
 
 
@@ -35,14 +35,34 @@ def test_knn_votes_as_a_loop_does():
     figures = Knn(k=(7,))(train, test, 0)
     answers = figures.pop("kind/correct")
     assert (answers.dtype, answers.sum()) == (torch.bool, right)
-    assert figures == {"kind/top1": pytest.approx(right / 40 * 100), "kind/top1@7": pytest.approx(right / 40 * 100)}
+    score = pytest.approx(right / 40 * 100)
+    assert figures == {"kind/top1": score, "kind/top1@7": score, "kind/k": 7}
 
 
-def test_knn_reports_its_best_k_and_leaves_out_those_that_are_too_large():
-    train, _ = clouds(60)
-    figures = Knn(k=(1, 10, 500))(train, clouds(40, seed=1)[0], 0)
-    assert set(figures) == {"kind/top1", "kind/top1@1", "kind/top1@10", "kind/correct"}
-    assert figures["kind/top1"] == max(figures["kind/top1@1"], figures["kind/top1@10"])
+def test_knn_chooses_k_by_leaving_training_images_out_whatever_the_test_images_say():
+    from sklearn.model_selection import LeaveOneOut, cross_val_score
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, test = clouds(60)[0], clouds(40, seed=1)[0]
+    figures = Knn(k=(1, 3, 20, 500))(train, test, 0)
+    assert {key.partition("/")[2] for key in figures} == {"top1", "correct", "k", "top1@1", "top1@3", "top1@20"}
+    scores = {}
+    for k in (1, 3, 20):
+        theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda far: np.exp((1 - far) / 0.07))
+        scores[k] = cross_val_score(theirs, train.x.numpy(), train.labels["kind"].numpy(), cv=LeaveOneOut()).mean()
+    best = max(scores, key=lambda k: scores[k])
+    assert (figures["kind/k"], figures["kind/top1"]) == (best, figures[f"kind/top1@{best}"])
+    swapped = Features(test.x, {"kind": (test.labels["kind"] + 1) % 4}, test.tasks)
+    assert Knn(k=(1, 3, 20, 500))(train, swapped, 0)["kind/k"] == best
+
+
+@pytest.mark.parametrize(("probe", "told"), [(Linear(), "needs 2"), (Heads(features=("mean",)), "needs 3")])
+def test_too_few_training_images_are_told(probe, told):
+    x, y = torch.randn(1, 6), {"kind": torch.zeros(1, dtype=torch.long)}
+    one = Features(x, y, {"kind": 4}, pools={"mean": x})
+    with pytest.raises(RunError, match=f"{told} training images.*found 1"):
+        probe(one, one, 0)
+    assert Knn()(one, one, 0)["kind/top1"] == 100
 
 
 def test_the_linear_probe_tells_what_logistic_regression_tells():
@@ -223,6 +243,33 @@ def test_rates_fall_as_published(schedule, factors):
     assert [probe._factor(done) for done in (0.0, 0.4, 0.7, 0.9)] == pytest.approx(factors, rel=1e-5)
 
 
+@pytest.mark.parametrize(("epochs", "falls"), [(28, (8, 16, 24)), (14, (4, 8, 12)), (84, (24, 48, 72))])
+def test_rates_fall_after_the_epochs_that_are_listed(epochs, falls):
+    probe = Heads(epochs=epochs, schedule=falls)
+    factors = [probe._factor(epoch / epochs) for epoch in range(epochs)]
+    assert factors == pytest.approx([0.1 ** sum(epoch >= fall for fall in falls) for epoch in range(epochs)])
+
+
+def test_a_cosine_of_heads_ends_at_its_lowest_rate_and_what_makes_no_sense_is_refused():
+    keys = {"features": ("mean",), "norms": (False,), "penalties": (0.0,), "momentum": 0.0, "batch": 64, "epochs": 1}
+    train, rows = pooled(40, 0), torch.arange(40)
+    late, low = ({"schedule": "cosine", "lrs": (0.2,), "min_lr": low} for low in (0.2, 0.0))
+    for more in (late, low):
+        more["batch"] = 10
+    (constant,) = Heads(**keys | late).trained(train, "kind", rows, 4, 0)
+    (steps,) = Heads(**keys | {"lrs": (0.2,), "batch": 10, "schedule": (0.999,)}).trained(train, "kind", rows, 4, 0)
+    (fallen,) = Heads(**keys | low).trained(train, "kind", rows, 4, 0)
+    assert torch.equal(constant.weight, steps.weight)
+    assert not torch.equal(constant.weight, fallen.weight)
+    for wrong, told in (
+        ({"schedule": (8, 16, 24), "epochs": 20}, "found 24, and there are 20 epochs"),
+        ({"min_lr": 1e-4}, "set schedule: cosine"),
+        ({"min_lr": 1.0, "schedule": "cosine"}, "above the rate"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Heads(**wrong)
+
+
 def test_few_labels_are_a_share_or_a_number_of_each_class_and_all_labels_give_all():
     labels = torch.tensor([0] * 100 + [1] * 300 + [2] * 20)
     order = torch.randperm(420, generator=torch.Generator().manual_seed(0))
@@ -234,18 +281,26 @@ def test_few_labels_are_a_share_or_a_number_of_each_class_and_all_labels_give_al
 
 def test_few_labels_tell_what_scikit_learn_tells_of_the_same_images():
     train, test = clouds(300)[0], clouds(200, seed=1)[0]
-    probe = FewLabels(share=1.0, draws=1, penalty=1e-2)
+    probe = FewLabels(share=1.0, draws=1, penalty=0.5)
     figures = probe(train, test, 0)
     mean = train.x.mean(0)
     x, z = (torch.nn.functional.normalize(one - mean, dim=1) for one in (train.x, test.x))
-    theirs = LogisticRegression(C=1 / (2 * 300 * 1e-2), max_iter=2000, tol=1e-8)
-    theirs.fit((x - x.mean(0)) / x.std(0), train.labels["kind"])
-    score = theirs.score((z - x.mean(0)) / x.std(0), test.labels["kind"]) * 100
-    assert figures["kind/top1"] == pytest.approx(score, abs=0.6)
+    theirs = LogisticRegression(C=1 / 0.5, max_iter=2000, tol=1e-8, fit_intercept=False)  # sums, and halves the penalty
+    theirs.fit(x, train.labels["kind"])
+    score = theirs.score(z, test.labels["kind"]) * 100
+    assert figures["kind/top1"] == pytest.approx(score, abs=1e-6)
     few = FewLabels(shots=2, draws=5)(train, test, 0)
     assert few["kind/labeled"] == 8
     assert 25 < few["kind/top1"] < figures["kind/top1"]
     assert few["kind/std"] > 0
+
+
+def test_few_labels_keep_what_each_test_image_got_over_all_draws():
+    train, test = clouds(60)[0], clouds(40, seed=1)[0]
+    for draws in (1, 4):
+        figures = FewLabels(shots=2, draws=draws)(train, test, 0)
+        assert figures["kind/correct"].shape == (40,)
+        assert figures["kind/correct"].double().mean().item() * 100 == pytest.approx(figures["kind/top1"], rel=1e-6)
 
 
 @pytest.mark.parametrize("keys", [{}, {"share": 0.1, "shots": 2}])
