@@ -85,6 +85,7 @@ class Heads:
         if min_lr and schedule != "cosine":
             raise ValueError("min_lr is the end of a cosine; set schedule: cosine")
         self.min_lr = min_lr * batch / 256
+        self.falls = schedule if isinstance(schedule, tuple) else [share * epochs for share in (0.3, 0.6, 0.9)]
         self.pools = tuple(dict.fromkeys(features))
         self.kinds = [Kind(*one) for one in product(self.pools, dict.fromkeys(norms), lrs, penalties)]
         self.epochs, self.batch, self.schedule, self.momentum = epochs, batch, schedule, momentum
@@ -161,8 +162,7 @@ class Heads:
     def _factor(self, done: float) -> float:
         if self.schedule == "cosine":
             return 0.5 * (1 + float(torch.tensor(done * torch.pi).cos()))
-        falls = [share * self.epochs for share in (0.3, 0.6, 0.9)] if self.schedule == "steps" else self.schedule
-        return 0.1 ** sum(done * self.epochs >= epoch - 1e-9 for epoch in falls)
+        return 0.1 ** sum(done * self.epochs >= epoch - 1e-9 for epoch in self.falls)
 
     def _groups(self, kind: Kind, head: nn.Module) -> Iterator[dict[str, Any]]:
         lr = kind.lr * self.batch / 256
