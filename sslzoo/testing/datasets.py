@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,4 +125,39 @@ def same(make: Make) -> None:
         raise Violation("text, the same twice", f"{found[0]!r} and {found[1]!r}", "opened twice")
 
 
-CHECKS: tuple[Check, ...] = (made, images, repeats, workers, labels, same)
+# Standard library alone, so that it costs what the part's own module costs.
+_ELSEWHERE = """
+import importlib, importlib.util, json, pickle, sys
+sys.path[:], name, file, make = pickle.load(sys.stdin.buffer)
+try:
+    importlib.import_module(name)
+except ImportError:  # a plugin file, or a module that a test found
+    spec = importlib.util.spec_from_file_location(name, file)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+print("", json.dumps(pickle.loads(make)().fingerprint), sep=chr(10))
+"""
+
+
+@check(same, slow=True)
+def processes(make: Make) -> None:
+    """Its fingerprint is the same in another process, where `hash()` and the order of sets are others."""
+    here = getattr(make(), "fingerprint", None)
+    if here is None:
+        raise Skip("no fingerprint")
+    module = sys.modules[(make.func if isinstance(make, partial) else make).__module__]
+    try:
+        given = pickle.dumps((sys.path, module.__name__, module.__file__, pickle.dumps(make)))
+    except (pickle.PicklingError, AttributeError) as error:  # such as a class inside a function
+        raise Skip(f"cannot be made in another process: {error}") from error
+    seeds = {"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
+    done = subprocess.run([sys.executable, "-c", _ELSEWHERE], input=given, capture_output=True, env=os.environ | seeds)
+    if done.returncode:
+        raise Violation("no error in another process", done.stderr.decode(errors="replace").strip().split("\n")[-1])
+    there = json.loads(done.stdout.splitlines()[-1])
+    if there != here:
+        came = f"{here!r} and {there!r}: is it made by hash(), or of a set?"
+        raise Violation("the same in every process", came, "opened here and in another process")
+
+
+CHECKS: tuple[Check, ...] = (made, images, repeats, workers, labels, same, processes)

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
+from hashed_data import Hashed
 from PIL import Image
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
@@ -124,7 +125,6 @@ class Squares:
 
     tasks = MappingProxyType({"color": 5})
     class_names = MappingProxyType({"color": ("a", "b", "c", "d", "e")})
-    fingerprint = "squares"
 
     def __len__(self):
         return 300
@@ -207,6 +207,7 @@ DATASETS = {
     FickleLabel: "labels",
     Misnamed: "labels",
     NewEachTime: "same",
+    Hashed: "processes",
 }
 
 

@@ -11,6 +11,7 @@ import broken_masks
 import broken_optimizers
 import broken_predictors
 import broken_targets
+import hashed_data
 import pytest
 
 from sslzoo import catalogue, testing
@@ -64,6 +65,11 @@ def test_the_part_they_are_made_from_keeps_its_contract(family, part):
     """So it is the defect that is caught, and nothing else."""
     report = testing.examine(family, part)
     assert report.ok, report
+
+
+def test_a_fingerprint_is_asked_for_in_another_process():
+    *_, result = testing.examine("datasets", hashed_data.Named, only="processes").results
+    assert (result.name, result.state) == ("processes", "ok")
 
 
 @pytest.mark.parametrize("family", BROKEN)
