@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sslzoo.contracts import Loss, Pairing, Signal
 from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers, raised
-from sslzoo.testing.scene import AT, as_two_ranks, kept, pairing, seeded
+from sslzoo.testing.scene import AT, as_two_ranks, equal, kept, pairing, seeded
 
 ROWS, WIDTH = 12, 8
 Kind = Literal["patch", "image", "context"]
@@ -171,6 +171,37 @@ def weights(make: Make) -> None:
 
 
 @check(returns)
+def meets(make: Make) -> None:
+    """Of images, only views are compared that may meet (`pairing.match`)."""
+    parts = [part.eval() for part, kind in _accepted(make) if kind == "image" and part.needs_target]
+    if not parts:
+        raise Skip("of no images that are compared with others")
+    (part,) = parts
+    x, y, given = _inputs(part, "image")
+    second = torch.tensor([[False, True], [False, True]])  # the teacher's first view meets none
+    other = y.clone()
+    other[0] = (y[0] + 1) % WIDTH if getattr(part, "class_ids", False) else y[0] + 1
+    if getattr(part, "whole_batch", False):  # negatives and moments may be of any view
+        found = _value(part, x, y, _matched(given, second)) == _value(part, x, y, _matched(given, ~second))
+        came = "the same loss, whatever views may meet" if found else ""
+    else:
+        slopes = [{"the gradient": _slope_in(part, x, z, _matched(given, second))} for z in (y, other)]
+        came = equal(slopes[0], slopes[1], 1e-6)
+    if came:
+        raise Violation("that views meet where pairing.match is true, and there alone", came, _where("image"))
+
+
+def _matched(given: Pairing, match: Tensor) -> Pairing:
+    return Pairing(given.weight, match, given.sequence, given.sequences, given.blocks)
+
+
+def _slope_in(part: Any, x: Tensor, y: Tensor, given: Pairing) -> Tensor:
+    """The gradient in the prediction."""
+    x = x.detach().requires_grad_(True)
+    return torch.autograd.grad(_value(part, x, y, given), x)[0]
+
+
+@check(returns)
 def gradient(make: Make) -> None:
     """Its gradient is that of finite differences."""
     for part, kind in _accepted(make):
@@ -287,4 +318,4 @@ def _gradients(part: Any, kind: Kind, rank: int | None = None) -> dict[str, Tens
     return {"the prediction": x.grad} | own
 
 
-CHECKS: tuple[Check, ...] = (made, returns, stored, extremes, weights, gradient, restores, pure, ranks)
+CHECKS: tuple[Check, ...] = (made, returns, stored, extremes, weights, meets, gradient, restores, pure, ranks)

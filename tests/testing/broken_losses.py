@@ -94,6 +94,31 @@ class Batched(nn.Module):
         return F.cross_entropy(x @ y.T, torch.arange(len(x))), {}
 
 
+class Views(nn.Module):
+    """A loss on images that keeps its contract."""
+
+    needs_target = True
+
+    def __init__(self, signal):
+        super().__init__()
+        if signal.kind != "image":
+            raise ValueError("of image signals")
+
+    def forward(self, prediction, target, pairing, at):
+        each = (prediction[:, None] - target[None]).square().mean((2, 3))
+        return (each * self.match(pairing)).sum() / self.match(pairing).sum().clamp(min=1), {}
+
+    def match(self, pairing):
+        return pairing.match
+
+
+class WithItself(Views):
+    """Compares each view with itself too."""
+
+    def match(self, pairing):
+        return torch.ones_like(pairing.match)
+
+
 class Overflows(Square):
     """Is not finite for large inputs."""
 
@@ -192,9 +217,10 @@ LOSSES = {
     Changed: "extremes",
     Unweighted: "weights",
     HalfOwnMean: "weights",
+    WithItself: "meets",
     Batched: "ranks",
     Overflows: "extremes",
     Moving: "restores",
 }
 
-SOUND = {"losses": (Square, Rounded, Bent, Entropy, OwnMean)}
+SOUND = {"losses": (Square, Rounded, Bent, Entropy, OwnMean, Views)}
