@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from sslzoo.errors import RunError
-from sslzoo.launch.follow import rows
-from sslzoo.launch.submit import Asked, Element, submit
+from sslzoo.launch import slurm
+from sslzoo.launch.follow import Row, active, rows
+from sslzoo.launch.submit import Asked, Element, refuse_if_active, submit
 from sslzoo.launch.work import start
 from sslzoo.run import checkpoint
 from sslzoo.run.clock import TIMING
@@ -23,7 +24,7 @@ from sslzoo.run.folder import Folder
 from sslzoo.run.state import State
 
 Say = Callable[[str], None]
-PATIENCE = 3600.0  # seconds to wait for a queue
+PATIENCE = 3600.0  # seconds to wait for a run that has begun
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,12 @@ def empty(folder: Path) -> None:
     """Removes the two runs of an earlier rehearsal.
 
     Raises:
-        RunError: what lies there is no run of a rehearsal.
+        UserError: what lies there is no run of a rehearsal, or one that still waits or runs.
     """
     for run in (folder / name for name in NAMES):
         if run.exists() and not (run / "drill.txt").is_file():
             raise RunError(f"{run} is no run of an earlier drill, and a drill would replace it; choose another --out")
+        refuse_if_active(run)
     for run in (folder / name for name in NAMES):
         shutil.rmtree(run, ignore_errors=True)
         run.mkdir(parents=True)
@@ -114,16 +116,23 @@ def on_cluster(element: Element, asked: Asked, say: Say) -> Verdict:
     """Rehearses with jobs of a cluster."""
     whole, broken = (replace(element, folder=element.folder / name) for name in NAMES)
     steps = element.recipe.run.steps or 0
-    for one in (whole, broken):
-        (job,) = submit([one], asked, sys.argv[1:])
-        say(f"job {job}: {one.folder}")
-    _reach(broken.folder, steps // 3, lambda: False)
-    job = State(broken.folder).launch["job"]
-    say(f"job {job} is sent SIGTERM, as before a preemption")
-    subprocess.run(["scancel", "--signal=TERM", job], capture_output=True)  # `compare` tells if none was stopped
-    for one in (whole, broken):
-        _wait_for_end(one.folder)
-    return compare(whole.folder, broken.folder)
+    try:
+        for one in (whole, broken):
+            (job,) = submit([one], asked, sys.argv[1:])
+            say(f"job {job}: {one.folder}")
+        _wait(broken.folder, f"reach step {steps // 3}", lambda row: (row.step or 0) >= steps // 3)
+        job = State(broken.folder).launch["job"]
+        say(f"job {job} is sent SIGTERM, as before a preemption")
+        subprocess.run(["scancel", "--signal=TERM", job], capture_output=True)  # `compare` tells if none was stopped
+        for one in (whole, broken):
+            _wait(one.folder, "end", lambda row: row.state == "done")
+        return compare(whole.folder, broken.folder)
+    except BaseException:  # Ctrl-C too: a drill that is broken off leaves no job behind
+        left = [job for one in (whole, broken) for job in active(one.folder)]
+        if left:
+            slurm.cancel(left)
+            say(f"cancelled: job {', '.join(left)}")
+        raise
 
 
 def compare(whole: Path, broken: Path) -> Verdict:
@@ -181,16 +190,17 @@ def _reach(folder: Path, step: int, ended: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def _wait_for_end(folder: Path) -> None:
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        (row,) = rows([folder])
-        if row.state == "done":
-            return
-        if row.state in ("failed", "cancelled"):
-            raise RunError(f"{folder}: {row.state}: {row.reason}")
-        time.sleep(2)
-    raise RunError(f"{folder} did not end within an hour")
+def _wait(folder: Path, what: str, until: Callable[[Row], bool]) -> None:
+    """Waits for a run on a cluster: in the queue without limit, then an hour."""
+    begun = time.monotonic()
+    while not until(row := rows([folder])[0]):
+        waits = row.state == "pending"
+        begun = time.monotonic() if waits else begun
+        if row.state in ("failed", "cancelled", "done"):
+            raise RunError(f"{folder} did not {what}: {row.state}: {row.reason}")
+        if time.monotonic() - begun > PATIENCE:
+            raise RunError(f"{folder} did not {what} within an hour")
+        time.sleep(2 if waits else 0.5)
 
 
 def _silent(_text: str) -> None:

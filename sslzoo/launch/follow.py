@@ -119,6 +119,17 @@ def _state(state: State, now: dict[str, Any], answer: slurm.Answer | None) -> tu
     return own, why, now.get("host", "")
 
 
+def active(run: Path) -> dict[str, slurm.Answer]:
+    """The jobs of a run that wait or run, by number: its training, its probing, and what follows."""
+    launch = State(run).launch
+    jobs = [launch.get("job", ""), launch.get("probing", ""), *(launch.get("then") or ())]
+    answers = slurm.ask(jobs)
+    training = answers.get(jobs[0])
+    if training is not None and training.ended and training.state != "COMPLETED":
+        return {}  # SLURM is about to remove what waits for its success
+    return {job: answers[job] for job in jobs if job in answers and not answers[job].ended}
+
+
 def log_files(run: Path) -> list[Path]:
     """Logs of a run's processes, by rank; a run started by hand has one.
 
@@ -148,12 +159,15 @@ def cancel(run: Path) -> str:
     Raises:
         UserError: it does not run, or elsewhere.
     """
-    (row,) = rows([run])
-    if row.job and row.state in ("pending", "starting", "running", "probing"):
-        slurm.cancel([row.job])
+    if jobs := list(active(run)):
+        slurm.cancel(jobs)
+        told = f"job{'s' if len(jobs) > 1 else ''} {', '.join(jobs)} cancelled"
+        if State(run).launch["job"] not in jobs:
+            return f"{told}, which followed the training; `sslzoo eval {run}` probes"
         with suppress(RunError):  # SLURM remembers it too
             State(run).tell("cancelled")
-        return f"job {row.job} cancelled; `sslzoo resume {run}` goes on from its last checkpoint"
+        return f"{told}; `sslzoo resume {run}` goes on from its last checkpoint"
+    (row,) = rows([run])
     now = State(run).now
     if row.state not in ("running", "probing"):
         raise UserError(f"{run} does not run: it is {row.state}")

@@ -18,6 +18,8 @@ _TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,5}):(\d{2})(?::(\d{2}))?", re.ASCII)  
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _KEY = re.compile(r"[A-Za-z][\w-]*", re.ASCII)
 _SHORT_TIME = re.compile(r"(\d{1,6})([dhm])", re.ASCII)
+_MEMORY = re.compile(r"(\d{1,9})([MGT]?)B?", re.ASCII | re.IGNORECASE)
+_MEGABYTES = {"": 1, "M": 1, "G": 1024, "T": 1024**2}
 _SHORT = {"d": 24 * 60, "h": 60, "m": 1}
 
 
@@ -44,6 +46,7 @@ class Profile(BaseModel):
     processes_per_node: int | None = Field(None, ge=1)  # one a GPU if left out
     cpus_per_process: int = Field(8, ge=1)
     memory: str | None = None  # of a node, such as 900G; 0 is all of it
+    probing_memory: str | None = None  # of the job that probes; a process's share of `memory` if left out
     time: str = "24h"
     probing_time: str = "24h"  # of the job that probes a finished run, on one GPU
     signal_lead: int = Field(180, ge=10)  # seconds between SLURM's signal and the time limit
@@ -55,6 +58,15 @@ class Profile(BaseModel):
     def processes(self, gpus: int) -> int:
         """Processes on a node."""
         return self.processes_per_node or max(1, gpus)
+
+    def of_one_process(self, gpus: int) -> Profile:
+        """The same for a job of one process, after one that has `gpus` of each node: it asks for no whole node."""
+        found = _MEMORY.fullmatch(self.memory or "")
+        share = int(found[1]) * _MEGABYTES[found[2].upper()] // self.processes(gpus) if found else 0
+        memory = self.probing_memory or (f"{share}M" if share else None)  # 0 would be all of a node
+        drop = ("exclusive", "gres", "gpus", "tres") if gpus else ("exclusive",)
+        sbatch = {key: value for key, value in self.sbatch.items() if not key.startswith(drop)}
+        return self.model_copy(update={"processes_per_node": 1, "memory": memory, "sbatch": sbatch})
 
 
 def minutes(text: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from sslzoo.errors import UserError
 from sslzoo.launch import profile as profiles
 from sslzoo.launch import requeue, slurm, snapshot
+from sslzoo.launch.follow import active
 from sslzoo.launch.job import Command, Job, Probing
 from sslzoo.launch.snapshot import Snapshot
 from sslzoo.plugins import Catalogue
@@ -237,8 +238,8 @@ def _as_they_were(files: Sequence[Path]) -> Iterator[None]:
 def _afterwards(made: slurm.Plan, name: str, job: str, limit: str, functions: Sequence[Any], top: Path) -> list[str]:
     """Submits jobs of one process, with a GPU if the run has some, that wait until another has succeeded."""
     # Where the run fails, what waits for its success goes too.
-    sbatch = {**made.profile.sbatch, "kill-on-invalid-dep": "yes"}
-    profile = made.profile.model_copy(update={"processes_per_node": 1, "sbatch": sbatch})
+    profile = made.profile.of_one_process(made.gpus)
+    profile = profile.model_copy(update={"sbatch": {**profile.sbatch, "kill-on-invalid-dep": "yes"}})
     one = replace(made, name=f"{made.name}-{name}", nodes=1, after=job, limit=None, folders=(), time=limit)
     one = replace(one, profile=profile, gpus=min(1, made.gpus))
     return [slurm.submit(one, top / "slurm", [function])[0] for function in functions]
@@ -263,9 +264,7 @@ def with_folder(words: str, folder: Path) -> tuple[str, ...]:
 
 def refuse_if_active(folder: Path) -> None:
     """Raises UserError if a job of this run folder is pending or runs, or a process holds it; changes nothing."""
-    job = State(folder).launch.get("job")
-    answer = slurm.ask([job]).get(job) if job else None
-    if answer is not None and not answer.ended:
+    for job, answer in active(folder).items():
         raise UserError(
             f"the run folder {folder} is in use: job {job} is {answer.state}\n"
             f"follow it with `sslzoo status {folder}`, or end it with `sslzoo cancel {folder}`"

@@ -27,14 +27,16 @@ HINT = "hint.txt"  # in the run folder: why an attempt ended that may be tried a
 STALE = 600.0  # seconds after which a run that wrote nothing counts as gone, where there are no locks
 _NUMBER = (int, float)
 _LAUNCH = files.typed(asked=dict, top=str, code=str, words=list, processes=int, evaluate=bool, job=str, logs=str)
-_LAUNCH_TOO = files.typed(probing=str)
+_LAUNCH_TOO = files.typed(probing=str, then=list)
 _NOW = files.typed(state=str, host=str, pid=int, job=str, time=_NUMBER, step=int, steps=int, saved=int, saving=_NUMBER)
 _NOW_TOO = files.typed(loss=_NUMBER, rate=_NUMBER, left=_NUMBER)
 _ATTEMPT = files.typed(**{"from": int}, repeats=int, time=_NUMBER, host=str, job=str, restart=int, facts=dict)
 
 
 def _is_launch(row: dict[str, Any]) -> bool:
-    return _LAUNCH(row) and _LAUNCH_TOO(row) and {"asked", "top", "code", "logs"} <= row.keys()
+    if not (_LAUNCH(row) and _LAUNCH_TOO(row) and all(isinstance(job, str) for job in row.get("then") or ())):
+        return False
+    return {"asked", "top", "code", "logs"} <= row.keys()
 
 
 def _is_now(row: dict[str, Any]) -> bool:
