@@ -131,7 +131,7 @@ class Pairing:
 
     Losses of rows (target patches t, or patches seen n) sum `weight * row`: the weights are scaled so that summing
     here and averaging gradients over ranks and micro-batches gives the mean over all real rows of the step. `match` is
-    false where student and teacher would read the same view.
+    false where student and teacher would read the same view; `pairs`, how many may meet, is known without the device.
     """
 
     weight: Float[Tensor, " t"]
@@ -139,10 +139,16 @@ class Pairing:
     sequence: Int[Tensor, " t"]  # which sequence a row belongs to, 0 .. sequences-1
     sequences: int = 0  # sequences with a mask in this micro-batch: s
     blocks: int = 0  # target blocks in this micro-batch: s*m
+    pairs: int | None = None  # pairs of views that may meet: true entries of `match`
+
+    def __post_init__(self) -> None:
+        if self.pairs is None and self.match.device.type == "cpu":
+            object.__setattr__(self, "pairs", int(self.match.sum()))
 
     def map(self, move: Move) -> Pairing:
         """The same pairing, each tensor passed through `move`."""
-        return Pairing(move(self.weight), move(self.match), move(self.sequence), self.sequences, self.blocks)
+        moved = move(self.weight), move(self.match), move(self.sequence)
+        return Pairing(*moved, self.sequences, self.blocks, self.pairs)
 
 
 @dataclass(frozen=True)

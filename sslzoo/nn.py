@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules._functions import SyncBatchNorm
 
-from sslzoo.contracts import Batch, Encoder, Grid, Patches, Tokens, true_entries
+from sslzoo.contracts import Batch, Encoder, Grid, Pairing, Patches, Tokens, true_entries
 from sslzoo.run.parallel import all_sum, gather, world_size
 from sslzoo.step import full_precision as full_precision
 
@@ -459,6 +459,19 @@ def mean_of(patches: Tensor, length: Tensor | None) -> Tensor:
     if length is None:
         return patches.mean(1)
     return (patches * true_entries(length, patches.shape[1])[..., None]).sum(1) / length[:, None]
+
+
+def mean_of_pairs(each: Tensor, pairing: Pairing) -> Tensor:
+    """The mean of what is said of each student view and teacher view [v u], over the pairs that may meet: 0-d.
+
+    Raises:
+        ValueError: no pair may.
+    """
+    if pairing.pairs == 0:
+        v, u = each.shape
+        views = f"{v} view{'s' if v != 1 else ''} for the student and {u} for the teacher"
+        raise ValueError(f"no view meets another one: there are {views}; set views.NAME.count or views.NAME.role")
+    return (each * pairing.match).sum() / pairing.match.sum()
 
 
 def laid_out(seen: Tensor, tokens: Tokens, under: Tensor) -> Tensor:

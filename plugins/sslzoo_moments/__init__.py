@@ -43,11 +43,13 @@ class Invariance(_OfImages):
         self.against = against
 
     def forward(self, prediction: Tensor, target: Tensor | None, pairing: Pairing, at: Progress) -> Result:
-        """[v b e]. Raises ValueError for a single view."""
+        """[v b e]. Raises ValueError for a single view, or where none is global."""
         views = len(prediction)
         if views < 2:
             raise ValueError("compares the views of an image, but there is one: set views.NAME.count")
         if self.against == "global":
+            if pairing.pairs == pairing.match.numel():
+                raise ValueError("against: global, but no view is one that a teacher would read: set a role to both")
             wide = (~pairing.match).any(1)
             center = (prediction * wide[:, None, None]).sum(0) / wide.sum()
         else:

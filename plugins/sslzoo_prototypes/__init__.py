@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Pairing, Progress, Schedule, Signal, all_mean, hookimpl
 from sslzoo.keys import Codes, Count, NotNegative, Positive
-from sslzoo.nn import sinkhorn
+from sslzoo.nn import mean_of_pairs, sinkhorn
 
 Result = tuple[Tensor, dict[str, Tensor]]
 Sharpness = Annotated[Schedule, Field(gt=0)]
@@ -54,7 +54,7 @@ class Distill(nn.Module):
         figures = {"target_entropy": _entropy(wanted).sum() / max(1, wanted[..., 0].numel())}
         if prediction.ndim == 3:
             pairs = -torch.einsum("vbp,ubp->vu", said, wanted) / prediction.shape[1]
-            return (pairs * pairing.match).sum() / pairing.match.sum(), figures
+            return mean_of_pairs(pairs, pairing), figures
         rows = -(wanted * said).sum(-1)
         return (self._weight(pairing) * rows).sum(), figures
 
@@ -108,7 +108,7 @@ class Assign(nn.Module):
         said = self._scores(prediction).log_softmax(-1)
         wanted = self.assignments(target, at)
         pairs = -torch.einsum("vbp,ubp->vu", said, wanted) / prediction.shape[1]
-        cross = (pairs * pairing.match).sum() / pairing.match.sum()
+        cross = mean_of_pairs(pairs, pairing)
         shares = said.exp()
         mean = all_mean(shares.mean((0, 1)))
         unused = math.log(len(mean)) - _entropy(mean)

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Pairing, Progress, Signal, hookimpl
 from sslzoo.keys import Positive
+from sslzoo.nn import mean_of_pairs
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
@@ -26,7 +27,7 @@ def over_rows(
     if prediction.ndim == 2:
         return (pairing.weight * distance(prediction, target)).sum()
     each = distance(prediction[:, None], target[None]).mean(-1)  # v u
-    return (each * pairing.match).sum() / pairing.match.sum()
+    return mean_of_pairs(each, pairing)
 
 
 class SmoothL1(nn.Module):
