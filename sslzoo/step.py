@@ -60,7 +60,8 @@ class Method(nn.Module):
 def compute_loss(method: Method, batch: Batch, at: Progress, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
     """Everything between a batch and its loss: the sum of the terms, and 0-d metrics that stay on the device.
 
-    With `log`, also the statistics that only a log line needs.
+    With `log`, also the statistics that only a log line needs; then figures of rows, of which another micro-batch or
+    rank may have more, or none, are `weighed`, and deviations are `moments`.
     """
     student = encode_and_predict(method.student, batch, at)
     signals = {f"predictor.{name}": signal for name, signal in student.signals.items()}
@@ -77,7 +78,10 @@ def compute_loss(method: Method, batch: Batch, at: Progress, log: bool = False) 
             pairing: Any = batch.seen if term.predict == CONTEXT else batch.pairing
             value, extra = method.losses[name](_full(signals[term.predict]), target, pairing, at)
             total = total + term.weight(at) * value
-            metrics |= {f"loss/{name}": value.detach()} | {f"{name}/{key}": x.detach() for key, x in extra.items()}
+            said = {f"{name}/{key}": x.detach() for key, x in extra.items()}
+            if log and signals[term.predict].ndim == 2:
+                said = {key: weighed(x, len(signals[term.predict])) for key, x in said.items()}
+            metrics |= {f"loss/{name}": value.detach()} | said
         if log:
             metrics |= _output_std(method, signals)
     return total, metrics
@@ -142,10 +146,26 @@ def _full(signal: Tensor) -> Tensor:
 
 
 def _output_std(method: Method, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Standard deviation over rows, mean over channels, of what is guessed and what is right: 0 is collapse."""
+    """What gives the deviation over rows, mean over channels, of what is guessed and what is right: 0 is collapse."""
     found = {}
     for name, term in method.terms.items():
         for side, key in (("prediction", term.predict), ("target", term.target)):
             if key is not None and signals[key].is_floating_point():
-                found[f"{name}/{side}_std"] = _full(signals[key].detach()).flatten(0, -2).std(0).mean()
+                found[f"{name}/{side}_std"] = moments(_full(signals[key].detach()).flatten(0, -2))
     return found
+
+
+def weighed(x: Tensor, rows: int) -> Tensor:
+    """A mean over some rows, 0-d, as [2]: the sum and how many. Such pairs may be added up; of no rows it is 0, 0."""
+    return torch.stack([x * rows, torch.full_like(x, rows)]) if rows else x.new_zeros(2)
+
+
+def moments(x: Tensor) -> Tensor:
+    """What the deviation of rows [n e] follows from, as [4 e] in float64, which may be added up: `run.metrics.collect`.
+
+    The sums over rows of: the mean here, its square, the variance around it, and 1.
+    """
+    if not len(x):
+        return x.new_zeros(4, x.shape[-1], dtype=torch.float64)
+    variance, mean = (one.double() for one in torch.var_mean(x, 0, correction=0))
+    return torch.stack([mean, mean.square(), variance, torch.ones_like(mean)]) * len(x)

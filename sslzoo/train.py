@@ -18,7 +18,7 @@ from sslzoo.progress import Progress
 from sslzoo.recipe.build import Flow, build, build_optimizer, make
 from sslzoo.recipe.compare import claim, refuse, refuse_foreign
 from sslzoo.recipe.precision import settled
-from sslzoo.recipe.recipe import OptimKeys, Recipe, Run, resolve, warmups
+from sslzoo.recipe.recipe import OptimKeys, Recipe, Run, resolve, turns
 from sslzoo.rng import derive_seed
 from sslzoo.run import checkpoint, data, loader, optim
 from sslzoo.run.clock import Clock
@@ -173,7 +173,7 @@ class Learner:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.run.precision == "bf16")
 
     def step(self, fresh: list[Batch], at: Progress, log: bool = False, stage: Stage = _untimed) -> dict[str, Tensor]:
-        """One step on micro-batches of the host; returns loss and norm, with `log` all metrics, 0-d on the device.
+        """One step on micro-batches of the host; returns loss and norm, with `log` all metrics, on the device.
 
         `stage` is entered for what happens in turn: data, forward, backward, optimizer, EMA (`sslzoo bench`).
         """
@@ -208,7 +208,7 @@ def due(at: Progress, every: int, within: int = 1) -> bool:
 
 
 def length(recipe: Recipe, catalogue: Catalogue, order: data.Order, say: Say) -> int:
-    """Steps of the run. Says which warm-ups it does not reach the end of, as a run made short on purpose does not.
+    """Steps of the run. Says what of schedules it does not reach, as a run made short on purpose does not.
 
     Raises:
         RecipeError: the epochs give no step.
@@ -217,9 +217,9 @@ def length(recipe: Recipe, catalogue: Catalogue, order: data.Order, say: Say) ->
     if not steps:
         text = f"found {recipe.run.epochs:g}; epochs of {order.epoch_steps} steps are wanted, so that there is a step"
         raise recipe.text.error([Problem("run.epochs", text)])
-    for place, warm in warmups(recipe, catalogue):
-        if warm.steps(order.epoch_steps) > steps:
-            say(f"warning: {place}: a warm-up of {warm} is longer than the run of {steps} steps")
+    for place, what, step in turns(recipe, catalogue, order.epoch_steps):
+        if step > steps:
+            say(f"warning: {place}: the run of {steps} steps ends before {what}, at step {step}")
     return steps
 
 

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslzoo.contracts import CONTRACTS, Batch, Dataset, Signal, Student, lacking, letters
+from sslzoo.contracts import CONTRACTS, Batch, Dataset, Grid, Mask, Signal, Student, lacking, letters
 from sslzoo.errors import Problem, RecipeError, RunError, UserError, did_you_mean
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe import shapes, signature
-from sslzoo.recipe.recipe import GroupKeys, Recipe, Spec, TermKeys, split_keys
+from sslzoo.recipe.recipe import GroupKeys, Recipe, Spec, TermKeys, split_keys, turns
 from sslzoo.rng import derive_seed
 from sslzoo.run import optim
 from sslzoo.run.data import Sources, Views, draw_mask, fake_batch
@@ -32,9 +32,10 @@ from sslzoo.run.optim import trainable
 from sslzoo.step import CONTEXT, Method, Term, compute_loss
 
 DRY_IMAGES = 2  # images of the rehearsal, at the most
-DRAWN_STEPS, DRAWN_ROWS = 32, 64  # masks are drawn for so many steps, and so many images at the most ...
+DRAWN_ROWS = 64  # masks are drawn for so many images at the most ...
 DRAWN_TOGETHER = 512  # ... or so many, where masks depend on those they are drawn with
-COUNTED_STEPS = 64  # whose masks the arithmetic is a mean of
+COUNTED_STEPS = 64  # for which masks are drawn, and whose mean the arithmetic is
+LONG_EPOCH = 10**6  # steps
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def check(recipe: Recipe, installed: Catalogue) -> Flow:
     with torch.device("meta"):
         method, sources = _build(recipe, installed, problems)
     if not problems:
-        problems += [*_wiring(recipe, method, sources), *_moving(recipe, installed, method)]
+        problems += [*_wiring(recipe, installed, method, sources), *_moving(recipe, installed, method)]
     if problems:
         raise recipe.text.error(problems)
     return _rehearse(recipe, method, sources)
@@ -218,7 +219,7 @@ def _no_signal(place: str, name: str, signals: Mapping[str, Any]) -> Problem:
     return Problem(place, f"reads {name!r}, which nothing gives{close}\nsignals: {', '.join(signals)}")
 
 
-def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Problem]:
+def _wiring(recipe: Recipe, installed: Catalogue, method: Method, sources: Sources) -> Iterator[Problem]:
     signals = _signals(method.student, dict(method.targets.items()))
     masked = {name: sources.views[name] for name in recipe.masks if name in sources.views}
     for name in recipe.masks:
@@ -228,7 +229,7 @@ def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Proble
                 f"masks.{name}", f"no group of views is called {name!r}{close}\nviews: {', '.join(sources.views)}"
             )
     for name in sources.views:
-        yield from _grid_and_masks(name, recipe, method, sources)
+        yield from _grid_and_masks(name, recipe, installed, method, sources)
     names = [name for name, _ in trainable(method)]
     for pattern in recipe.optim_keys.groups:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -251,25 +252,52 @@ def _wiring(recipe: Recipe, method: Method, sources: Sources) -> Iterator[Proble
         yield from _term(name, term, signals, method, masked)
 
 
-def _grid_and_masks(name: str, recipe: Recipe, method: Method, sources: Sources) -> Iterator[Problem]:
-    """Whether images of a group make a grid, and masks can be drawn for it: as in a run of so many steps."""
-    views, place, run = sources.views[name], f"views.{name}", recipe.run
-    rows = range(_rows_drawn(recipe, sources))
+def _grid_and_masks(
+    name: str, recipe: Recipe, installed: Catalogue, method: Method, sources: Sources
+) -> Iterator[Problem]:
+    """Whether images of a group make a grid, and masks can be drawn for it: all along the run, and where they turn."""
+    views, place = sources.views[name], f"views.{name}"
     try:
         grid = method.student.encoder.grid(views.view.size)
         place = f"masks.{name}"
-        for step in range(DRAWN_STEPS) if name in sources.masks else ():
-            draw_mask(
-                sources.masks[name], grid, derive_seed(run.seed, name), Progress(step, DRAWN_STEPS), rows, views.count
-            )
+        for at in _moments(recipe, installed, name) if name in sources.masks else ():
+            _draw(recipe, sources, name, grid, at)
     except (ValueError, RunError) as error:
         yield Problem(place, str(error))
     except Exception as error:  # a plugin's own mistake, told as one
         yield Problem(place, f"failed on images of {views.view.size}: {located(error)}")
 
 
+def _spread(recipe: Recipe) -> list[Progress]:
+    """Moments all along the run, its first and its last among them.
+
+    How many steps an epoch has is not known without the data; it is taken so that a run reaches as much as it may of
+    its schedules: one, or in a run of epochs very many.
+    """
+    epoch_steps = 1 if recipe.run.steps else LONG_EPOCH
+    steps = max(1, recipe.run.length(epoch_steps))
+    return [Progress(n * (steps - 1) // (COUNTED_STEPS - 1), steps, epoch_steps) for n in range(COUNTED_STEPS)]
+
+
+def _moments(recipe: Recipe, installed: Catalogue, name: str) -> list[Progress]:
+    """Moments for which masks of a group must be drawn: these, and around each turn of its schedules."""
+    found = _spread(recipe)
+    steps, epoch_steps = found[0].steps, found[0].epoch_steps
+    own = [step for place, _, step in turns(recipe, installed, epoch_steps) if place.startswith(f"masks.{name}.")]
+    around = sorted({step + more for step in own for more in (-1, 0)})
+    return [*found, *(Progress(step, steps, epoch_steps) for step in around if 0 <= step < steps)]
+
+
+def _draw(recipe: Recipe, sources: Sources, name: str, grid: Grid, at: Progress) -> Mask:
+    seed, rows = derive_seed(recipe.run.seed, name), range(_rows_drawn(recipe, sources))
+    return draw_mask(sources.masks[name], grid, seed, at, rows, sources.views[name].count)
+
+
 def _moving(recipe: Recipe, installed: Catalogue, method: Method) -> Iterator[Problem]:
     """Whether the optimizer takes its keys, and weights can be split over ranks where that is asked for."""
+    if recipe.optim_keys.layer_decay < 1 and not optim.block_numbers(method.student.encoder):
+        text = f"found {recipe.optim_keys.layer_decay:g}, but this encoder has no blocks with parameters: accepted is 1"
+        yield Problem("optim.layer_decay", text)
     groups = optim.groups(method, recipe.optim_keys)
     for group in groups:  # fused kernels refuse meta tensors
         group["params"] = [torch.zeros([1] * parameter.ndim) for parameter in group["params"]]
@@ -346,34 +374,32 @@ def _rows_drawn(recipe: Recipe, sources: Sources) -> int:
     return min(recipe.run.micro or recipe.run.batch, recipe.run.batch, most)
 
 
-def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[int, float]:
-    """The step whose masks come nearest to the mean in arithmetic, and the mean over many draws in units of it.
+def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[Progress, float]:
+    """The moment whose masks come nearest to the mean in arithmetic, and the mean over many draws in units of it.
 
     Arithmetic goes nearly as weights times tokens: the encoder's by patches seen, the predictor's by patches seen and
     asked for by each block; a teacher sees everything, forward only.
     """
     encoder, predictor = _count(method.student.encoder), _count(method.student.predictor)  # type: ignore[arg-type]
     teachers = sum(hasattr(target, "encoder") for target in method.targets.values())
-    work, grids = torch.ones(COUNTED_STEPS, dtype=torch.double), sources.grids(method.student.encoder)
-    for name, sampler in sources.masks.items():
-        views, grid = sources.views[name], grids[name]
-        for step in range(COUNTED_STEPS):
-            seed, rows = derive_seed(recipe.run.seed, name), range(_rows_drawn(recipe, sources))
-            mask = draw_mask(sampler, grid, seed, Progress(step, COUNTED_STEPS), rows, views.count)
+    moments, grids = _spread(recipe), sources.grids(method.student.encoder)
+    work = torch.ones(len(moments), dtype=torch.double)
+    for name in sources.masks:
+        whole = _rows_drawn(recipe, sources) * sources.views[name].count * math.prod(grids[name])
+        for number, at in enumerate(moments):
+            mask = _draw(recipe, sources, name, grids[name], at)
             seen, asked = mask.context.index.numel(), mask.target.index.numel()
             blocks = mask.target.index.shape[1]
-            work[step] += encoder * seen + predictor * (seen * blocks + asked)
-            work[step] += teachers * encoder * len(rows) * views.count * math.prod(grid) / 3
-    step = int((work - work.mean()).abs().argmin())
-    return step, (work.mean() / work[step]).item()
+            work[number] += encoder * seen + predictor * (seen * blocks + asked) + teachers * encoder * whole / 3
+    number = int((work - work.mean()).abs().argmin())
+    return moments[number], (work.mean() / work[number]).item()
 
 
 def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
     drawn, seed = _rows_drawn(recipe, sources), recipe.run.seed
     images = min(DRY_IMAGES, drawn)
-    step, mean = _typical(recipe, method, sources)
-    drawn_at = Progress(step, COUNTED_STEPS)
-    batch = fake_batch(sources, method.student.encoder, images, "meta", seed=seed, at=drawn_at, drawn=drawn)
+    typical, mean = _typical(recipe, method, sources)
+    batch = fake_batch(sources, method.student.encoder, images, "meta", seed=seed, at=typical, drawn=drawn)
     at = Progress(0, 1)
     seen: dict[str, str] = {}
     with _shapes(method, seen), FlopCounterMode(display=False) as counter:

@@ -80,6 +80,12 @@ class OptimKeys(Keys):
     clip: float | None = Field(None, gt=0)
     clip_each: bool = False
 
+    @model_validator(mode="after")
+    def _clip_to_what(self) -> OptimKeys:
+        if self.clip_each and self.clip is None:
+            raise ValueError("clip_each: true clips nothing without clip, the largest norm of each tensor")
+        return self
+
 
 ENGINE_KEYS: dict[str, type[Keys]] = {"views": GroupKeys, "losses": TermKeys, "optim": OptimKeys}
 
@@ -451,6 +457,13 @@ def warmups(recipe: Recipe, installed: Catalogue) -> Iterator[tuple[str, Duratio
     for place, value in schedules(recipe, installed):
         if isinstance(value, Mapping) and "warmup" in value:
             yield place, Schedule.parse(value).warm
+
+
+def turns(recipe: Recipe, installed: Catalogue, epoch_steps: int) -> Iterator[tuple[str, str, int]]:
+    """What changes the course of schedules: places, what, and at which step of a run whose epochs have so many."""
+    for place, value in schedules(recipe, installed):
+        if isinstance(value, Mapping):
+            yield from ((place, what, step) for what, step in Schedule.parse(value).turns(epoch_steps))
 
 
 def schedules(recipe: Recipe, installed: Catalogue) -> Iterator[tuple[str, Any]]:

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from sslzoo.errors import did_you_mean, shown
@@ -139,12 +140,12 @@ class Schedule:
         if shapes[0] == "piecewise":
             return _piecewise(cls, spec)
         if shapes[0] == "warmup":
-            return cls(**_warmup(spec["warmup"]), **common)
+            return _each(cls(**_warmup(spec["warmup"]), **common))
         ends = spec[shapes[0]]
         if not isinstance(ends, list | tuple) or len(ends) != 2:
             raise ValueError(f"{shapes[0]}: found {shown(ends)}; two numbers are wanted, [from, to]")
         start, end = map(_number, ends)
-        return cls(start, start, end, shapes[0], **common)  # type: ignore[arg-type]
+        return _each(cls(start, start, end, shapes[0], **common))  # type: ignore[arg-type]
 
     def __call__(self, at: Progress) -> float:
         """The value at this step."""
@@ -164,6 +165,24 @@ class Schedule:
         if self.shape == "cosine":
             return self.end + (self.peak - self.end) * 0.5 * (1.0 + math.cos(math.pi * x))
         return self.peak
+
+    def turns(self, epoch_steps: int) -> Iterator[tuple[str, int]]:
+        """What changes its course, and at which step: the ends of its warm-up and of `over`, its pieces and their own.
+
+        Between two turns, and from the last one on, it rises or falls all the way, or stays.
+        """
+        for start, piece in self.pieces:
+            begun = start.steps(epoch_steps)
+            yield f"the piece from {start} on", begun
+            yield from (
+                (f"{what} of the piece from {start} on", begun + step) for what, step in piece.turns(epoch_steps)
+            )
+        of_each = epoch_steps if self.each == "epoch" else 1
+        warm, over = ((part or Duration(0)).steps(epoch_steps // of_each) * of_each for part in (self.warm, self.over))
+        if warm:
+            yield f"the end of the warm-up of {self.warm}", warm
+        if over:
+            yield f"the end of its {self.over}", warm + over
 
     def _piece(self, at: Progress) -> float:
         starts = [start.steps(at.epoch_steps) for start, _ in self.pieces]
@@ -190,6 +209,14 @@ class Schedule:
         return _plain_schema(cls.parse)
 
 
+def _each(schedule: Schedule) -> Schedule:
+    """Refuses steps where epochs are counted: 8 of them would be 8 epochs."""
+    for part in (schedule.warm, schedule.over):
+        if schedule.each == "epoch" and part is not None and part.unit == "steps" and part.amount:
+            raise ValueError(f"found {part} beside each: epoch, which counts epochs; such as '{part.amount:g} epochs'")
+    return schedule
+
+
 def _piecewise(make: type[Schedule], spec: Mapping[str, Any]) -> Schedule:
     wanted = "{0: a schedule, 30 epochs: another, ...}: from when on, beginning with 0"
     given = spec["piecewise"]
@@ -200,6 +227,10 @@ def _piecewise(make: type[Schedule], spec: Mapping[str, Any]) -> Schedule:
     amounts = [start.amount for start, _ in pieces]
     if amounts[0] != 0 or len(units) > 1 or amounts != sorted(set(amounts)):
         raise ValueError(f"piecewise: found {shown(given)}; wanted {wanted}, rising, in steps or in epochs")
+    for (start, piece), (end, _) in pairwise(pieces):
+        room = Duration(end.amount - start.amount, end.unit)
+        if piece.warm.unit == room.unit and piece.warm.amount > room.amount:
+            raise ValueError(f"piecewise: a warm-up of {piece.warm} is longer than its piece of {room}")
     values = [x for _, piece in pieces for x in (piece.start, piece.peak, piece.end)]
     return make(min(values), max(values), pieces[-1][1].end, pieces=pieces, spec=spec)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sslzoo import files
-from sslzoo.contracts import Batch, Grid
+from sslzoo.contracts import Batch, Grid, true_entries
 from sslzoo.progress import Progress
 from sslzoo.run.parallel import all_mean
 from sslzoo.step import Method
@@ -63,8 +63,10 @@ def mask_shares(batches: Sequence[Batch], grids: Mapping[str, Grid]) -> dict[str
             seen = views * whole if group.mask is None else group.mask.context.count / images
             shares["context_patches"] += seen / len(batches)
         if group.mask is not None:
-            index = group.mask.target.index
-            guessed = torch.zeros(len(index), whole).scatter_(1, index.flatten(1), 1.0)
+            index, length = group.mask.target.index, group.mask.target.length
+            if length is not None:  # padding falls on a column behind the last
+                index = index.where(true_entries(length, index.shape[-1]), whole)
+            guessed = torch.zeros(len(index), whole + 1).scatter_(1, index.flatten(1), 1.0)[:, :whole]
             shares[f"context_share/{name}"] += group.mask.context.count / (len(index) * whole) / len(batches)
             shares[f"target_share/{name}"] += guessed.mean().item() / len(batches)
     return dict(shares)
@@ -85,12 +87,25 @@ def peak_memory(device: torch.device) -> int:
 
 
 def collect(metrics: Mapping[str, Tensor | float], device: torch.device) -> dict[str, float]:
-    """Metrics as numbers: 0-d tensors averaged over ranks, in one reduction and one transfer; numbers as they are."""
+    """Metrics as numbers: tensors averaged over ranks, in one reduction and one transfer; numbers as they are.
+
+    They are 0-d; or, of rows, [2] or [4 e], as `step.weighed` and `step.moments` make them.
+    """
     values = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
+    found: dict[str, float] = {}
     if values:
-        stacked = torch.stack([value.detach().to(device, torch.float64) for value in values.values()])
-        values = dict(zip(values, all_mean(stacked).tolist(), strict=True))
-    return {name: values.get(name, value) for name, value in metrics.items()}  # type: ignore[misc]
+        flat = all_mean(torch.cat([x.detach().to(device, torch.float64).flatten() for x in values.values()])).cpu()
+        for (name, x), part in zip(values.items(), flat.split([x.numel() for x in values.values()]), strict=True):
+            found[name] = _number(part.view(x.shape)).item()
+    return {name: found.get(name, value) for name, value in metrics.items()}  # type: ignore[misc]
+
+
+def _number(x: Tensor) -> Tensor:
+    """What a metric says; nan of no rows at all."""
+    if x.ndim == 2:
+        mean, square, variance = x[:3] / x[3]
+        return (variance + square - mean.square()).clamp(min=0).sqrt().mean()
+    return x[0] / x[1] if x.ndim else x
 
 
 def of_parts(method: Method, at: Progress) -> dict[str, Tensor | float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from sslzoo.contracts import Encoder
 from sslzoo.progress import Progress
 from sslzoo.run.parallel import full_tensor
 from sslzoo.step import Method
@@ -51,13 +51,17 @@ def layer_factors(method: Method, decay: float) -> dict[str, float]:
     decay^(depth - i) in block i = 0 .. depth-1; what is made before the blocks counts as block -1, what comes after
     them as the rest of the method: 1.
     """
-    depth, found, passed = len(method.student.encoder.blocks), {}, False
-    for name, _ in method.student.encoder.named_parameters():  # type: ignore[attr-defined]
-        block = re.match(r"blocks\.(\d+)\.", name)
-        passed = passed or block is not None
-        layer = int(block[1]) if block else depth if passed else -1
-        found[f"encoder.{name}"] = decay ** (depth - layer)
+    encoder, found, passed = method.student.encoder, {}, False
+    depth, numbers = len(encoder.blocks), block_numbers(encoder)
+    for name, parameter in encoder.named_parameters():  # type: ignore[attr-defined]
+        passed = passed or parameter in numbers
+        found[f"encoder.{name}"] = decay ** (depth - numbers.get(parameter, depth if passed else -1))
     return found
+
+
+def block_numbers(encoder: Encoder) -> dict[nn.Parameter, int]:
+    """The block that each parameter belongs to, by what it is: names are the encoder's own affair."""
+    return {parameter: number for number, block in enumerate(encoder.blocks) for parameter in block.parameters()}
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, keys: OptimKeys, at: Progress) -> dict[str, float]:

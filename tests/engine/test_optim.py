@@ -1,9 +1,12 @@
 """A step is whole or none; and what the optimizers, groups and schedules of a recipe do to weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ranks import on_ranks
 from test_train import run
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -33,6 +36,24 @@ def after_each_step(monkeypatch):
     monkeypatch.setattr(optim, "step", stepping)
     monkeypatch.setattr(optim, "follow", following)
     return found
+
+
+def test_layers_are_found_by_what_they_are_whatever_their_parameters_are_called():
+    """Of a ResNet, whose parameters are net.layer1.0.*, all decayed as what stands before the blocks."""
+
+    class Stages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.one = nn.Linear(1, 1, bias=False), nn.Sequential(nn.Linear(1, 1, bias=False))
+            self.two, self.norm = nn.Sequential(nn.Linear(1, 1, bias=False)), nn.Linear(1, 1, bias=False)
+
+        @property
+        def blocks(self):
+            return nn.ModuleList([*self.one, *self.two])
+
+    method = SimpleNamespace(student=SimpleNamespace(encoder=Stages()))
+    wanted = {"stem": 0.125, "one.0": 0.25, "two.0": 0.5, "norm": 1.0}
+    assert optim.layer_factors(method, 0.5) == {f"encoder.{name}.weight": factor for name, factor in wanted.items()}
 
 
 def changed(one, other):

@@ -1,6 +1,7 @@
 """Schedules against closed forms."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -71,6 +72,22 @@ def test_epochs_lose_no_step_to_rounding(epochs, steps):
     assert Duration(epochs, "epochs").steps(100) == steps
 
 
+def test_between_turns_a_schedule_rises_or_falls_or_stays():
+    warm = {"warmup": {"epochs": 2, "from": 3, "to": 1, "then": {"cosine": 5}}}
+    spec = {"piecewise": {0: {"linear": [0, 1], "over": 5}, "3 epochs": warm, "6 epochs": warm | {"over": "1 epoch"}}}
+    for each in ("step", "epoch"):
+        whole = Schedule.parse(
+            {
+                "piecewise": {0: spec["piecewise"][0]}
+                | {start: piece | {"each": each} for start, piece in list(spec["piecewise"].items())[1:]}
+            }
+        )
+        turns = sorted({0, 100, *(step for _, step in whole.turns(10))})
+        for begin, end in pairwise(turns):
+            values = [whole(at(step)) for step in range(begin, end)]
+            assert values in (sorted(values), sorted(values, reverse=True))
+
+
 def test_values_stay_at_their_end():
     assert Schedule.parse({"cosine": [1, 0.1]})(at(200)) == pytest.approx(0.1)
 
@@ -84,6 +101,9 @@ def test_values_stay_at_their_end():
         ({"lineal": [1, 2]}, "found keys lineal"),
         ({"linear": [1, 2], "cosine": [1, 2]}, "one of"),
         ({"warmup": {"from": 0, "to": 1}}, "epochs or steps"),
+        ({"warmup": {"steps": 8, "from": 0, "to": 1}, "each": "epoch"}, "found 8 steps beside each: epoch"),
+        ({"linear": [0, 1], "over": 8, "each": "epoch"}, "such as '8 epochs'"),
+        ({"piecewise": {0: {"warmup": {"steps": 9, "from": 0, "to": 1}}, 8: 1}}, "longer than its piece of 8 steps"),
         ({"warmup": {"steps": 3, "to": 1}}, "epochs or steps"),
         ({"warmup": {"steps": 3, "from": 0, "to": 1, "then": {"step": 0}}}, "cosine: end"),
         ({"cosine": [1, 2], "counting": "two"}, "zero, one, inclusive"),

@@ -24,8 +24,9 @@ from sslzoo.recipe.recipe import load
 from sslzoo.run import checkpoint, data, parallel
 from sslzoo.run.folder import Folder
 from sslzoo.run.loader import _deaf
-from sslzoo.run.metrics import mask_shares
+from sslzoo.run.metrics import collect, mask_shares
 from sslzoo.run.parallel import World
+from sslzoo.step import moments, weighed
 from sslzoo.train import Watch, train
 
 
@@ -83,6 +84,9 @@ def test_accumulation_is_exact(tmp_path, toy, method):
     whole = run(recipe, tmp_path / "whole")
     method = run(recipe, tmp_path / "parts", "run.micro=4")
     assert gap(weights(whole), weights(method)) < 1e-6
+    told = [Folder(tmp_path / name).metrics.read()[0] for name in ("whole", "parts")]
+    for key in [key for key in told[0] if key.endswith("_std")]:  # of all rows of the step: they were means of micros'
+        assert told[0][key] == pytest.approx(told[1][key], rel=1e-5)
 
 
 def test_workers_change_nothing(tmp_path, toy):
@@ -435,6 +439,30 @@ def test_shares_of_masks_are_means_over_micro_batches():
     ]
     found = mask_shares(batches, {"image": (4, 4)})
     assert found == {"context_patches": 6, "context_share/image": 0.375, "target_share/image": 0.5}
+
+
+def test_figures_of_rows_are_those_of_all_rows_and_of_none_unknown():
+    """A micro-batch that asks for nothing made them null, and one that asks for little counted as much as others."""
+    x, right = torch.randn(7, 5) + 100, torch.tensor([1.0, 1, 0, 0, 0, 1, 1])
+    parts = [(moments(x[some]), weighed(right[some].mean(), len(x[some]))) for some in (slice(0, 2), slice(2, 7))]
+    parts += [(moments(x[:0]), weighed(right[:0].mean(), 0))]
+    std, accuracy = (sum(some) for some in zip(*parts, strict=True))
+    none = {"none_std": parts[2][0], "none": parts[2][1]}
+    found = collect(
+        {"std": std, "accuracy": accuracy, "plain": torch.tensor(3.0), "number": 2} | none, torch.device("cpu")
+    )
+    assert found["std"] == pytest.approx(x.std(0, correction=0).mean().item(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(4 / 7)
+    assert (found["plain"], found["number"]) == (3.0, 2)
+    assert math.isnan(found["none_std"])
+    assert math.isnan(found["none"])
+
+
+def test_padding_is_no_target():
+    target = Patches(torch.tensor([[[1, 2, 0]], [[0, 0, 0]]]), torch.tensor([[2], [0]]))
+    mask = Mask(Patches(torch.arange(4).expand(2, 4)), target)
+    group = data.Group(torch.zeros(1, 2, 1, 1, 1), torch.zeros(1, 2, 4), mask)
+    assert mask_shares([data.Batch({"image": group}, data.pair({}))], {"image": (4, 4)})["target_share/image"] == 2 / 32
 
 
 def test_patches_that_the_student_saw_are_counted_over_views_and_copies_of_masks():

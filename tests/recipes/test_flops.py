@@ -20,8 +20,8 @@ def test_flops_are_the_mean_over_draws_at_the_real_micro_batch(sets, monkeypatch
     method, sources = build.build(recipe, installed)
     method.to("meta")
     each = []
-    for step in range(12):
-        batch = fake_batch(sources, method.student.encoder, images, "meta", seed=recipe.run.seed, at=step)
+    for at in build._spread(recipe):
+        batch = fake_batch(sources, method.student.encoder, images, "meta", seed=recipe.run.seed, at=at)
         with FlopCounterMode(display=False) as counter:
             compute_loss(method, batch, Progress(0, 1))[0].backward()
         each.append(counter.get_total_flops() / images)

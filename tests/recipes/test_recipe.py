@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from recipe_text import GOOD
 
 from sslzoo import PluginError, RecipeError, Schedule, UserError, catalogue
-from sslzoo.recipe.build import build, build_method, check
+from sslzoo.recipe.build import _moving, build, build_method, check
 from sslzoo.recipe.compare import differences
 from sslzoo.recipe.recipe import change, load, resolve
 from sslzoo.recipe.schedule import Duration
@@ -286,6 +286,7 @@ def test_every_part_starts_from_a_seed_of_its_own(recipe):
         (("lr: 1e-3", "lr: .nan"), "optim.lr", "found nan"),
         (("lr: 1e-3", "lr: 1e-3, betas: [0.9, 1.0]"), "optim.betas", "each a number, from 0 to below 1"),
         (("lr: 1e-3", "lr: 1e-3, clip: 0"), "optim.clip", "above 0"),
+        (("lr: 1e-3", "lr: 1e-3, clip_each: true"), "optim", "clips nothing without clip"),
         (("lr: 1e-3", "lr: 1e-3, clipp: 1"), "optim.clipp", "did you mean clip?"),
         (
             ("lr: 1e-3", 'lr: 1e-3, groups: {"*.bias": {weigth_decay: 0}}'),
@@ -420,7 +421,62 @@ def test_epochs_without_a_step_and_long_warmups_are_told_with_the_data(recipe):
     told = []
     read, installed = load(recipe(("lr: 1e-3", "lr: {warmup: {epochs: 2, from: 0, to: 1}}")))
     assert length(read, installed, Order(32, 4, 0), told.append) == 10
-    assert "optim.lr: a warm-up of 2 epochs is longer than the run of 10 steps" in told[0]
+    assert "optim.lr: the run of 10 steps ends before the end of the warm-up of 2 epochs, at step 16" in told[0]
+    pieces = "{piecewise: {0: 1e-3, 400 steps: {warmup: {steps: 9, from: 0, to: 1}}}}"
+    assert length(*load(recipe(("lr: 1e-3", f"lr: {pieces}"))), Order(32, 4, 0), told.append) == 10
+    assert told[1:] == [
+        f"warning: optim.lr: the run of 10 steps ends before {what}"
+        for what in (
+            "the piece from 400 steps on, at step 400",
+            "the end of the warm-up of 9 steps of the piece from 400 steps on, at step 409",
+        )
+    ]
+
+
+HIDE = ("use: multiblock, min_keep: 1", "use: random, hide: {}")
+
+
+@pytest.mark.parametrize(
+    ("hide", "run"),
+    [
+        ("{linear: [0.5, 0.98]}", "steps: 200"),  # bad from 0.9688 on, at the last steps alone
+        ("{linear: [0.5, 0.9999], over: 40 steps}", "steps: 60"),
+        ("{piecewise: {0: 0.5, 40 epochs: 0.99}}", "steps: 100"),
+        ("{piecewise: {0: {linear: [0.5, 0.99]}, 50 steps: 0.5}}", "steps: 1000"),
+        ("{warmup: {epochs: 100, from: 0.5, to: 0.999, then: {cosine: 0.5}}}", "epochs: 800"),
+    ],
+)
+def test_masks_that_cannot_be_drawn_late_in_a_run_are_told_before_it(recipe, hide, run):
+    used = recipe((HIDE[0], HIDE[1].format(hide)), ("steps: 10", run))
+    _, message = problems(used)["masks.image"]
+    assert "hide" in message
+
+
+@pytest.mark.parametrize("hide", ["{linear: [0.5, 0.9999], over: 40 steps}", "{piecewise: {0: 0.5, 40 steps: 0.99}}"])
+def test_masks_that_a_short_run_does_not_reach_are_not_drawn(recipe, hide):
+    """`check` ended in a traceback: it counted the arithmetic of a run of 64 steps."""
+    assert check(*load(recipe((HIDE[0], HIDE[1].format(hide))))).flops > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "sets", "place", "says"),
+    [
+        ("tiny/byol", "views={one: {use: crop, size: 64}}", "losses.agree", "1 view for the student and 1 for the"),
+        ("tiny/lejepa", "views.global.role=context", "losses.agree", "no view is one that a teacher would read"),
+    ],
+)
+def test_views_that_meet_no_other_are_told_before_a_loss_is_nan(method, sets, place, says):
+    assert says in problems(method, [sets])[place][1]
+
+
+def test_layer_decay_wants_blocks(recipe):
+    read, installed = load(recipe(("lr: 1e-3", "lr: 1e-3, layer_decay: 0.75")))
+    method = build_method(read, installed)
+    assert list(_moving(read, installed, method)) == []
+    method.student.encoder.blocks = torch.nn.ModuleList()
+    (problem,) = _moving(read, installed, method)
+    assert problem.place == "optim.layer_decay"
+    assert "no blocks with parameters" in problem.message
 
 
 @pytest.mark.parametrize(
