@@ -182,6 +182,8 @@ class Learner:
         with stage("data"):
             batches = data.weigh(fresh, self.world)
         for micro, batch in enumerate(batches):
+            with stage("data"):
+                batch = batch.normalized()
             torch.manual_seed(derive_seed(self.run.seed, "noise", at.step, self.world.rank, micro))
             with no_sync(self.model, micro + 1 == len(fresh)):
                 with stage("forward"), self.cast():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from sslzoo.errors import RunError
 from sslzoo.run import tensors as tensorfile
@@ -35,9 +34,21 @@ class Saved:
 
     step: int
     path: Path
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]  # on the meta device where the first rank sends them
     checksum: int
     about: Mapping[str, str] = field(default_factory=dict)
+    to: torch.device | None = None  # where the first rank sends them to, and itself
+
+    def each(self) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor by name. Of those that are sent one is held at a time; all ranks must ask for all of them."""
+        for name, kept in self.tensors.items():
+            if self.to is None:
+                yield name, kept
+                continue
+            value = torch.empty_like(kept, device=self.to) if kept.is_meta else kept.to(self.to)
+            dist.broadcast(value, 0)
+            yield name, value
+            del value
 
 
 def save(
@@ -193,6 +204,8 @@ def refuse_folders(folder: Path, done: int) -> None:
 def agreed(folder: Path, warn: Callable[[str], None], world: World) -> Saved | None:
     """`newest`, read and checked by the first rank alone and sent to the others: all start from one, or none does.
 
+    Its tensors are sent while it is restored (`Saved.each`): the others never hold it whole beside their weights.
+
     Raises:
         RunError: as `newest`, on every rank.
     """
@@ -213,13 +226,8 @@ def agreed(folder: Path, warn: Callable[[str], None], world: World) -> Saved | N
     if word is None:
         return None
     step, path, listed, checksum, about = word
-    tensors = {}
-    for name, dtype, shape in listed:
-        own = saved.tensors[name] if saved else torch.empty(shape, dtype=dtype)
-        shared = own.to(world.device)
-        dist.broadcast(shared, 0)
-        tensors[name] = own if saved else shared.cpu()
-    return Saved(step, path, tensors, checksum, about)
+    coming = {name: torch.empty(shape, dtype=dtype, device="meta") for name, dtype, shape in listed}
+    return Saved(step, path, saved.tensors if saved else coming, checksum, about, world.device)
 
 
 def _listed(saved: Saved) -> list[tuple[str, torch.dtype, torch.Size]]:
@@ -232,15 +240,19 @@ def restore(saved: Saved, method: Method, optimizer: torch.optim.Optimizer) -> N
     Raises:
         RunError: names or shapes differ from the recipe's parts; nothing is left out silently.
     """
-    restore_parts(saved, method)
-    known = dict(trainable(method))
+    own, known = _weights(saved, method), dict(trainable(method))
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-    for key, value in saved.tensors.items():
-        if not key.startswith("optim."):
-            continue
-        _, slot, name = key.split(".", 2)
+    states = {key: key.split(".", 2)[1:] for key in saved.tensors if key.startswith("optim.")}
+    for key, (slot, name) in states.items():
+        value = saved.tensors[key]
         if name not in known or (value.ndim and value.shape != known[name].shape):
             raise RunError(f"checkpoint {saved.path} does not fit the recipe: optimizer state {slot} of {name}")
+    for key, value in saved.each():
+        if key in own:
+            own[key].copy_(split_as(value, own[key]))
+        if key not in states:
+            continue
+        slot, name = states[key]
         # Fused kernels keep the count of steps beside the weights.
         like = known[name]
         if slot.startswith("group:"):
@@ -254,15 +266,27 @@ def restore(saved: Saved, method: Method, optimizer: torch.optim.Optimizer) -> N
 
 def restore_parts(saved: Saved, method: Method) -> None:
     """Puts the weights of a checkpoint into a method; raises RunError as `restore`."""
-    weights = {name.removeprefix("method."): x for name, x in saved.tensors.items() if name.startswith("method.")}
-    own = method.state_dict()
-    for name in weights:
-        if isinstance(own.get(name), DTensor) and weights[name].shape == own[name].shape:
-            weights[name] = split_as(weights[name], own[name])
-    try:
-        method.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise RunError(f"checkpoint {saved.path} does not fit the recipe: {error}") from error
+    own = _weights(saved, method)
+    for key, value in saved.each():
+        if key in own:
+            own[key].copy_(split_as(value, own[key]))
+
+
+def _weights(saved: Saved, method: Method) -> dict[str, Tensor]:
+    """The method's own weights by their names in a checkpoint, if it has just these."""
+    own = {f"method.{name}": x for name, x in method.state_dict().items()}
+    found = {name: x.shape for name, x in saved.tensors.items() if name.startswith("method.")}
+    faults = [f"{name} is missing" for name in own.keys() - found.keys()]
+    faults += [f"{name} is not the recipe's" for name in found.keys() - own.keys()]
+    faults += [
+        f"{name} is {list(found[name])}, the recipe's {list(x.shape)}"
+        for name, x in own.items()
+        if name in found and found[name] != x.shape
+    ]
+    if faults:
+        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise RunError(f"checkpoint {saved.path} does not fit the recipe: {'; '.join(sorted(faults)[:8])}{more}")
+    return own
 
 
 def prune(folder: Path, saved: int, keep: int, milestone: int | None) -> None:

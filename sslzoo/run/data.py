@@ -334,6 +334,8 @@ def pair(groups: Mapping[str, Group], of: Literal["target", "context"] = "target
 def weigh(batches: Sequence[Batch], world: World) -> list[Batch]:
     """The micro-batches of a step on the device, rows weighted so that averaged gradients give the mean of all rows.
 
+    Pixels stay bytes where they are: `Batch.normalized` makes four times as many of one micro-batch at a time.
+
     Summing locally and averaging over ranks and micro-batches multiplies by 1 / (ranks * micros); so a row of a step
     with n real rows in all weighs ranks * micros / n. The count over ranks never visits the CPU.
     """
@@ -344,7 +346,7 @@ def weigh(batches: Sequence[Batch], world: World) -> list[Batch]:
     asked, seen = (world.size * len(batches) / all_sum(rows).clamp(min=1)).unbind()
     return [
         replace(b, pairing=_weighing(b.pairing, asked), seen=None if b.seen is None else _weighing(b.seen, seen))
-        for b in (batch.normalized() for batch in moved(batches, world.device))
+        for b in moved(batches, world.device)
     ]
 
 

@@ -82,3 +82,16 @@ def test_rows_of_patches_seen_weigh_as_in_a_mean_over_all_micro_batches():
     assert second.seen.sequence.tolist() == [0, 0, 1, 1]
     assert first.seen.weight.tolist() == [2 / 8] * 4
     assert first.pairing.weight.tolist() == [2 / 8] * 4
+
+
+def test_bytes_of_a_step_become_numbers_one_micro_batch_at_a_time():
+    """All micro-batches of a step lay on the device in fp32."""
+    from sslzoo.contracts import Batch
+    from sslzoo.run.data import pair, weigh
+    from sslzoo.run.parallel import World
+
+    pixels, normal = torch.full((1, 2, 3, 8, 8), 51, dtype=torch.uint8), torch.tensor([1 / 255, 1.0])
+    groups = {"a": Group(pixels, torch.zeros(1, 2, 4), normal=normal[:, None, None, None].expand(2, 3, 1, 1))}
+    (batch,) = weigh([Batch(groups, pair(groups))], World())
+    assert batch.groups["a"].pixels.dtype == torch.uint8
+    torch.testing.assert_close(batch.normalized().groups["a"].pixels, torch.full((1, 2, 3, 8, 8), 1.2))
