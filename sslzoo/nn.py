@@ -276,6 +276,17 @@ class Center(nn.Module):
         self.mean.copy_(torch.where(sound, new, self.mean))
 
 
+def drop_nothing(teacher: nn.Module, mode: bool) -> None:
+    """Sets the mode of a teacher: nothing is dropped at random, and batch norms follow the mode.
+
+    They use and gather the statistics of what the teacher sees, as BYOL's; in eval they would keep those they start with.
+    """
+    teacher.eval()  # attention asks its own mode whether to drop
+    for module in teacher.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(mode)
+
+
 @torch.no_grad()
 def follow(own: Sequence[Tensor], others: Sequence[Tensor], share: float, finite: Tensor | None = None) -> None:
     """Moves each of `own` by a share of the way to its other, in place; none where `finite` (0-d bool) is false.

@@ -194,6 +194,7 @@ class Learner:
             if log:
                 metrics = {name: x / len(fresh) + metrics.get(name, 0.0) for name, x in figures.items()}
         with stage("optimizer"):
+            optim.drop_frozen(self.optimizer)
             norm = optim.clip(self.method, self.moves.clip, self.moves.clip_each)
             # From here on, a step that is not finite leaves all as it was before it.
             finite = self.guard.check(at, loss, norm, fresh)

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Batch, Progress, Reading, Schedule, Signal, Student, hookimpl
 from sslzoo.keys import Codes, Count, Positive
-from sslzoo.nn import follow, full_precision, sinkhorn
+from sslzoo.nn import drop_nothing, follow, full_precision, sinkhorn
 
 RISING = Schedule.parse({"linear": [0.996, 1.0]})
 
@@ -59,9 +59,9 @@ class Clusters(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> Clusters:
-        """The teacher drops nothing at random."""
+        """Batch norms follow the mode; nothing is dropped at random."""
         super().train(mode)
-        self.encoder.eval()
+        drop_nothing(self.encoder, mode)
         return self
 
     def forward(self, batch: Batch, student: Reading, at: Progress) -> dict[str, Tensor]:

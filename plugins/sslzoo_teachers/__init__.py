@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from sslzoo import Batch, Mask, Patches, Progress, Reading, Schedule, Signal, Student, Tokens, hookimpl
 from sslzoo.contracts import Group
 from sslzoo.keys import Count, Rate
-from sslzoo.nn import Center, follow
+from sslzoo.nn import Center, drop_nothing, follow
 
 Pair = tuple[Sequence[Tensor], Sequence[Tensor]]
 RISING = Schedule.parse({"linear": [0.996, 1.0]})
@@ -37,7 +37,8 @@ class Ema(nn.Module):
         read: what of those blocks: their output, or what their mlp adds to it (data2vec 2.0).
         renorm: normalise the mean of the layers once more.
         sees: the whole image, or each target block by itself (then there is no image signal).
-        project: copy the predictor's projector too, and give what it says of the summary as the image signal.
+        project: copy the predictor's projector too, and give what it says of the summary as the image signal; where
+            several parts of it (`join`) have one, the name of the part.
         project_patches: give what the projector says of each token as the patch signal, in place of the token.
         center: momentum of a running mean that is taken from each projected signal; none if left out.
     """
@@ -54,7 +55,7 @@ class Ema(nn.Module):
         read: Literal["output", "mlp"] = "output",
         renorm: bool = False,
         sees: Literal["image", "targets"] = "image",
-        project: bool = False,
+        project: bool | str = False,
         project_patches: bool = False,
         center: Rate | None = None,
     ) -> None:
@@ -71,8 +72,7 @@ class Ema(nn.Module):
             raise ValueError(
                 "project: the teacher sees targets, of which patches are projected; set project_patches too"
             )
-        if project and student.predictor.projector is None:
-            raise ValueError("project: the predictor has no projector to copy")
+        self.whose = _projecting(student, project) if project else ()
         if project_patches and (not project or layers):
             raise ValueError("project_patches: wants project, and the tokens after the final norm (layers: 0)")
         if center is not None and not project:
@@ -81,9 +81,9 @@ class Ema(nn.Module):
         self.norm, self.layers, self.renorm, self.sees = norm, layers, renorm, sees
         self.asked = {"mlp": True} if read == "mlp" else {}
         self.encoder = copy.deepcopy(student.encoder).requires_grad_(False)  # type: ignore[attr-defined]
-        projector = copy.deepcopy(student.predictor.projector) if project else None
-        self.projector = projector if projector is None else projector.requires_grad_(False)
-        width = _projected(student) if project else student.encoder.width
+        predictor = _part(student, self.whose)
+        self.projector = copy.deepcopy(predictor.projector).requires_grad_(False) if project else None
+        width = _projected(predictor) if project else student.encoder.width
         of_patch = width if project_patches else student.encoder.width
         self.project_patches = project_patches
         self.outputs = {"patch": Signal("patch", of_patch)}
@@ -95,11 +95,10 @@ class Ema(nn.Module):
 
     def train(self, mode: bool = True) -> Ema:
         """Batch norms and centers follow the mode (BYOL's teacher uses the batch's statistics); nothing is dropped."""
-        super().train(False)  # attention asks its own mode whether to drop
-        self.training = mode
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm | Center):
-                module.train(mode)
+        super().train(mode)
+        for copied in (self.encoder, self.projector):
+            if copied is not None:
+                drop_nothing(copied, mode)
         return self
 
     @torch.no_grad()
@@ -180,14 +179,41 @@ class Ema(nn.Module):
             own, other = list(self.encoder.parameters()), list(student.encoder.parameters())  # type: ignore[attr-defined]
             if self.projector is not None:
                 own += self.projector.parameters()
-                other += student.predictor.projector.parameters()  # type: ignore[union-attr]
+                other += _part(student, self.whose).projector.parameters()
             self._pairs = own, other
         return self._pairs
 
 
-def _projected(student: Student) -> int:
+def _part(student: Student, whose: Sequence[str]) -> Any:
+    """The predictor, or a part of it."""
+    return student.predictor.parts[whose[0]] if whose else student.predictor  # type: ignore[attr-defined]
+
+
+def _projecting(student: Student, project: bool | str) -> tuple[str, ...]:
+    """The name of the part of a joined predictor whose projector is copied; of another predictor: none.
+
+    Raises:
+        ValueError: there is no such projector, or it is not said which.
+    """
+    parts = getattr(student.predictor, "parts", None)
+    if not isinstance(parts, nn.ModuleDict):
+        if isinstance(project, str):
+            raise ValueError(f"project: found {project!r}, but the predictor has no parts; true")
+        if student.predictor.projector is None:
+            raise ValueError("project: the predictor has no projector to copy")
+        return ()
+    able = [name for name, part in parts.items() if part.projector is not None]
+    if project is True and len(able) > 1:
+        raise ValueError(f"project: several parts of the predictor have a projector; name one: {', '.join(able)}")
+    if not able or (isinstance(project, str) and project not in able):
+        found = f"found {project!r}; " if isinstance(project, str) else ""
+        raise ValueError(f"project: {found}parts of the predictor with a projector: {', '.join(able) or 'none'}")
+    return (project if isinstance(project, str) else able[0],)
+
+
+def _projected(predictor: Any) -> int:
     """Channels of what the projector says: those of the image signal, or of the first where there is none."""
-    outputs = student.predictor.outputs
+    outputs = predictor.outputs
     return outputs.get("image", next(iter(outputs.values()))).width
 
 

@@ -74,6 +74,13 @@ def set_schedules(optimizer: torch.optim.Optimizer, keys: OptimKeys, at: Progres
     return {"lr": lr, "weight_decay": decay}
 
 
+def drop_frozen(optimizer: torch.optim.Optimizer) -> None:
+    """Takes the gradients of what is frozen in this step away, as DINO's code does; before the others are clipped."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["frozen"] else ():
+            parameter.grad = None
+
+
 def clip(method: Method, most: float | None, each: bool = False) -> Tensor:
     """Clips gradients to norm `most`, over all parameters or `each` tensor apart (as DINO does); returns the norm.
 
@@ -91,13 +98,10 @@ def clip(method: Method, most: float | None, each: bool = False) -> Tensor:
 
 
 def step(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """One step, or none where `finite` (0-d bool) is false; what is frozen has no gradient, as in DINO.
+    """One step, or none where `finite` (0-d bool) is false.
 
     Torch's fused optimizers decide on the device, and the CPU does not wait; for others it does, as torch's GradScaler.
     """
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group["frozen"] else ():
-            parameter.grad = None
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined] - read by fused kernels
         optimizer.step()

@@ -173,6 +173,7 @@ def test_every_step_and_the_final_weights(path):
             assert term == pytest.approx(facts[listed][step], rel=1e-5)
         loss.backward()
         optim.clip(method, settings.clip, settings.clip_each)
+        optim.drop_frozen(optimizer)
         optim.step(optimizer, torch.tensor(True))
         teacher.after_step(method.student, at)
         close(teacher.center.mean, tensors[f"step{step}.center_after"].flatten())
