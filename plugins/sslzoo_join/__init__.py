@@ -15,8 +15,8 @@ class Join(nn.Module):
     """Several predictors on one encoder, such as I-JEPA's and a head of prototypes.
 
     Their signals keep their names; where two predictors use one name, it becomes PREDICTOR_NAME (tokens_patch,
-    pixels_patch). A teacher that projects copies the only projector
-    there is, or that of the part it names (`ema`, project: PREDICTOR).
+    pixels_patch). A teacher that projects copies the only projector there is, or that of the part it names
+    (`ema`, project: PREDICTOR).
 
     Args:
         parts: predictors by name, each {use: WORD, key: value, ...}.

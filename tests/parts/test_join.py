@@ -4,7 +4,7 @@ import pytest
 import torch
 from sslzoo_vit import ViT
 
-from sslzoo import Patches, Progress, RecipeError, catalogue
+from sslzoo import Patches, Progress, RecipeError, Student, catalogue
 
 AT = Progress(0, 10)
 TWO = {
@@ -48,6 +48,26 @@ def test_each_says_what_it_would_say_alone_under_a_name_of_its_own():
 def test_keys_are_checked_as_those_of_any_part(change, says):
     with pytest.raises(RecipeError, match=says):
         joined(TWO | {"tokens": TWO["tokens"] | change})
+
+
+def test_a_teacher_copies_the_projector_it_is_told():
+    encoder, both = joined(TWO | {"other": {"use": "head", "width": 4, "hidden": 12}})
+    teacher = catalogue().find("targets", "ema").make
+    made = teacher(Student(encoder, both), project="other", momentum=0.0)
+    assert made.outputs["image"].width == 4
+    with torch.no_grad():
+        for parameter in both.parameters():
+            parameter.add_(1.0)
+    made.after_step(Student(encoder, both), AT)
+    theirs = both.parts["other"].projector.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in made.projector.state_dict().items())
+    for project, says in [
+        (True, "several parts of the predictor have a projector; name one: head, other"),
+        ("tokens", "found 'tokens'; parts of the predictor with a projector: head, other"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            teacher(Student(encoder, both), project=project)
+    assert teacher(Student(*joined(TWO)), project=True).outputs["image"].width == 5
 
 
 def test_one_alone_or_an_unknown_one_is_refused():
