@@ -279,7 +279,7 @@ class Center(nn.Module):
 def drop_nothing(teacher: nn.Module, mode: bool) -> None:
     """Sets the mode of a teacher: nothing is dropped at random, and batch norms follow the mode.
 
-    They use and gather the statistics of what the teacher sees, as BYOL's; in eval they would keep those they start with.
+    They use and gather the statistics of what the teacher sees, as BYOL's; in eval mode they would never move.
     """
     teacher.eval()  # attention asks its own mode whether to drop
     for module in teacher.modules():

@@ -41,7 +41,8 @@ class Convolutions(nn.Module):
     """Convolutions over the grid, noise where nothing was seen; the encoder drops what is hidden.
 
     The decoder of data2vec 2.0 (Baevski et al. 2022, arXiv 2212.07525, section 3). The noise of a step is one for all
-    sequences, so that neither ranks nor micro-batches change it; outside training there is none.
+    sequences, so that neither ranks nor micro-batches change it (nor does the run's seed, which a part is not told);
+    outside training there is none.
 
     Args:
         depth: layers: convolution, norm over channels, GELU, and what came in.

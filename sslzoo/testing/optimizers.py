@@ -49,6 +49,7 @@ class _Run:
             for name, parameter in optim.trainable(self.method):
                 found = grad(name, full_tensor(parameter.detach()), self.done)
                 parameter.grad = None if found is None else split_as(found, parameter)
+            optim.drop_frozen(self.optimizer)
             optim.step(self.optimizer, torch.tensor(finite))
             self.done += 1
         return self

@@ -95,6 +95,16 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(tmp_path, toy, mo
     assert "student.encoder.embed.weight" in moved
 
 
+def test_what_is_frozen_does_not_count_in_the_norm_that_is_clipped(tmp_path, toy, monkeypatch):
+    """The step of the rest is as long as `clip` says."""
+    found, start = after_each_step(monkeypatch), build(*load(str(toy("jepa"))))[0].state_dict()
+    sets = ("optim={use: sgd, momentum: 0, lr: 0.5, clip: 0.01, groups: {'encoder.*': {lr: 0}}}", "run.steps=1")
+    run(toy("jepa"), tmp_path / "run", *sets)
+    moves = {name: found[0][name] - x for name, x in start.items() if name.startswith("student.")}
+    assert not any(x.any() for name, x in moves.items() if name.startswith("student.encoder."))
+    assert torch.cat([x.flatten() for x in moves.values()]).norm().item() == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
 OPTIMIZERS = ["adamw", "sgd", "lars", "lamb", "muon"]
 
 
@@ -182,6 +192,7 @@ def test_a_factor_may_be_a_schedule_and_zero_freezes_as_dino(toy):
         optim.set_schedules(optimizer, read.optim_keys, Progress(step, 3))
         for parameter in method.student.parameters():
             parameter.grad = torch.ones_like(parameter)
+        optim.drop_frozen(optimizer)
         optim.step(optimizer, torch.tensor(True))
         rates.append({group["lr"] for group in optimizer.param_groups})
         assert torch.equal(weight, start) == (step < 2)

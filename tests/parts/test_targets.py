@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sslzoo_clusters import Clusters
 from sslzoo_pixels import Pixels
 from sslzoo_readout import Linear
 from sslzoo_regressor import Regressor
@@ -221,6 +222,23 @@ def test_a_teacher_drops_nothing_at_random():
     assert any(isinstance(m, DropPath) and m.training for m in pupil.modules())
     read = batch(image=group(mask=mask()))
     assert torch.equal(teacher(read, None, AT)["patch"], teacher(read, None, AT)["patch"])
+
+
+def test_batch_norms_of_a_teacher_of_clusters_follow_the_mode():
+    encoder = ResNet(model="resnet18", stem="small")
+    teacher = Clusters(Student(encoder, Linear(encoder)), clusters=4)
+    assert set(teacher.state_dict()) == {f"encoder.{name}" for name in encoder.state_dict()} | {
+        "head.weight",
+        "head.bias",
+    }
+    gathered = dict(teacher.encoder.named_buffers())
+    mean = next(name for name in gathered if name.endswith("running_mean"))
+    read = batch(image=group(b=4))
+    before = gathered[mean].clone()
+    teacher.eval()(read, None, AT)
+    assert torch.equal(gathered[mean], before)
+    teacher.train()(read, None, AT)
+    assert not torch.equal(gathered[mean], before)
 
 
 def test_momentum_is_reported():
