@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from pathlib import Path
 
 from sslzoo import hooks
+from sslzoo.recipe import told, yamltext
 from sslzoo.scaffold.api import NAMES, describe
 
 HEAD = """# Hooks: what a plugin can offer
@@ -50,6 +52,22 @@ def api_page() -> str:
     return "\n".join(parts)
 
 
+def recipes_page() -> str:
+    """docs/recipes.md with its table of the keys of sections, from the models that check them."""
+    tables = []
+    for name, model in told.SECTIONS.items():
+        rows = [f"| `{name}` | takes | default | means | may change when a run is resumed |", "|---|---|---|---|---|"]
+        for key in told.keys(model):
+            default = "needed" if key.needed else f"`{yamltext.written(key.default)}`"
+            takes, means = (text.replace("|", "\\|") for text in (key.type, key.meaning))
+            rows.append(f"| `{key.name}` | {takes} | {default} | {means} | {'yes' if key.free else 'no'} |")
+        tables.append("\n".join(rows) + "\n")
+    head, tail = "<!-- made by docs/generate.py -->\n", "<!-- to here -->"
+    page = Path(__file__).with_name("recipes.md").read_text()
+    return re.sub(f"{head}.*?{tail}", lambda _: head + "\n".join(tables) + tail, page, flags=re.S)
+
+
 if __name__ == "__main__":
+    Path(__file__).with_name("recipes.md").write_text(recipes_page())
     Path(__file__).with_name("api.md").write_text(api_page())
     Path(__file__).with_name("hooks.md").write_text(hooks_page())

@@ -6,10 +6,11 @@ import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import Image
 
+from sslzoo.keys import Free
 from sslzoo_datasets.images import digest, read
 
 FEWEST, MOST = 3, 10  # objects of a scene
@@ -28,7 +29,7 @@ class Clevr:
         split: train or val.
     """
 
-    def __init__(self, *, root: Path, split: Literal["train", "val"] = "train") -> None:
+    def __init__(self, *, root: Annotated[Path, Free()], split: Literal["train", "val"] = "train") -> None:
         path = root / "scenes" / f"CLEVR_{split}_scenes.json"
         try:
             scenes = json.loads(path.read_text())["scenes"]

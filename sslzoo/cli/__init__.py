@@ -138,17 +138,17 @@ def _refuse_output(error: OSError) -> NoReturn:
     sys.exit(2)
 
 
-def echo_folded(text: str) -> None:
-    """Prints text whose long lines go on below, two further in: no terminal cuts a word then."""
+def echo_folded(text: str, further: int = 2) -> None:
+    """Prints text whose long lines go on below, so much further in: no terminal cuts a word then."""
     from shutil import get_terminal_size
     from textwrap import fill
 
     width = get_terminal_size().columns
     for line in text.splitlines() or [""]:
-        further = " " * (len(line) - len(line.lstrip()) + 2)
+        indent = " " * (len(line) - len(line.lstrip()) + further)
         long = len(line) > width
         click.echo(
-            fill(line, width, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)
+            fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
             if long
             else line
         )

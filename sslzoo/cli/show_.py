@@ -21,12 +21,14 @@ def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, 
     """A part (FAMILY NAME) with every key, its type and default; or a RECIPE with every default written out.
 
     FAMILY is needed only where several families have a part of that name.
+    Also a section of recipes that is the engine's (run, optim, evaluate), with every key.
     Also a name that authors of plugins import, such as Rng: its docstring and methods.
 
     \b
     Examples:
       sslzoo show masks multiblock
       sslzoo show multiblock
+      sslzoo show run
       sslzoo show tiny/ijepa
       sslzoo show Rng
       sslzoo show tiny/ijepa --set run.steps=60 > mine.yaml
@@ -34,10 +36,14 @@ def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, 
     from sslzoo.cli import echo_folded, echo_json
     from sslzoo.errors import UserError, did_you_mean
     from sslzoo.plugins import FAMILIES, catalogue
+    from sslzoo.recipe import told
     from sslzoo.scaffold import api
 
     if len(words) == 1 and words[0] in api.HOME:
         echo_folded(api.describe(words[0]).removesuffix("\n"))
+        return
+    if len(words) == 1 and words[0] in told.SECTIONS:
+        _section(words[0], as_json)
         return
     if len(words) == 1 and words[0] in FAMILIES:
         known = ", ".join(sorted(catalogue(plugins).parts[words[0]]))
@@ -55,17 +61,40 @@ def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, 
     if sets:
         raise UserError(f"--set changes recipes; {' '.join(words)} is a part, shown with the defaults of its keys")
     part = catalogue(plugins).find(*words)
-    keys = _keys(part.make)
     if as_json:
         named = {"name": part.name, "family": part.family, "plugin": part.plugin, "version": part.version}
-        echo_json(named | {"doc": inspect.getdoc(part.make), "keys": keys})
+        echo_json(named | {"doc": inspect.getdoc(part.make), "keys": _as_json(part.make)})
         return
-    echo_folded(
-        f"{part.name}  ({part.family}, plugin {part.plugin} {part.version})\n\n{inspect.getdoc(part.make) or ''}\n"
-    )
-    for name, key in keys.items():
-        default = "needed" if key["needed"] else f"default {key['default']}"
-        echo_folded(f"  {name}: {key['type']}  [{default}]")
+    echo_folded(f"{part.name}  ({part.family}, plugin {part.plugin} {part.version})\n\n{told.prose(part.make)}", 0)
+    found = told.keys(part.make)
+    echo_folded("\n".join(["\nKeys:", *(f"  {key.line}" for key in found)]) if found else "\nIt takes no keys.")
+
+
+def _section(name: str, as_json: bool) -> None:
+    """A section of recipes that the engine reads: its keys, and which may change at a resume."""
+    from sslzoo.cli import echo_folded, echo_json
+    from sslzoo.recipe import told
+
+    if as_json:
+        echo_json({"section": name, "keys": _as_json(told.SECTIONS[name])})
+        return
+    found = told.keys(told.SECTIONS[name])
+    echo_folded(f"{name}  (a section of recipes)\n\n{told.prose(told.SECTIONS[name])}\n\nKeys:", 0)
+    for key in found:
+        echo_folded(f"  {key.line}")
+    free = [key.name for key in found if key.free]
+    some = "all" if len(free) == len(found) else ", ".join(free) or "none"
+    echo_folded(f"\nMay change when a run is resumed: {some}.")
+    if name == "optim":
+        echo_folded("Beside them the optimizer's own keys: `sslzoo show optimizers adamw`.")
+
+
+def _as_json(thing: Any) -> dict[str, dict[str, Any]]:
+    from dataclasses import asdict
+
+    from sslzoo.recipe import told
+
+    return {one["name"]: {k: v for k, v in one.items() if k != "name"} for one in map(asdict, told.keys(thing))}
 
 
 def _part_of_that_name(word: str, plugins: tuple[Path, ...]) -> tuple[str, ...]:
@@ -99,17 +128,3 @@ def _recipe(name: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_json
         echo_json(yaml.safe_load(text))
     else:
         click.echo(text, nl=False)
-
-
-def _keys(make: Any) -> dict[str, dict[str, Any]]:
-    from sslzoo.recipe.signature import expected, keys_of, plain
-
-    fields = keys_of(make).model_fields
-    return {
-        name: {
-            "type": expected(field),
-            "needed": field.is_required(),
-            "default": None if field.is_required() else plain(field.default),
-        }
-        for name, field in fields.items()
-    }

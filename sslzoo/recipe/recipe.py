@@ -70,7 +70,18 @@ class Factors(Keys):
 
 
 class OptimKeys(Keys):
-    """What the section `optim` takes beside its optimizer's keys."""
+    """What the section `optim` takes beside `use` and its optimizer's keys.
+
+    Args:
+        lr: learning rate of a step. It is absolute: another `run.batch` does not change it.
+        weight_decay: weight decay of a step.
+        decay_vectors: whether biases, norms and other parameters of one dimension decay too.
+        layer_decay: learning rates shrink by this factor a block, from the encoder's last one down (BEiT).
+        groups: factors by pattern on parameter names, such as `{"*.bias": {weight_decay: 0}}`; each has `lr` and
+            `weight_decay`, numbers or schedules. Parameters whose `lr` factor is 0 are frozen.
+        clip: largest norm of the gradient; null for none.
+        clip_each: whether each tensor's gradient is clipped apart, as DINO does.
+    """
 
     lr: Positive
     weight_decay: Positive = Schedule.parse(0.0)
@@ -91,7 +102,31 @@ ENGINE_KEYS: dict[str, type[Keys]] = {"views": GroupKeys, "losses": TermKeys, "o
 
 
 class Run(Keys):
-    """The section `run`. What is `Free` may change when a run is resumed."""
+    """The section `run`: how long a run is, in what pieces, and what it keeps.
+
+    Args:
+        steps: length in optimizer steps; either this or `epochs`.
+        epochs: length in passes over the data.
+        batch: images of a step, over all processes.
+        micro: most images on a device at a time; the gradients of several are added (gradient accumulation). null: a
+            process's whole share of the batch.
+        precision: what forward and backward compute in; auto is bf16 where the device has instructions for it, chosen
+            at the first start and kept.
+        seed: of weights, order, views and masks.
+        save_every: how often a checkpoint is written.
+        keep: newest checkpoints that are kept.
+        milestones: checkpoints at multiples of this are kept for good; null: none.
+        log_every: steps between two lines of `metrics.jsonl`.
+        workers: loader processes of each process; 0: it loads by itself.
+        compile: whether blocks are compiled by `torch.compile`.
+        shard: neighboring ranks that share one copy of the weights (FSDP2); 1: each has its own (DDP).
+        gather: what shared weights travel in.
+        reduce: what gradients travel in.
+        device: where the run computes.
+        unreadable: largest share of images that may be unreadable before the run refuses to go on.
+        monitor: training images of which RankMe is told; 0: it is not.
+        monitor_every: how often it is.
+    """
 
     steps: int | None = Field(None, ge=1, le=10**9)
     epochs: float | None = Field(None, gt=0, le=10**6)
@@ -131,7 +166,21 @@ class Run(Keys):
 
 
 class Evaluate(Keys):
-    """The section `evaluate`."""
+    """The section `evaluate`: how the frozen encoder is probed.
+
+    Args:
+        train: data set that probes learn from.
+        test: data set that they are scored on.
+        view: view without randomness.
+        augment: view with randomness, for probes that train on images.
+        probes: probes by name.
+        network: which encoder: a target generator's name, or student; auto: the first teacher, else the student.
+        layers: 0: the encoder's own summary; n: means over patches of its last n blocks, side by side.
+        batch: images of a forward pass.
+        seed: of the probes' own chances.
+        every: also during the run, so often: the first probe; null: only at the end.
+        images: most images of train and of test for that.
+    """
 
     train: dict[str, Any]
     test: dict[str, Any]

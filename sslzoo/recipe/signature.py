@@ -158,12 +158,17 @@ def describe(hint: Any) -> str:
             f"{len(inner)} values, each {each[0]}" if len(each) == 1 else f"values: {'; '.join(map(describe, inner))}"
         )
     if origin in (tuple, list):
-        return f"a list of {describe(inner[0])}"
+        return f"a list of {_many(describe(inner[0]))}"
     if origin is dict or origin is Mapping:
         return "a mapping"
     if isinstance(hint, type) and issubclass(hint, BaseModel):
         return f"a mapping of {', '.join(hint.model_fields)}"
     return getattr(hint, "__name__", str(hint))
+
+
+def _many(text: str) -> str:
+    """`a whole number, 0 or more` -> `whole numbers, 0 or more`."""
+    return re.sub(r"\ban? ([a-z ]*?[a-z])(?= or |,|$)", r"\1s", re.sub(r"^text\b", "texts", text))
 
 
 def plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from sslzoo import catalogue
 from sslzoo.cli import COMMANDS, list_, main, new_
 from sslzoo.plugins import FAMILIES
+from sslzoo.recipe import told
 from sslzoo.scaffold import KINDS
 
 SHORT = ["--set", "run.steps=4", "--set", "run.batch=8", "--set", "run.workers=0", "--set", "run.monitor=8"]
@@ -73,15 +74,37 @@ def test_plugins_and_list_tell_who_offers_what(sslzoo):
 
 def test_show_tells_every_key_of_a_part_and_every_default_of_a_recipe(sslzoo, tmp_path):
     out = sslzoo("show", "masks", "multiblock")[1]
-    assert "target_scale: 2 values, each a number, above 0, at most 1 [default [0.15, 0.2]]" in " ".join(out.split())
+    said = "target_scale: share of the patches a target block covers, [low, high]."
+    assert f"{said} [2 values, each a number, above 0, at most 1; default [0.15, 0.2]]" in " ".join(out.split())
+    assert out.count("target_scale:") == 1  # a key is told once
     keys = json.loads(sslzoo("show", "masks", "multiblock", "--json")[1])["keys"]
-    assert keys["targets"] == {"type": "a whole number, from 1 to 1024", "needed": False, "default": 4}
+    assert keys["targets"] == {
+        "type": "a whole number, from 1 to 1024",
+        "needed": False,
+        "default": 4,
+        "meaning": "target blocks of an image.",
+        "free": False,
+    }
+    assert "[a list of numbers, above 0; default [0.001" in " ".join(sslzoo("show", "probes", "heads")[1].split())
     resolved = sslzoo("show", "tiny/ijepa", "--set", "run.steps=60")[1]
     assert yaml.safe_load(resolved)["run"]["steps"] == 60
     (tmp_path / "mine.yaml").write_text(resolved)
     assert yaml.safe_load(sslzoo("show", "mine.yaml")[1]) == yaml.safe_load(resolved)
     code, _, complaint = sslzoo("show", "masks", "multiblok")
     assert (code, "did you mean multiblock" in complaint) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["run", "optim", "evaluate"])
+def test_show_tells_every_key_of_a_section_with_its_meaning(sslzoo, name):
+    code, out, _ = sslzoo("show", name)
+    keys = json.loads(sslzoo("show", name, "--json")[1])["keys"]
+    assert code == 0
+    assert set(keys) == set(told.SECTIONS[name].model_fields)
+    assert all(key["meaning"] for key in keys.values())
+    assert all(f"  {key}: " in out for key in keys)
+    free = {key for key, about in keys.items() if about["free"]}
+    assert {"run": {"workers", "micro"} <= free, "optim": not free, "evaluate": free == set(keys)}[name]
+    assert "batch" not in free or name == "evaluate"
 
 
 def test_check_prints_the_flow(sslzoo):

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from sslzoo import RecipeError
 from sslzoo.cli import cli
 from sslzoo.plugins import catalogue
 from sslzoo.recipe.build import check
@@ -52,6 +53,23 @@ def test_the_recipe_of_its_page_passes_check(tmp_path):
     text = (ROOT / "docs" / "recipes.md").read_text()
     (tmp_path / "r.yaml").write_text(re.search(r"```yaml\n(name: .*?)```", text, flags=re.S)[1])
     assert not check(*load(str(tmp_path / "r.yaml"))).unused
+
+
+def test_the_errors_of_its_page_are_those_that_come(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    recipe = re.search(r"```yaml\n(name: .*?)```", text, flags=re.S)[1]
+    for right, wrong in {
+        "min_keep:": "min_keeps:",
+        "use: ijepa": "use: i-jepa",
+        "target: teacher": "target: teachr",
+    }.items():
+        assert recipe.count(right) == 1
+        recipe = recipe.replace(right, wrong)
+    (tmp_path / "mine.yaml").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as error:
+        load("mine.yaml")
+    assert f"```\n{error.value}\n```" in text
 
 
 def test_the_schedules_of_its_page_are_schedules():

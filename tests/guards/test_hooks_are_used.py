@@ -16,6 +16,7 @@ def test_the_page_of_hooks_is_up_to_date():
     spec.loader.exec_module(generate)
     assert (ROOT / "docs" / "hooks.md").read_text() == generate.hooks_page(), "run: python docs/generate.py"
     assert (ROOT / "docs" / "api.md").read_text() == generate.api_page(), "run: python docs/generate.py"
+    assert (ROOT / "docs" / "recipes.md").read_text() == generate.recipes_page(), "run: python docs/generate.py"
 
 
 def test_every_name_that_plugins_may_import_is_on_the_page_with_a_docstring():

@@ -3,12 +3,13 @@
 import copy
 import math
 from functools import reduce
+from pathlib import Path
 
 import pytest
 import yaml
 from recipe_text import GOOD
 
-from sslzoo import Duration, RecipeError, Schedule, catalogue
+from sslzoo import Duration, Free, RecipeError, Schedule, catalogue
 from sslzoo.recipe.recipe import ENGINE_KEYS, Evaluate, Run, load
 from sslzoo.recipe.signature import keys_of, takes
 
@@ -88,3 +89,13 @@ def test_numbers_without_sense_are_refused_where_they_stand(place, given, model,
         assert "found" in message
         assert "expected" in message or "wanted" in message or "a duration is" in message
     assert all("no such key" in message or "needs this key" in message for _, message in refused.values())
+
+
+def test_where_data_lie_may_change_when_a_run_is_resumed():
+    fixed = [
+        f"{part.name}.{name}"
+        for part in INSTALLED.parts["datasets"].values()
+        for name, key in keys_of(part.make).model_fields.items()
+        if takes(key.annotation, Path) and not any(isinstance(mark, Free) for mark in key.metadata)
+    ]
+    assert not fixed
