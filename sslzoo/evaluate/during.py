@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,34 @@ from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.run.data import spread
 from sslzoo.run.monitor import evaluated_encoder
+from sslzoo.run.stop import Stop
 from sslzoo.step import Method
 
 
 class During:
-    """Figures of a method's encoder by the first probe of `evaluate`, on some of its images, beside it untrained."""
+    """Figures of a method's encoder by the first probe of `evaluate`, on some of its images, beside it untrained.
 
-    def __init__(self, recipe: Recipe, installed: Catalogue, device: torch.device, folder: Path | None = None) -> None:
+    No run waits for them in vain: a probe is left out, and `say` told, once there is a wish to `stop`, or when it takes
+    more than `most` seconds. Not where ranks ask a shared encoder together (`stop` None), for one must not leave alone.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        installed: Catalogue,
+        device: torch.device,
+        folder: Path | None = None,
+        *,
+        stop: Stop | None = None,
+        most: float = math.inf,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         assert recipe.evaluate is not None
+        self.stop, self.most, self.say = stop, most, say
+        self.until = math.inf
         first = next(iter(recipe.evaluate.probes))
         opened = bench(recipe, installed, [first], device=device, folder=folder)
-        train, test = (Some(data, recipe.evaluate.images) for data in (opened.train, opened.test))
+        train, test = (Some(data, recipe.evaluate.images, self._go_on) for data in (opened.train, opened.test))
         self.bench = dataclasses.replace(opened, workers=0, train=train, test=test)
         self.device, self.network = device, recipe.evaluate.network
         self.start = self._read(untrained(recipe, installed).to(device))
@@ -36,14 +55,33 @@ class During:
         return found | {f"probe/{name}/untrained": value for name, value in self.start.items()}
 
     def _read(self, method: Method) -> dict[str, float]:
-        figures, _ = self.bench.probe(evaluated_encoder(method, self.network), self.device)
+        self.until = time.monotonic() + self.most
+        try:
+            figures, _ = self.bench.probe(evaluated_encoder(method, self.network), self.device)
+        except _LeftOut as error:
+            self.say(f"warning: a probe during the run was left out: {error}")
+            return {}
         return {name.removesuffix("/top1"): value for name, value in figures.items() if name.endswith("/top1")}
+
+    def _go_on(self) -> None:
+        if self.stop is not None and self.stop.asked:
+            raise _LeftOut(f"there was {self.stop.asked}")
+        if self.stop is not None and time.monotonic() > self.until:
+            raise _LeftOut(
+                f"after {self.most:.0f} seconds it was not done, and other processes wait for this one only "
+                "SSLZOO_PATIENCE seconds; ask for fewer evaluate.images"
+            )
+
+
+class _LeftOut(Exception):  # noqa: N818 - what happened
+    """A probe was broken off."""
 
 
 class Some:
     """Some images of a data set, from all over it: the first ones of a folder are of one class."""
 
-    def __init__(self, data: Dataset, most: int) -> None:
+    def __init__(self, data: Dataset, most: int, go_on: Callable[[], None]) -> None:
+        self.go_on = go_on  # asked before each image; may raise
         self.data, self.index = data, list(spread(len(data), most))
         self.tasks: Mapping[str, int] = data.tasks
 
@@ -52,6 +90,7 @@ class Some:
 
     def image(self, i: int) -> Any:
         """Image i of these."""
+        self.go_on()
         return self.data.image(self.index[i])
 
     def label(self, i: int) -> Mapping[str, int]:

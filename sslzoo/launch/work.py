@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from sslzoo.run.parallel import LostContact, World
 from sslzoo.run.state import InUse, State
 from sslzoo.run.stop import Stop, Stopped
 from sslzoo.step import Method
-from sslzoo.train import Watch, train
+from sslzoo.train import Say, Watch, train
 
 
 def work(
@@ -75,7 +76,7 @@ def work(
             grace = None if asked is None else Grace(asked.lead, kill_wait())
             _first(attempt, world, grace, remarks, evaluate=evaluate and asked is None)
         else:
-            probe = during(recipe, installed, world, out)
+            probe = during(attempt, world, lambda _: None)
             train(recipe, installed, flow, out, world, Watch(begin=own.begin, stop=stop, probe=probe))
         parallel.leave()
     except Stopped:
@@ -140,7 +141,7 @@ def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequenc
         steps = 2 * later(world.device.type) + 1
         teller = Teller(state, display, recipe.run.batch, attempt.own, known, grace, steps, again)
         try:
-            watch = replace(teller.watch(stop), probe=during(recipe, installed, world, out))
+            watch = replace(teller.watch(stop), probe=during(attempt, world, display.say))
             train(recipe, installed, flow, out, world, watch)
             parallel.leave()  # what follows is done by this process alone
         except Stopped:
@@ -247,15 +248,16 @@ def probing(recipe: Recipe, installed: Catalogue, out: Path, *, gpus: bool, netw
         _probe(recipe, installed, out, world, display, networks)
 
 
-def during(
-    recipe: Recipe, installed: Catalogue, world: World, out: Path
-) -> Callable[[Method], dict[str, float]] | None:
+def during(attempt: Attempt, world: World, say: Say) -> Callable[[Method], dict[str, float]] | None:
     """What probes a run while it goes on, where its recipe asks for that; on all ranks where they share the encoder."""
+    recipe = attempt.recipe
     if recipe.evaluate is None or recipe.evaluate.every is None or not (world.first or recipe.run.shard > 1):
         return None
     from sslzoo.evaluate.during import During
 
-    return During(recipe, installed, world.device, out)
+    stop = None if recipe.run.shard > 1 else attempt.stop
+    most = parallel.patience().total_seconds() / 2 if world.size > 1 else math.inf
+    return During(recipe, attempt.installed, world.device, attempt.out, stop=stop, most=most, say=say)
 
 
 def _probe(

@@ -1,6 +1,7 @@
 """Features of a frozen encoder, the figures at the end of a run, and what is drawn and logged of it."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from sslzoo.report.page import write
 from sslzoo.run.data import ready
 from sslzoo.run.monitor import evaluated_encoder
 from sslzoo.run.parallel import World
+from sslzoo.run.stop import Stop
 from sslzoo.train import Watch, train
 
 CPU = torch.device("cpu")
@@ -194,6 +196,26 @@ def test_a_run_is_probed_while_it_goes_on(run, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "probe/x" in line] == [2, 4]
     assert len(asked) == 2
+
+
+def test_a_probe_during_the_run_is_left_out_when_others_would_wait_in_vain(run, monkeypatch):
+    """By a wish to stop, and where the other processes of a run would take this one for lost."""
+    recipe, installed = load("tiny/ijepa", (*SETS, "evaluate.every=2 steps", "evaluate.images=30"))
+    method, stop, said = run[3], Stop(), []
+    during = During(recipe, installed, CPU, stop=stop, most=300.0, say=said.append)
+    seconds, read = iter(range(0, 10**6, 11)), []
+    image = type(during.bench.train).image
+    monkeypatch.setattr(type(during.bench.train), "image", lambda *given: read.append(1) or image(*given))
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    assert set(during(method)) == {f"probe/{name}/untrained" for name in during.start}
+    assert len(read) == 28
+    assert "after 300 seconds it was not done" in said[0]
+    stop.asked = "SIGTERM"
+    during(method)
+    assert len(read) == 29
+    assert "there was SIGTERM" in said[1]
+    together = During(recipe, installed, CPU, stop=None, most=0.0)
+    assert len(together(method)) == 2 * len(during.start)
 
 
 def test_report_writes_the_page_of_a_run_and_refuses_what_is_none(run, tmp_path):
