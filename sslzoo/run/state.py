@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,7 +25,8 @@ from sslzoo.errors import RunError
 
 PATIENCE = 90.0  # seconds to wait for a lock: the processes of a lost node take a while to die
 HINT = "hint.txt"  # in the run folder: why an attempt ended that may be tried again
-STALE = 600.0  # seconds after which a run that wrote nothing counts as gone, where there are no locks
+STALE = 600.0  # seconds after which a run elsewhere that gave no sign of life counts as gone
+BEAT = 60.0  # seconds between signs of life: state.json is touched
 _NUMBER = (int, float)
 _LAUNCH = files.typed(asked=dict, top=str, code=str, words=list, processes=int, evaluate=bool, job=str, logs=str)
 _LAUNCH_TOO = files.typed(probing=str, then=list)
@@ -181,7 +183,7 @@ class State:
 
     @contextmanager
     def locked(self, patience: float | None = None, warn: Callable[[str], None] = print) -> Iterator[None]:
-        """Holds the run folder for this process.
+        """Holds the run folder for this process, and gives signs of life meanwhile.
 
         Where the file system has no locks, what the state file tells of another process must do; `warn` hears of it.
 
@@ -207,7 +209,24 @@ class State:
                 os.write(
                     file.fileno(), json.dumps({"host": socket.gethostname(), "pid": os.getpid(), **_job()}).encode()
                 )
+            with self._living():
+                yield
+
+    @contextmanager
+    def _living(self) -> Iterator[None]:
+        """Whoever compiles, probes or takes slow steps writes nothing for long, and is not gone."""
+        left = threading.Event()
+
+        def beat() -> None:
+            while not left.wait(BEAT):
+                with suppress(OSError):
+                    os.utime(self.folder / "state.json")
+
+        threading.Thread(target=beat, name="signs of life", daemon=True).start()
+        try:
             yield
+        finally:
+            left.set()
 
     def _holder(self) -> InUse:
         holder, _ = files.read_object(self.folder / "lock")
@@ -223,8 +242,8 @@ class State:
             if time.monotonic() >= until or now.get("time") != first.get("time"):
                 raise InUse(
                     f"the run folder {self.folder} seems in use (host {now.get('host')}, pid {now.get('pid')}); its "
-                    f"file system has no locks, so a run counts as gone when it wrote nothing for {STALE / 60:.0f} "
-                    "minutes"
+                    f"file system has no locks, so a run counts as gone when it gave no sign of life for "
+                    f"{STALE / 60:.0f} minutes"
                 )
             time.sleep(5)
 
@@ -232,14 +251,19 @@ class State:
         return files.read_object(self.folder / "launch.json", _is_launch)
 
     def _now(self) -> tuple[dict[str, Any], str]:
-        return files.read_object(self.folder / "state.json", _is_now)
+        path = self.folder / "state.json"
+        now, fault = files.read_object(path, _is_now)
+        if now:
+            with suppress(OSError):  # removed meanwhile
+                now["time"] = max(now.get("time") or 0, path.stat().st_mtime)
+        return now, fault
 
     def _attempts(self) -> tuple[list[dict[str, Any]], str]:
         return files.read_rows(self.folder / "attempts.jsonl", _is_attempt)
 
 
 def alive(now: dict[str, Any]) -> bool:
-    """Whether the process that wrote last still is; on another machine, whether it wrote within ten minutes."""
+    """Whether the process that wrote last still is; on another machine, whether it gave a sign within ten minutes."""
     if now.get("host") != socket.gethostname() or not now.get("pid"):
         return time.time() - (now.get("time") or 0) < STALE
     try:

@@ -27,7 +27,7 @@ from sslzoo.report.display import Display
 from sslzoo.run import parallel
 from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import LostContact, World
-from sslzoo.run.state import InUse, State
+from sslzoo.run.state import InUse, State, alive
 from sslzoo.run.stop import Stop, Stopped
 
 LINE = {"loss": 1.0, "images_per_second": 10.0, "data_wait": 0.0}
@@ -97,6 +97,29 @@ def test_without_locks_a_run_goes_on_and_another_that_moves_is_seen(tmp_path, mo
         pass
 
 
+def test_a_run_elsewhere_that_writes_nothing_for_long_lives_while_it_is_held(tmp_path, monkeypatch):
+    """Probing tells nothing: after ten minutes a run on another host was shown as lost."""
+    monkeypatch.setattr("sslzoo.run.state.BEAT", 0.01)
+    state, file = State(tmp_path), tmp_path / "state.json"
+
+    def falls_silent():
+        file.write_text(json.dumps({"state": "probing", "host": "elsewhere", "pid": 7, "time": 1000.0}))
+        os.utime(file, (1000, 1000))
+
+    falls_silent()
+    assert not alive(state.now)
+    with state.locked():
+        until = time.monotonic() + 20
+        while not alive(state.now) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert alive(state.now)
+        assert json.loads(file.read_text())["state"] == "probing"
+    time.sleep(0.1)
+    falls_silent()
+    time.sleep(0.1)
+    assert not alive(state.now)
+
+
 def test_without_locks_a_job_waits_until_the_one_before_counts_as_gone(tmp_path, monkeypatch):
     """As when a job was killed and its run is resumed by another, within ten minutes."""
 
@@ -117,6 +140,7 @@ def test_without_locks_a_job_waits_until_the_one_before_counts_as_gone(tmp_path,
     def wrote(moment):
         now = {"state": "running", "host": "elsewhere", "pid": 7, "job": "7", "time": moment}
         (tmp_path / "state.json").write_text(json.dumps(now))
+        os.utime(tmp_path / "state.json", (moment, moment))
 
     for name in ("time", "monotonic"):
         monkeypatch.setattr(time, name, lambda: clock[0])
