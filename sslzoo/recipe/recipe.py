@@ -518,7 +518,7 @@ def turns(recipe: Recipe, installed: Catalogue, epoch_steps: int) -> Iterator[tu
 def schedules(recipe: Recipe, installed: Catalogue) -> Iterator[tuple[str, Any]]:
     """Every key that takes a schedule, defaults included, as it would stand in YAML."""
     for key in keys(recipe, installed):
-        if key.declared is not None and signature.takes(key.declared.annotation, Schedule):
+        if key.declared is not None and signature.names(key.declared.annotation, Schedule):
             yield ".".join(key.place), key.value
     for pattern, factors in recipe.optim.get("groups", {}).items():
         for name, value in factors.items():

@@ -188,7 +188,12 @@ def plain(value: Any) -> Any:
 
 def takes(hint: Any, wanted: type) -> bool:
     """Whether a type is the one wanted, or has room for it."""
-    return hint in (wanted, Any) or any(takes(one, wanted) for one in typing.get_args(hint))
+    return names(hint, wanted) or names(hint, Any)
+
+
+def names(hint: Any, wanted: Any) -> bool:
+    """Whether a type is the one wanted, or is made of it."""
+    return hint is wanted or any(names(one, wanted) for one in typing.get_args(hint))
 
 
 def _bounds(metadata: Sequence[Any]) -> str:

@@ -10,7 +10,7 @@ from recipe_text import GOOD
 from sslzoo import PluginError, RecipeError, Schedule, UserError, catalogue
 from sslzoo.recipe.build import _moving, build, build_method, check
 from sslzoo.recipe.compare import differences
-from sslzoo.recipe.recipe import change, load, resolve
+from sslzoo.recipe.recipe import change, load, resolve, schedules
 from sslzoo.recipe.schedule import Duration
 from sslzoo.recipe.yamltext import value, written
 from sslzoo.run import parallel
@@ -431,6 +431,12 @@ def test_epochs_without_a_step_and_long_warmups_are_told_with_the_data(recipe):
             "the end of the warm-up of 9 steps of the piece from 400 steps on, at step 409",
         )
     ]
+
+
+def test_a_mapping_of_parts_is_no_schedule():
+    places = [place for place, _ in schedules(*load("combos/ijepa_dino"))]
+    assert "optim.lr" in places
+    assert "predictor.parts" not in places
 
 
 HIDE = ("use: multiblock, min_keep: 1", "use: random, hide: {}")
