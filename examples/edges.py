@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sslzoo import Mask, Patches, Rng, hookimpl
+from sslzoo.keys import Rate
 
 
 class Edges:
@@ -16,9 +17,7 @@ class Edges:
 
     ragged = False
 
-    def __init__(self, *, swap: float = 0.5) -> None:
-        if not 0 <= swap <= 1:
-            raise ValueError(f"swap: found {swap}; a share between 0 and 1")
+    def __init__(self, *, swap: Rate = 0.5) -> None:
         self.swap = swap
 
     def __call__(self, batch: int, grid: tuple[int, int], rng: Rng) -> Mask:
@@ -28,10 +27,8 @@ class Edges:
         size = int(min(inside.sum(), (~inside).sum()))
         if not size:
             raise ValueError(f"a grid of {grid[0]} x {grid[1]} has no inside")
-        shown = inside.flatten() ^ (rng.uniform() >= self.swap)[:, None]  # s N
-        order = rng.permutation(grid[0] * grid[1])  # chance says which of the longer set stay out
-        ranked = order.gather(1, shown.gather(1, order).int().argsort(dim=1, descending=True, stable=True))
-        return Mask(Patches(ranked[:, :size]), Patches(ranked.flip(1)[:, None, :size]))
+        shown = inside.flatten() ^ (rng.uniform() >= self.swap)[:, None]  # s N: which set, one number an image
+        return Mask(Patches(rng.choose(shown, size)), Patches(rng.choose(~shown, size)[:, None]))
 
 
 @hookimpl

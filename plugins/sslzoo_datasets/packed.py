@@ -24,7 +24,7 @@ Sample = dict[str, Any]  # shard, name; and by kind (image, cls, json) where it 
 
 
 class Shards:
-    """Tar shards in the webdataset layout: name.jpg beside name.cls or name.json; needs `sslzoo[shards]`.
+    """Tar shards in the webdataset layout: name.jpg beside name.cls or name.json; needs webdataset.
 
     Task: class, where samples have a .cls file, or a .json file with the key `label_key`: all of them, or none. The
     names of the classes are read from classes.json, a list beside the shards, where there is one.
@@ -113,7 +113,7 @@ def _class_names(path: Path) -> list[str]:
 
 
 class Parquet:
-    """Parquet tables in the Hugging Face layout: a column of image bytes and one of labels; needs `sslzoo[shards]`.
+    """Parquet tables in the Hugging Face layout: a column of image bytes and one of labels; needs pyarrow.
 
     Task: class, where the tables have the label column.
 
@@ -319,7 +319,8 @@ def _some(names: Sequence[str]) -> str:
 def _library(name: str) -> Any:
     from importlib import import_module
 
+    package = name.split(".")[0]
     try:
         return import_module(name)
     except ImportError:
-        raise ValueError(f"this data set needs {name.split('.')[0]}: pip install 'sslzoo[shards]'") from None
+        raise ValueError(f"this data set needs {package}: pip install {package}") from None

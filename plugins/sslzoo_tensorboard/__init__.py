@@ -1,4 +1,4 @@
-"""How do metrics get to TensorBoard? Into the run folder, if it is installed: `pip install sslzoo[tensorboard]`."""
+"""How do metrics get to TensorBoard? Into the run folder, if it is installed: `pip install tensorboard`."""
 
 from __future__ import annotations
 

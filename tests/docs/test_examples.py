@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,35 @@ def test_the_mask_of_the_authors_page_fails_as_it_says(tmp_path):
     for line in re.search(r"FAILED (.*?)```", page, flags=re.S)[0].splitlines()[1:3]:
         what, text = line.split(maxsplit=1)
         assert text.rstrip("`") in getattr(failed["reaches"], what)
+
+
+def test_the_mended_mask_of_the_authors_page_is_the_worked_one_and_is_right(tmp_path):
+    page = (ROOT / "docs" / "write-a-plugin.md").read_text()
+    broken = re.search(r"```python\n(import torch.*?)```", page, flags=re.S)[1]
+    mended = re.search(r"```python\n(size = int.*?)```", page, flags=re.S)[1]
+    head, tail = broken.split("        first, second", 1)[0], broken[broken.index("\n\n@hookimpl") :]
+    (tmp_path / "edges.py").write_text(head + textwrap.indent(mended, " " * 8) + tail)
+    part = catalogue([tmp_path / "edges.py"]).parts["masks"]["edges"]
+    assert testing.examine("masks", part.make).ok
+    assert textwrap.indent(mended, " " * 8) in (ROOT / "examples" / "edges.py").read_text()
+
+
+def test_the_page_of_data_makes_an_image_folder_of_cifar10(tmp_path, monkeypatch):
+    from PIL import Image
+
+    class CIFAR10(list):
+        classes = ("cat", "dog")
+
+        def __init__(self, root, *, train, download):
+            super().__init__((Image.new("RGB", (32, 32), (n, 0, 0)), n % 2) for n in range(4 if train else 2))
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", CIFAR10)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "data.md").read_text()
+    exec(re.search(r"```python\n(from pathlib.*?)```", page, flags=re.S)[1], {})
+    folder = catalogue().parts["datasets"]["folder"].make
+    train, test = (folder(root=tmp_path / "cifar10" / split) for split in ("train", "test"))
+    assert (len(train), len(test), train.class_names) == (4, 2, {"class": ("cat", "dog")})
+    assert sorted((train.label(i)["class"], train.image(i).getpixel((0, 0))[0]) for i in range(4)) == [
+        (0, 0), (0, 2), (1, 1), (1, 3),
+    ]  # fmt: skip
