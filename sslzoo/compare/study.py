@@ -140,7 +140,9 @@ def read(path: Path, out: Path | None = None, plugins: Sequence[Path] = ()) -> S
     if problems:
         raise text.error([Problem(p.place.lstrip("."), p.message) for p in problems])
     keys = Keys.model_construct(**values)
-    baseline, seeds = _baseline(keys, text), _seeds(keys, text)
+    baseline = _baseline(keys, text)
+    _refuse_names(keys, text)
+    seeds = _seeds(keys, text)
     files = [*((path.parent / one).resolve() for one in keys.plugins), *plugins]
     common = [*keys.set, *([f"evaluate={yamltext.written(keys.evaluate)}"] if keys.evaluate else [])]
     folder = out or Path("runs") / keys.study
@@ -175,11 +177,19 @@ def _baseline(keys: Keys, text: yamltext.Text) -> str:
         message = f"no variant is called {baseline!r}{did_you_mean(baseline, keys.variants)}"
         there = f"{message}\nvariants: {', '.join(keys.variants)}"
         raise text.error([Problem("baseline", there)])
+    return baseline
+
+
+def _refuse_names(keys: Keys, text: yamltext.Text) -> None:
+    """Each variant has a folder of its name."""
     wrong = [name for name in keys.variants if not _is_plain(name)]
     if wrong:
         message = f"found {wrong[0]!r}; letters, digits, '.', '-' and '_', for it names a folder"
         raise text.error([Problem("variants", message)])
-    return baseline
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and name[0].isalnum() and len(name) <= 80 and all(c.isalnum() or c in "._-" for c in name)
 
 
 def _seeds(keys: Keys, text: yamltext.Text) -> tuple[int, ...]:
@@ -190,15 +200,22 @@ def _seeds(keys: Keys, text: yamltext.Text) -> tuple[int, ...]:
     return seeds
 
 
-def _is_plain(name: str) -> bool:
-    return bool(name) and name[0].isalnum() and len(name) <= 80 and all(c.isalnum() or c in "._-" for c in name)
+@dataclass(frozen=True)
+class _Priced:
+    """A variant as it was written, and what a step of it costs."""
+
+    base: str
+    sets: list[str]
+    recipe: Recipe
+    installed: Catalogue
+    cost: Cost
 
 
 def _variants(
     keys: Keys, folder: Path, common: Sequence[str], files: Sequence[Path], baseline: str, kept: Path
 ) -> tuple[list[Variant], list[Problem]]:
     """Every variant with the changes that the budget asks for; the baseline's cost is the measure of all."""
-    found: dict[str, tuple[str, list[str], Recipe, Catalogue, Cost]] = {}
+    found: dict[str, _Priced] = {}
     bases: dict[str, Cost] = {}  # their own lengths
     problems: list[Problem] = []
     for name, given in keys.variants.items():
@@ -212,17 +229,16 @@ def _variants(
             base = _base(base, folder, files)
             recipe, installed = load(base, [*common, *own], files)
             cost = cost_of(recipe, installed, keys.budget, check(recipe, installed), kept)
-            found[name] = (base, own, recipe, installed, cost)
+            found[name] = _Priced(base, own, recipe, installed, cost)
             if base not in bases:
                 bases[base] = length_of(*load(base, common, files)) if own else cost
         except UserError as error:
             problems.append(Problem(place, str(error)))
     if problems:
         return [], problems
-    measure = found[baseline][-1]
     variants = []
-    for name, (base, own, recipe, installed, cost) in found.items():
-        steps = steps_for(cost, measure, keys.budget)
-        scaled = tuple(changes(recipe, installed, bases[base], cost, steps))
-        variants.append(Variant(name, base, tuple(own), scaled, steps, cost))
+    for name, one in found.items():
+        steps = steps_for(one.cost, found[baseline].cost, keys.budget)
+        scaled = tuple(changes(one.recipe, one.installed, bases[one.base], one.cost, steps))
+        variants.append(Variant(name, one.base, tuple(one.sets), scaled, steps, one.cost))
     return variants, []

@@ -12,6 +12,7 @@ from rich.table import Table
 from sslzoo.compare.fairness import Box
 from sslzoo.compare.statistics import Difference, Summary, difference, holm, p_wording, summary
 from sslzoo.evaluate.written import plain
+from sslzoo.report.doctor import GAIN
 from sslzoo.report.records import Record
 
 
@@ -140,7 +141,7 @@ def verdict(found: Comparison) -> list[str]:
         lines.append(f"Only {found.baseline} has finished runs with figures, so there is nothing to compare it with.")
     lines += _nearly(found)
     known = {name: [gain for gain in gains.values() if not math.isnan(gain)] for name, gains in found.gains.items()}
-    unlearnt = [name for name, gains in known.items() if gains and max(gains) <= 0.5]
+    unlearnt = [name for name, gains in known.items() if gains and max(gains) <= GAIN]
     if unlearnt:
         lines.append(f"Not above its untrained encoder on any figure: {', '.join(unlearnt)}.")
     return lines

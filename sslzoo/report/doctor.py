@@ -26,7 +26,7 @@ from sslzoo.report.records import Record
 from sslzoo.run.state import State
 
 FROZEN = 0.5  # share of its starting weights from which on a teacher counts as frozen
-GAIN = 0.5  # points of percent above the untrained encoder, below which nothing was learnt
+GAIN = 0.5  # points of percent that a figure must be above the untrained encoder's, else nothing was learnt
 RATE = 1e-2  # a learning rate that is far too high for AdamW: vision transformers train with 1e-4 to 2e-3
 
 
@@ -130,9 +130,8 @@ def _full_collapse(record: Record) -> Iterator[str]:
     ranks = _series(record, "rankme")
     if ranks and ranks[-1] <= limits().one:
         yield f"effective rank of the summaries is {ranks[-1]:.2f} (RankMe; 1 is all alike)"
-    for key in sorted({key for line in record.lines for key in line if key.endswith("/target_std")}):
-        spread = _series(record, key)
-        if spread and spread[-1] < limits().targets * max(spread):
+    for key, spread in _all_series(record, "/target_std"):
+        if spread[-1] < limits().targets * max(spread):
             yield f"{key} fell from {max(spread):.3g} to {spread[-1]:.3g}: targets of all patches are one point"
 
 
@@ -151,9 +150,8 @@ def _dimensional(record: Record) -> Iterator[str]:
     wide = f", of a width of {width}" if width else ""
     if ranks[-1] < limits().fell * max(ranks):
         yield f"effective rank fell from {max(ranks):.1f} to {ranks[-1]:.1f}{wide}"
-    for key in sorted({key for line in record.lines for key in line if key.endswith("/prediction_std")}):
-        spread = _series(record, key)
-        if spread and spread[-1] < limits().guesses * max(spread):
+    for key, spread in _all_series(record, "/prediction_std"):
+        if spread[-1] < limits().guesses * max(spread):
             fell = f"{key} fell from {max(spread):.3g} to {spread[-1]:.3g}"
             yield f"{fell}, at an effective rank of {ranks[-1]:.1f}{wide}"
 
@@ -164,10 +162,7 @@ def _not_learning(record: Record) -> Iterator[str]:
     for kind, figures in record.figures.items():
         before = record.untrained.get(kind, {})
         gains = {key: figures[key] - before[key] for key in figures if key.endswith("/top1") and key in before}
-        if gains and all(gain <= GAIN for gain in gains.values()):
-            best = max(gains, key=lambda key: gains[key])
-            what = f"no probe of the {kind} is {GAIN} points above the untrained encoder"
-            yield f"{what}; best: {best} {gains[best]:+z.1f}"
+        yield from _no_gain(f"no probe of the {kind}", gains)
 
 
 def _not_learning_yet(record: Record) -> Iterator[str]:
@@ -176,11 +171,16 @@ def _not_learning_yet(record: Record) -> Iterator[str]:
     if not probed or record.step < 0.1 * record.steps:
         return
     last = probed[-1]
-    gains = {key: last[key] - last[f"{key}/untrained"] for key in last if f"{key}/untrained" in last}
+    pairs = {key: (last[key], last[f"{key}/untrained"]) for key in last if f"{key}/untrained" in last}
+    gains = {key.removeprefix("probe/"): trained - untrained for key, (trained, untrained) in pairs.items()}
+    yield from _no_gain(f"no probe at step {last['step']:.0f}", gains)
+
+
+def _no_gain(which: str, gains: Mapping[str, float]) -> Iterator[str]:
+    """Where no probe gained anything, that and the best of them."""
     if gains and all(gain <= GAIN for gain in gains.values()):
         best = max(gains, key=lambda key: gains[key])
-        what = f"no probe at step {last['step']:.0f} is {GAIN} points above the untrained encoder"
-        yield f"{what}; best: {best.removeprefix('probe/')} {gains[best]:+z.1f}"
+        yield f"{which} is {GAIN} points above the untrained encoder; best: {best} {gains[best]:+z.1f}"
 
 
 _SIGNS = (
@@ -205,6 +205,13 @@ def _vital(record: Record) -> Iterator[str]:
                 yield f"{kind} {key.removesuffix('/top1')}: {value:.1f} %, untrained {before[key]:.1f} %"
     if not record.figures:
         yield "not probed yet, so whether it learns is not known: `sslzoo eval`"
+
+
+def _all_series(record: Record, ending: str) -> Iterator[tuple[str, Sequence[float]]]:
+    """Every metric of this ending that was ever finite, by its name."""
+    for key in sorted({key for line in record.lines for key in line if key.endswith(ending)}):
+        if values := _series(record, key):
+            yield key, values
 
 
 def _series(record: Record, key: str) -> Sequence[float]:

@@ -28,7 +28,6 @@ from sslzoo.run.monitor import evaluated_encoder, network_of
 from sslzoo.step import Method
 
 SEEN = 256  # test images that are shown to the encoder
-GAIN = 0.5  # points of percent that a figure of the trained encoder must be above the untrained one's to be told
 
 Lines = Sequence[Mapping[str, float]]
 
@@ -133,12 +132,12 @@ def _learned(figures: Columns) -> Iterator[str]:
     trained = next(column for name, column in figures.items() if name not in ("untrained", "chance"))
     gains = {name: trained[name] - figures["untrained"][name] for name in trained if name.endswith("/top1")}
     listed = lambda names: ", ".join(f"{name.removesuffix('/top1')} ({gains[name]:+z.1f})" for name in names)  # noqa: E731
-    better = [name for name in gains if gains[name] > GAIN]
+    better = [name for name in gains if gains[name] > doctor.GAIN]
     rest = [name for name in gains if name not in better]
     if better:
         yield f"Above the same encoder untrained, in points of percent: {listed(better)}."
     if rest:
-        yield f"Not above it by more than {GAIN}: {listed(rest)}."
+        yield f"Not above it by more than {doctor.GAIN}: {listed(rest)}."
     yield "One run: another seed may give other figures; sslzoo compare says how sure they are."
 
 

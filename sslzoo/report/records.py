@@ -183,40 +183,34 @@ def read(folder: Path, variant: str = "", asked: Mapping[str, Any] | None = None
     Raises:
         RunError: it holds no recipe that can be read.
     """
-    tree, fault = Folder(folder).tree()
+    there, state = Folder(folder), State(folder)
+    tree, fault = there.tree()
     if tree is None:
         raise RunError(fault or f"{folder} is not a run folder: it holds no recipe.yaml")
-    state, (lines, torn) = State(folder), Folder(folder).metrics.found()
-    now, attempts = state.now, state.attempts
-    last = int(lines[-1]["step"]) if lines else 0
-    starts = tuple(one["facts"] | {"from": one["from"]} for one in attempts if _are_facts(one.get("facts")))
-    facts = starts[-1] if starts else {}
-    rows, changed = files.read_rows(folder / "data.jsonl", files.typed(images=int, fingerprint=str))
-    known = [row for row in rows if "fingerprint" in row]
-    facts = facts | {"peak_memory": now.get("peak_memory")} | ({"data": known[-1]} if known else {})
+    (lines, torn), (data, changed) = there.metrics.found(), there.data()
+    now, last = state.now, int(lines[-1]["step"]) if lines else 0
+    starts = tuple(one["facts"] | {"from": one["from"]} for one in state.attempts if _are_facts(one.get("facts")))
+    facts = (starts[-1] if starts else {}) | {"peak_memory": now.get("peak_memory")} | ({"data": data} if data else {})
     try:
         evaluated, bad = written.read(folder, tree["name"], tree["run"]["seed"])
-        faults = tuple(one for one in (*state.faults, torn, changed, *bad) if one)
-        step, steps = now.get("step") or last, int(now.get("steps") or tree["run"].get("steps") or last)
+        step = now.get("step") or last
         fitting = [one for one in evaluated if one.step == step and (asked is None or one.answers(asked))]
         first = list(tree.get("targets") or {})  # of several teachers the first counts, as in pictures
         fitting.sort(key=lambda one: first.index(one.network) if one.network in first else len(first), reverse=True)
-        found = {kind(one.network): one for one in fitting}
-        name, own = variant or str(tree["name"]), now.get("state", "not started")
         made = Record(
-            folder,
-            name,
-            int(tree["run"]["seed"]),
-            tree,
-            own,
-            step,
-            steps,
-            facts,
-            starts,
-            Folder(folder).plugins,
-            tuple(lines),
-            found,
-            faults,
+            folder=folder,
+            variant=variant or str(tree["name"]),
+            seed=int(tree["run"]["seed"]),
+            tree=tree,
+            state=now.get("state", "not started"),
+            step=step,
+            steps=int(now.get("steps") or tree["run"].get("steps") or last),
+            facts=facts,
+            attempts=starts,
+            plugins=there.plugins,
+            lines=tuple(lines),
+            evaluated={kind(one.network): one for one in fitting},
+            faults=tuple(one for one in (*state.faults, torn, changed, *bad) if one),
         )
         _ = made.batch, made.kept, made.warm_up  # all that is asked of the recipe
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:

@@ -153,7 +153,7 @@ class Folder:
 
     def note_data(self, found: Mapping[str, Any], start: int, warn: Callable[[str], None]) -> None:
         """Writes down what the training data are, if the last line says otherwise; `warn` hears where none tells."""
-        rows, fault = files.read_rows(self.path / "data.jsonl", _is_identity)
+        rows, fault = self._data_lines()
         if fault or (start and not rows):
             damage = fault or f"{self.path / 'data.jsonl'} is gone"
             warn(f"warning: {damage}; whether the training data are those of before is not known")
@@ -168,8 +168,17 @@ class Folder:
         if "fingerprint" in self._data():
             files.append(self.path / "data.jsonl", [{"change": "allowed"}])
 
+    def data(self) -> tuple[dict[str, Any], str]:
+        """What the training data are (`data.identity`), empty where nothing tells; and what is wrong with the file."""
+        rows, fault = self._data_lines()
+        return next((row for row in reversed(rows) if "fingerprint" in row), {}), fault
+
+    def _data_lines(self) -> tuple[list[dict[str, Any]], str]:
+        return files.read_rows(self.path / "data.jsonl", _is_identity)
+
     def _data(self) -> dict[str, Any]:
-        rows = files.read_rows(self.path / "data.jsonl", _is_identity)[0]
+        """The last line: an identity, or that a change was allowed."""
+        rows = self._data_lines()[0]
         return rows[-1] if rows else {}
 
     def note(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
