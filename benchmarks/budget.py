@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from sslzoo.progress import Progress
 from sslzoo.recipe import build as parts
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.run.data import fake_batch
 from sslzoo.run.optim import trainable
@@ -111,7 +112,7 @@ def counted(name: str, images: int, sets: tuple[str, ...] = ()) -> Counts:
     """A recipe's step in bf16 for so many images, with the masks of its first step; FLOPs are the mean over draws."""
     recipe, installed = load(name, sets)
     with torch.device("meta"):
-        method, sources = parts._build(recipe, installed, [])
+        method, sources = parts.assemble(recipe, installed)
     batch = fake_batch(sources, method.student.encoder, images)
     with _Fake() as fake:
         method, batch = parts.build_method(recipe, installed), batch.map(fake.from_tensor)
@@ -121,7 +122,7 @@ def counted(name: str, images: int, sets: tuple[str, ...] = ()) -> Counts:
             loss.backward()
     learned = sum(parameter.numel() for _, parameter in trainable(method))
     followed = sum(x.numel() for target in method.targets.values() for x in target.parameters() if not x.requires_grad)
-    flops = parts.check(recipe, installed).flops * images
+    flops = check(recipe, installed).flops * images
     return Counts(images, flops, seen.kernels, seen.elementwise, learned, followed)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from sslzoo import catalogue
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load, names
 
 ROOT = Path(__file__).parents[1]

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.nn.functional import layer_norm, smooth_l1_loss
 
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.speed import STAGES, Result, matmul_rate
 

@@ -23,7 +23,8 @@ from torch import nn
 from sslzoo.contracts import Batch
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
-from sslzoo.recipe.build import build, build_optimizer, check
+from sslzoo.recipe.build import build, build_optimizer
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.run import data, loader, optim

@@ -15,8 +15,9 @@ from sslzoo.contracts import Batch
 from sslzoo.errors import Problem
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
-from sslzoo.recipe.build import Flow, build, build_optimizer, make
+from sslzoo.recipe.build import build, build_optimizer, make
 from sslzoo.recipe.compare import claim, refuse, refuse_foreign
+from sslzoo.recipe.fit import Flow
 from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import OptimKeys, Recipe, Run, resolve, turns
 from sslzoo.rng import derive_seed

@@ -26,7 +26,7 @@ def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_js
     """
     from sslzoo.cli import echo_json
     from sslzoo.evaluate.rehearse import absent, rehearse
-    from sslzoo.recipe.build import check
+    from sslzoo.recipe.fit import check
     from sslzoo.recipe.recipe import load
 
     read, installed = load(recipe, sets, plugins)

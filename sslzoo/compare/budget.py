@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sslzoo import files
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe import yamltext
-from sslzoo.recipe.build import Flow, build_sources
+from sslzoo.recipe.build import build_sources
+from sslzoo.recipe.fit import Flow
 from sslzoo.recipe.recipe import GROUPS, Recipe, resolve, schedules
 from sslzoo.recipe.schedule import Duration, Schedule
 

@@ -24,7 +24,7 @@ from sslzoo.compare.budget import Budget, Cost, changes, cost_of, length_of, ste
 from sslzoo.errors import Problem, UserError, did_you_mean, did_you_mean_beside
 from sslzoo.plugins import Catalogue, catalogue
 from sslzoo.recipe import signature, yamltext
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import Recipe, find, load
 
 METHOD = ("views", "masks", "predictor", "targets", "losses", "optim")  # what makes a method, with equal encoders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import yaml
 from torch import Tensor, nn
 
 from sslzoo.contracts import CPU, Dataset, View
-from sslzoo.errors import Problem, RecipeError, RunError
+from sslzoo.errors import Problem, RunError
 from sslzoo.evaluate.features import extract
 from sslzoo.evaluate.images import Images
 from sslzoo.evaluate.kept import Kept
 from sslzoo.plugins import Catalogue
-from sslzoo.recipe.build import build_method, make
+from sslzoo.recipe.build import attempt, build_method
 from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import Evaluate, Recipe, resolve
 from sslzoo.run import checkpoint
@@ -131,14 +132,7 @@ def bench(
     if settings is None:
         raise RunError("the recipe has no section evaluate: it names train and test data, a view and probes")
     problems: list[Problem] = []
-
-    def one(family: str, spec: Mapping[str, Any], place: str) -> Any:
-        try:
-            return make(installed, family, spec, place=place)
-        except RecipeError as error:
-            problems.extend(error.problems)
-            return None
-
+    one = partial(attempt, problems, installed)
     train: Any = one("datasets", settings.train, "evaluate.train")
     test: Any = one("datasets", settings.test, "evaluate.test")
     view = one("views", settings.view, "evaluate.view")

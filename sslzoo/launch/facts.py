@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sslzoo.recipe.build import Flow
+from sslzoo.recipe.fit import Flow
 from sslzoo.run.parallel import World
 
 PACKAGES = ("sslzoo", "torch", "torchvision", "timm", "numpy", "pillow")

@@ -21,8 +21,8 @@ from sslzoo.launch.job import Command, Job, Probing
 from sslzoo.launch.snapshot import Snapshot
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe import yamltext
-from sslzoo.recipe.build import check
 from sslzoo.recipe.compare import claim, refuse, refuse_upgrade
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import Recipe, load
 from sslzoo.run import checkpoint, data, parallel
 from sslzoo.run.folder import Folder

@@ -22,8 +22,8 @@ from sslzoo.launch.blame import blame, explain
 from sslzoo.launch.grace import Grace, kill_wait
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
-from sslzoo.recipe.build import Flow, check
 from sslzoo.recipe.compare import refuse_upgrade
+from sslzoo.recipe.fit import Flow, check
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.report.display import Display
 from sslzoo.run import checkpoint, parallel

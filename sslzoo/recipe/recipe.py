@@ -1,6 +1,6 @@
 """What does a recipe say? YAML to a Recipe: sections known, parts installed, keys and types right.
 
-The first two of three passes of validation: text and parts. The third, wiring, is `build.check`. Every pass collects
+The first two of three passes of validation: text and parts. The third, wiring, is `fit.check`. Every pass collects
 all its problems before it raises.
 """
 

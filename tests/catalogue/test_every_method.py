@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sslzoo import RecipeError, RunError, catalogue
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load, names
 from sslzoo.run import checkpoint
 from sslzoo.run.folder import Folder

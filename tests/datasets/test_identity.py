@@ -12,7 +12,7 @@ from PIL import Image
 
 from sslzoo import Free, RunError, catalogue
 from sslzoo.cli.options import allow_changed_data
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.recipe.signature import keys_of
 from sslzoo.run.data import identity

@@ -12,7 +12,7 @@ import pytest
 from sslzoo import RecipeError
 from sslzoo.cli import cli
 from sslzoo.plugins import catalogue
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load, names
 
 ROOT = Path(__file__).parents[2]

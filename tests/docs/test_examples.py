@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sslzoo import RecipeError, catalogue, testing
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.run.parallel import World
 from sslzoo.scaffold import write

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.run import parallel
 from sslzoo.train import Watch, train

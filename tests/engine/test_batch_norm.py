@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sslzoo import RecipeError
 from sslzoo.nn import BatchNorm, batch_norm_over_ranks
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 
 SHAPES = [(8, 5), (8, 5, 3)]

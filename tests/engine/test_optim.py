@@ -11,7 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from sslzoo import Progress, RecipeError, catalogue
-from sslzoo.recipe.build import build, build_optimizer, check
+from sslzoo.recipe.build import build, build_optimizer
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.run import checkpoint, optim
 from sslzoo.run.folder import Folder

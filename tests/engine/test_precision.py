@@ -7,7 +7,7 @@ from test_train import run
 
 from sslzoo import RunError
 from sslzoo.recipe import precision
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import World

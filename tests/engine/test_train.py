@@ -19,7 +19,8 @@ from driven import HERE, drive, losses, weights
 from toy_recipes import METHODS
 
 from sslzoo import Mask, Patches, RecipeError, RunError
-from sslzoo.recipe.build import build, check
+from sslzoo.recipe.build import build
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.run import checkpoint, data, parallel
 from sslzoo.run.folder import Folder

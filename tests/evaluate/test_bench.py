@@ -17,7 +17,7 @@ from sslzoo.compare.study import Cell
 from sslzoo.evaluate.bench import bench, matched
 from sslzoo.evaluate.rehearse import _labels, rehearse
 from sslzoo.evaluate.written import write
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.report.page import write as write_page
 from sslzoo.run.metrics import rankme

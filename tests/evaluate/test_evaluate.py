@@ -14,7 +14,8 @@ from sslzoo.evaluate.bench import bench, restored, untrained
 from sslzoo.evaluate.during import During
 from sslzoo.evaluate.features import extract
 from sslzoo.evaluate.figures import finish, probe
-from sslzoo.recipe.build import build, check, make
+from sslzoo.recipe.build import build, make
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.report.page import write
 from sslzoo.run.data import ready

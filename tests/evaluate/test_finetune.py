@@ -19,7 +19,7 @@ from sslzoo.evaluate.images import Images
 from sslzoo.evaluate.kept import Kept
 from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.plugins import catalogue
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.run.parallel import World
 from sslzoo.train import train

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_flatten
 import sslzoo.train as loop
 from sslzoo import speed
 from sslzoo.recipe import build as parts
-from sslzoo.recipe.build import Flow
+from sslzoo.recipe.fit import Flow
 from sslzoo.run import checkpoint, data, loader
 from sslzoo.run.parallel import World
 from sslzoo.step import Method
@@ -157,7 +157,7 @@ def shortened(recipe):
 def _batches(recipe: Any, catalogue: Any) -> list[data.Batch]:
     """A batch for each step: real masks, of changing context lengths, and empty pixels."""
     with torch.device("meta"):
-        method, sources = parts._build(recipe, catalogue, [])
+        method, sources = parts.assemble(recipe, catalogue)
     found, places = [], range(recipe.run.batch)
     for step in range(recipe.run.steps):
         groups = {}
@@ -175,7 +175,7 @@ def _anywhere(stand_in: StandIn, batches: list[data.Batch]) -> Iterator[tuple[An
 
     def build(recipe: Any, catalogue: Any) -> tuple[Method, data.Sources]:
         with torch.device(stand_in.kind):
-            method, sources = parts._build(recipe, catalogue, [])
+            method, sources = parts.assemble(recipe, catalogue)
         stand_in.method = method
         return method, data.Sources(_Pictures(), sources.views, sources.masks)  # type: ignore[arg-type]
 

@@ -9,7 +9,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch.distributed.device_mesh import init_device_mesh
 
 from sslzoo.plugins import catalogue
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load, names
 from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import World, data_parallel

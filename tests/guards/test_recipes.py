@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from sslzoo import catalogue
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load, names, resolve
 from sslzoo.run.folder import Folder
 from sslzoo.run.parallel import World

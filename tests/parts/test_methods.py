@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from sslzoo import catalogue
-from sslzoo.recipe import build, recipe
+from sslzoo.recipe import fit, recipe
 from sslzoo.recipe.recipe import names
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -29,7 +29,7 @@ def fragments():
 def test_every_fragment_takes_a_step_that_teaches_every_weight(text, tmp_path):
     # 96 pixels rather than 224 to be quick: a grid of 6 x 6 keeps fewer patches than the published floor.
     (tmp_path / "fragment.yaml").write_text(text.replace("min_keep: 10", "min_keep: 1") + REST)
-    flow = build.check(*recipe.load(str(tmp_path / "fragment.yaml")))
+    flow = fit.check(*recipe.load(str(tmp_path / "fragment.yaml")))
     assert not flow.unused
     assert flow.flops > 0
 

@@ -7,7 +7,7 @@ from recipe_text import GOOD
 
 from sslzoo import RecipeError
 from sslzoo.launch.work import work
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.run.stop import Stop
 

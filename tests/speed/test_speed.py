@@ -8,7 +8,7 @@ import torch
 
 from sslzoo import speed
 from sslzoo.cli import main
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.run.parallel import World
 

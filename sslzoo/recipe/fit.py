@@ -1,0 +1,338 @@
+"""Do the parts of a recipe fit? Checks the wiring; then rehearses one step on nothing.
+
+`check` is the third pass of validation: signals exist and agree, roles and masks suit, then one step forward and
+backward on the meta device, where tensors have shapes and no numbers. It opens no data set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sslzoo.contracts import Batch, Grid, Mask, letters
+from sslzoo.errors import Problem, RecipeError, RunError, UserError, did_you_mean
+from sslzoo.plugins import Catalogue
+from sslzoo.progress import Progress
+from sslzoo.recipe import shapes
+from sslzoo.recipe.build import assemble, located, make, no_signal, signals_of
+from sslzoo.recipe.recipe import Recipe, turns
+from sslzoo.rng import derive_seed
+from sslzoo.run import optim
+from sslzoo.run.data import Sources, Views, draw_mask, fake_batch
+from sslzoo.run.optim import trainable
+from sslzoo.step import Method, Term, compute_loss
+
+DRY_IMAGES = 2  # images of the rehearsal, at the most
+DRAWN_ROWS = 64  # masks are drawn for so many images at the most ...
+DRAWN_TOGETHER = 512  # ... or so many, where masks depend on those they are drawn with
+COUNTED_STEPS = 64  # for which masks are drawn, and whose mean the arithmetic is
+LONG_EPOCH = 10**6  # steps
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What a rehearsed step showed."""
+
+    rows: tuple[tuple[str, str, str], ...]  # part, shape, remark
+    parameters: Mapping[str, int]
+    flops: float  # of one image, forward and backward
+    unused: tuple[str, ...]  # parameters that no gradient reaches
+    width: int = 0  # of the encoder
+    images: int = DRY_IMAGES  # whose shapes these are
+
+    def __str__(self) -> str:
+        wide = [max(len(row[column]) for row in self.rows) for column in (0, 1)]
+        lines = [f"{name:<{wide[0]}}  {shape:<{wide[1]}}  {remark}".rstrip() for name, shape, remark in self.rows]
+        if self.unused:
+            lines.append(f"no gradient reaches {', '.join(self.unused)}")
+        return "\n".join(lines)
+
+
+def check(recipe: Recipe, installed: Catalogue) -> Flow:
+    """Checks the wiring and rehearses a step.
+
+    Raises:
+        RecipeError: everything that does not fit, at once.
+    """
+    with torch.device("meta"):
+        method, sources = assemble(recipe, installed)
+    problems = [*_wiring(recipe, installed, method, sources), *_moving(recipe, installed, method)]
+    if problems:
+        raise recipe.text.error(problems)
+    return _rehearse(recipe, method, sources)
+
+
+def _wiring(recipe: Recipe, installed: Catalogue, method: Method, sources: Sources) -> Iterator[Problem]:
+    signals = signals_of(method.student, dict(method.targets.items()))
+    masked = {name: sources.views[name] for name in recipe.masks if name in sources.views}
+    for name in recipe.masks:
+        if name not in sources.views:
+            close = did_you_mean(name, sources.views)
+            yield Problem(
+                f"masks.{name}", f"no group of views is called {name!r}{close}\nviews: {', '.join(sources.views)}"
+            )
+    for name in sources.views:
+        yield from _grid_and_masks(name, recipe, installed, method, sources)
+    names = [name for name, _ in trainable(method)]
+    for pattern in recipe.optim_keys.groups:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            some = ", ".join(names[:: max(1, len(names) // 4)])
+            yield Problem(f"optim.groups.{pattern}", f"matches no parameter that learns; they are called {some}, ...")
+    yield from _idle(recipe, method)
+    ragged = [name for name in masked if sources.masks[name].ragged]
+    if ragged and not method.student.encoder.ragged:
+        yield Problem(f"masks.{ragged[0]}", "contexts differ in length, which this encoder does not accept")
+    for name in {"encoder", "predictor"} & set(method.targets):
+        yield Problem(f"targets.{name}", f"{name!r} is the name of the {name}'s own signals; choose another")
+    readers = {views.role for views in sources.views.values()}
+    if not readers & {"context", "both"}:
+        yield Problem("views", "no group is read by the student: give one the role context or both")
+    if (recipe.run.micro or recipe.run.batch) < recipe.run.batch and (related := _relating(method)):
+        yield Problem(
+            "run.micro", f"{related} relates all images of a batch, so a batch cannot be split into micro-batches"
+        )
+    for name, term in method.terms.items():
+        yield from _term(name, term, signals, method, masked)
+
+
+def _grid_and_masks(
+    name: str, recipe: Recipe, installed: Catalogue, method: Method, sources: Sources
+) -> Iterator[Problem]:
+    """Whether images of a group make a grid, and masks can be drawn for it: all along the run, and where they turn."""
+    views, place = sources.views[name], f"views.{name}"
+    try:
+        grid = method.student.encoder.grid(views.view.size)
+        place = f"masks.{name}"
+        for at in _moments(recipe, installed, name) if name in sources.masks else ():
+            _draw(recipe, sources, name, grid, at)
+    except (ValueError, RunError) as error:
+        yield Problem(place, str(error))
+    except Exception as error:  # a plugin's own mistake, told as one
+        yield Problem(place, f"failed on images of {views.view.size}: {located(error)}")
+
+
+def _spread(recipe: Recipe) -> list[Progress]:
+    """Moments all along the run, its first and its last among them.
+
+    How many steps an epoch has is not known without the data; it is taken so that a run reaches as much as it may of
+    its schedules: one, or in a run of epochs very many.
+    """
+    epoch_steps = 1 if recipe.run.steps else LONG_EPOCH
+    steps = max(1, recipe.run.length(epoch_steps))
+    return [Progress(n * (steps - 1) // (COUNTED_STEPS - 1), steps, epoch_steps) for n in range(COUNTED_STEPS)]
+
+
+def _moments(recipe: Recipe, installed: Catalogue, name: str) -> list[Progress]:
+    """Moments for which masks of a group must be drawn: these, and around each turn of its schedules."""
+    found = _spread(recipe)
+    steps, epoch_steps = found[0].steps, found[0].epoch_steps
+    own = [step for place, _, step in turns(recipe, installed, epoch_steps) if place.startswith(f"masks.{name}.")]
+    around = sorted({step + more for step in own for more in (-1, 0)})
+    return [*found, *(Progress(step, steps, epoch_steps) for step in around if 0 <= step < steps)]
+
+
+def _draw(recipe: Recipe, sources: Sources, name: str, grid: Grid, at: Progress) -> Mask:
+    seed, rows = derive_seed(recipe.run.seed, name), range(_rows_drawn(recipe, sources))
+    return draw_mask(sources.masks[name], grid, seed, at, rows, sources.views[name].count)
+
+
+def _moving(recipe: Recipe, installed: Catalogue, method: Method) -> Iterator[Problem]:
+    """Whether the optimizer takes its keys, and weights can be split over ranks where that is asked for."""
+    if recipe.optim_keys.layer_decay < 1 and not optim.block_numbers(method.student.encoder):
+        text = f"found {recipe.optim_keys.layer_decay:g}, but this encoder has no blocks with parameters: accepted is 1"
+        yield Problem("optim.layer_decay", text)
+    groups = optim.groups(method, recipe.optim_keys)
+    for group in groups:  # fused kernels refuse meta tensors
+        group["params"] = [torch.zeros([1] * parameter.ndim) for parameter in group["params"]]
+    try:
+        optimizer = make(installed, "optimizers", recipe.optim, groups, place="optim")
+    except RecipeError as error:
+        yield from error.problems
+        return
+    if recipe.run.shard > 1:
+        if not getattr(optimizer, "shards", False):
+            yield Problem("run.shard", f"the optimizer {recipe.optim['use']} needs whole weights: accepted is 1")
+        for name, parameter in trainable(method):
+            if not parameter.ndim:
+                yield Problem("run.shard", f"{name} is a single number (0-d), which cannot be split: give it shape [1]")
+
+
+def _idle(recipe: Recipe, method: Method) -> Iterator[Problem]:
+    """A run in which nothing learns: every loss weighs nothing, or no parameter moves."""
+    if method.terms and all(term.weight.is_zero for term in method.terms.values()):
+        place = f"losses.{next(iter(method.terms))}.weight"
+        yield Problem(place, "nothing learns: every loss has the weight 0 at every step; accepted is another for one")
+    keys = recipe.optim_keys
+    if keys.lr.is_zero:
+        yield Problem("optim.lr", "nothing learns: the learning rate is 0 at every step")
+    elif all(any(one.lr.is_zero for one in group["factors"]) for group in optim.groups(method, keys)):
+        still = next(pattern for pattern, one in keys.groups.items() if one.lr.is_zero)
+        yield Problem(f"optim.groups.{still}.lr", "nothing learns: every parameter's learning rate is multiplied by 0")
+
+
+def _relating(method: Method) -> str:
+    """The first module that relates the images of a batch to each other (losses, batch norms), by its place."""
+    found = (name for name, module in method.named_modules() if getattr(module, "whole_batch", False))
+    return next(found, "").removeprefix("student.")
+
+
+def _term(
+    name: str, term: Term, signals: Mapping[str, Any], method: Method, masked: Mapping[str, Views]
+) -> Iterator[Problem]:
+    place, loss = f"losses.{name}", method.losses[name]
+    predicted = signals[term.predict]
+    read = masked if predicted.kind == "patch" else [views for views in masked.values() if views.role != "target"]
+    if predicted.kind != "image" and not read:
+        what = "hidden patches" if predicted.kind == "patch" else "patches that the student saw"
+        yield Problem(f"{place}.predict", f"{term.predict} speaks of {what}, but there is no section masks")
+    if term.target is None:
+        if loss.needs_target:
+            yield Problem(place, "this loss needs the key target")
+        return
+    if term.target not in signals:
+        yield no_signal(f"{place}.target", term.target, signals)
+        return
+    wanted = signals[term.target]
+    if (wanted.kind, wanted.width) != (predicted.kind, predicted.width):
+        yield Problem(
+            place,
+            f"{term.predict} is {predicted.kind} of width {predicted.width}, "
+            f"{term.target} is {wanted.kind} of width {wanted.width}",
+        )
+    if wanted.ids != getattr(loss, "class_ids", False):
+        found, read = ("class ids", "rows of numbers") if wanted.ids else ("rows of numbers", "class ids")
+        yield Problem(place, f"{term.target} holds {found}, but this loss reads {read} as its target")
+    if wanted.kind == "patch" and not term.target.startswith("predictor."):
+        for group, views in masked.items():
+            if views.role != "both":
+                yield Problem(
+                    f"views.{group}.role", f"found {views.role}; a group with patch targets has the role both"
+                )
+
+
+def _rows_drawn(recipe: Recipe, sources: Sources) -> int:
+    """Images whose masks are drawn together: the real micro-batch, where it matters and is not very large."""
+    together = any(getattr(sampler, "batchwise", False) for sampler in sources.masks.values())
+    most = DRAWN_TOGETHER if together else DRAWN_ROWS
+    return min(recipe.run.micro or recipe.run.batch, recipe.run.batch, most)
+
+
+def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[Progress, float]:
+    """The moment whose masks come nearest to the mean in arithmetic, and the mean over many draws in units of it.
+
+    Arithmetic goes nearly as weights times tokens: the encoder's by patches seen, the predictor's by patches seen and
+    asked for by each block; a teacher sees everything, forward only.
+    """
+    encoder, predictor = _count(method.student.encoder), _count(method.student.predictor)  # type: ignore[arg-type]
+    teachers = sum(hasattr(target, "encoder") for target in method.targets.values())
+    moments, grids = _spread(recipe), sources.grids(method.student.encoder)
+    work = torch.ones(len(moments), dtype=torch.double)
+    for name in sources.masks:
+        whole = _rows_drawn(recipe, sources) * sources.views[name].count * math.prod(grids[name])
+        for number, at in enumerate(moments):
+            mask = _draw(recipe, sources, name, grids[name], at)
+            seen, asked = mask.context.index.numel(), mask.target.index.numel()
+            blocks = mask.target.index.shape[1]
+            work[number] += encoder * seen + predictor * (seen * blocks + asked) + teachers * encoder * whole / 3
+    number = int((work - work.mean()).abs().argmin())
+    return moments[number], (work.mean() / work[number]).item()
+
+
+def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
+    drawn, seed = _rows_drawn(recipe, sources), recipe.run.seed
+    images = min(DRY_IMAGES, drawn)
+    typical, mean = _typical(recipe, method, sources)
+    batch = fake_batch(sources, method.student.encoder, images, "meta", seed=seed, at=typical, drawn=drawn)
+    at = Progress(0, 1)
+    seen: dict[str, str] = {}
+    with _shapes(method, seen), FlopCounterMode(display=False) as counter:
+        try:
+            loss, _ = compute_loss(method, batch, at)
+            loss.backward()
+        except shapes.WrongShape as wrong:
+            raise recipe.text.error([Problem(seen["last"], str(wrong))]) from wrong
+        except UserError:
+            raise
+        except Exception as error:  # a plugin's own mistake, whatever it raised
+            where = seen.get("last", "the step")
+            raise recipe.text.error([Problem(where, f"failed in a rehearsed step: {located(error)}")]) from error
+    unused = tuple(name for name, parameter in trainable(method) if parameter.grad is None)
+    counts = {name: _count(part) for name, part in _named(method).items()}
+    rows, flops = tuple(_rows(recipe, batch, method, counts, seen)), counter.get_total_flops() / images * mean
+    return Flow(rows, counts, flops, unused, method.student.encoder.width, images)
+
+
+@contextmanager
+def _shapes(method: Method, seen: dict[str, str]) -> Iterator[None]:
+    """Notes the shapes that parts return, and which part was entered last."""
+    hooks = []
+    for name, part in _named(method).items():
+
+        def enter(_module: nn.Module, _given: Any, name: str = name) -> None:
+            seen["last"] = name
+
+        def leave(module: nn.Module, given: Any, out: Any, name: str = name) -> None:
+            seen["last"] = name
+            shapes.check(name.split(".")[0], module, given, out)
+            seen[name] = _shape_of(out)
+
+        hooks += [part.register_forward_pre_hook(enter), part.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _shape_of(out: Any) -> str:
+    if isinstance(out, Mapping):
+        return ", ".join(f"{name} {letters(value)}" for name, value in out.items())
+    return letters(out.patches) if hasattr(out, "patches") else ""
+
+
+def _named(method: Method) -> dict[str, nn.Module]:
+    named: dict[str, nn.Module] = {"encoder": method.student.encoder, "predictor": method.student.predictor}  # type: ignore[dict-item]
+    named |= {f"targets.{name}": target for name, target in method.targets.items()}
+    return named | {f"losses.{name}": loss for name, loss in method.losses.items()}
+
+
+def _count(part: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in part.parameters())
+
+
+def _rows(
+    recipe: Recipe, batch: Batch, method: Method, counts: Mapping[str, int], seen: Mapping[str, str]
+) -> Iterator[tuple[str, str, str]]:
+    for name, group in batch.groups.items():
+        grid = method.student.encoder.grid((group.pixels.shape[-2], group.pixels.shape[-1]))
+        yield name, letters(group.pixels), f"grid {grid[0]} x {grid[1]}, read by {_READERS[group.role]}"
+        if group.mask is not None:
+            context, target = group.mask.context.index, group.mask.target.index
+            use = recipe.masks[name]["use"]
+            yield (
+                f"  {use}",
+                f"context {letters(context)}, target {letters(target)}",
+                "lengths may differ from step to step",
+            )
+    specs = {"encoder": recipe.encoder, "predictor": recipe.predictor}
+    specs |= {f"targets.{name}": spec for name, spec in recipe.targets.items()}
+    for name, spec in specs.items():
+        yield (
+            f"{name.removeprefix('targets.')} {spec['use']}",
+            seen.get(name, ""),
+            f"{counts[name] / 1e6:.1f} M parameters",
+        )
+    for name, term in method.terms.items():
+        arrow = term.predict if term.target is None else f"{term.predict} -> {term.target}"
+        yield f"{name} {recipe.losses[name]['use']}", arrow, ""
+
+
+_READERS = {"context": "the student", "target": "the teacher", "both": "both"}
