@@ -43,7 +43,7 @@ def command(
     from sslzoo.evaluate.bench import bench, restored, untrained
     from sslzoo.evaluate.figures import probe, table
     from sslzoo.recipe.recipe import load_run
-    from sslzoo.run.monitor import network_of
+    from sslzoo.run.networks import network_of
     from sslzoo.run.parallel import join
 
     recipe, installed = load_run(run, sets, plugins)

@@ -16,7 +16,7 @@ from sslzoo.evaluate.bench import bench, untrained
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.run.data import spread
-from sslzoo.run.monitor import evaluated_encoder
+from sslzoo.run.networks import evaluated_encoder
 from sslzoo.run.stop import Stop
 from sslzoo.step import Method
 

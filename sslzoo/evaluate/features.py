@@ -16,7 +16,7 @@ from sslzoo.rng import derive_seed
 from sslzoo.run.compiling import eager
 from sslzoo.run.data import look, read, ready
 from sslzoo.run.loader import passed
-from sslzoo.run.monitor import evaluating
+from sslzoo.run.networks import evaluating
 
 Labels = dict[str, Tensor]
 OWN = "x"  # the recipe's own pooling

@@ -15,7 +15,7 @@ from sslzoo.evaluate.kept import Kept
 from sslzoo.evaluate.written import Columns, write
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe, resolve, versions
-from sslzoo.run.monitor import evaluated_encoder, network_of, of_kind
+from sslzoo.run.networks import evaluated_encoder, network_of, of_kind
 from sslzoo.step import Method
 
 

@@ -22,7 +22,7 @@ from sslzoo.recipe.build import build_method, located, make
 from sslzoo.recipe.recipe import Evaluate, Recipe
 from sslzoo.recipe.signature import expand, keys_of, takes
 from sslzoo.run.data import look, read
-from sslzoo.run.monitor import evaluated_encoder
+from sslzoo.run.networks import evaluated_encoder
 
 PATIENCE = 10.0  # seconds that a look at all labels of a data set may take
 

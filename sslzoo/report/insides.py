@@ -18,7 +18,7 @@ from sslzoo.report import masks
 from sslzoo.report.charts import SVG, Chart, Rows, chart
 from sslzoo.run.compiling import eager
 from sslzoo.run.data import draw_mask
-from sslzoo.run.monitor import device_of, evaluating, summaries
+from sslzoo.run.networks import device_of, evaluating, summaries
 
 SHOWN = 6  # images in a row
 ASKED = 4  # images whose neighbors are shown

@@ -24,7 +24,7 @@ from sslzoo.report.insides import Look
 from sslzoo.report.predictions import of_predictions
 from sslzoo.run.data import first_views
 from sslzoo.run.folder import Folder
-from sslzoo.run.monitor import evaluated_encoder, network_of
+from sslzoo.run.networks import evaluated_encoder, network_of
 from sslzoo.step import Method
 
 SEEN = 256  # test images that are shown to the encoder

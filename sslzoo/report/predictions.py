@@ -18,7 +18,7 @@ from sslzoo.recipe.recipe import Recipe
 from sslzoo.report.charts import SVG, Chart, Rows, chart
 from sslzoo.report.insides import SHOWN, THUMB, boards, pictures
 from sslzoo.run import data, loader
-from sslzoo.run.monitor import device_of, evaluating
+from sslzoo.run.networks import device_of, evaluating
 from sslzoo.run.parallel import World
 from sslzoo.step import Method, encode_and_predict, sequences
 

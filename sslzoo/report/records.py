@@ -22,7 +22,7 @@ from sslzoo.progress import Progress
 from sslzoo.recipe.compare import leaves
 from sslzoo.recipe.schedule import Schedule
 from sslzoo.run.folder import Folder
-from sslzoo.run.monitor import kind
+from sslzoo.run.networks import kind
 from sslzoo.run.state import State
 
 
