@@ -13,8 +13,6 @@ from PIL import ExifTags, Image, ImageOps
 from sslzoo import Photo
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
-
-
 DECODER = "simplejpeg"  # of a Photo; noted in runs, since other pixels are other data
 
 

@@ -52,9 +52,8 @@ class Decoder(nn.Module):
         for block in blocks:
             x = block(x)
         # Only the targets are read in the end, so only they ask in the last block.
-        guess = target.flat(
-            last(target.take(x[:, ahead:]).flatten(1, 2), source=x).unflatten(1, target.index.shape[1:])
-        )
+        asked = last(target.take(x[:, ahead:]).flatten(1, 2), source=x)  # s (m q) w
+        guess = target.flat(asked.unflatten(1, target.index.shape[1:]))
         return {"patch": self.decoder_pred(self.decoder_norm(guess))}
 
     def _everywhere(self, seen: Tensor, tokens: Tokens) -> Tensor:

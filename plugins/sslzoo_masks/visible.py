@@ -8,7 +8,6 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from sslzoo import Grid, Mask, Patches, Rng, Schedule
 from sslzoo.blocks import covered, share_of
@@ -23,16 +22,9 @@ def copied(copies: int, batch: int, draw: Callable[[], Mask]) -> Mask:
     if copies == 1:
         return draw()
     drawn = [draw() for _ in range(copies)]
-    context, target = (torch.cat([part(mask) for mask in drawn]) for part in (_context, _target))
+    context = torch.cat([mask.context.index for mask in drawn])
+    target = torch.cat([mask.target.index for mask in drawn])
     return Mask(Patches(context), Patches(target), torch.arange(batch).repeat(copies))
-
-
-def _context(mask: Mask) -> Tensor:
-    return mask.context.index
-
-
-def _target(mask: Mask) -> Tensor:
-    return mask.target.index
 
 
 class VisibleBlock:
@@ -96,7 +88,8 @@ class VisibleSquares:
         return copied(self.copies, batch, lambda: self._one(batch, grid, rng, hidden))
 
     def _one(self, batch: int, grid: Grid, rng: Rng, hidden: int) -> Mask:
-        shown, whole = grid[0] * grid[1] - hidden, grid[0] * grid[1]
+        whole = grid[0] * grid[1]
+        shown = whole - hidden
         many = 4 * -(-shown // self.side**2)  # squares, of which as many count as are needed
         corner = (rng.uniform(many, 2) * (torch.tensor(grid) + self.side - 1)).long() - (self.side - 1)
         seen = torch.zeros(batch, whole, dtype=torch.bool)

@@ -100,13 +100,10 @@ class Heads:
             raise RunError(f"the probe heads needs 3 training images, one of them held out; found {len(order)}")
         figures: dict[str, float | Tensor] = {}
         for task, classes in train.tasks.items():
-            heads = self.trained(train, task, used, classes, seed)
-            there = {n: told(heads[n], train.pools[kind.features][aside], train.device) for n, kind in self._numbered()}
-            chosen = [percent(there[n] == train.labels[task][aside]) for n, _ in self._numbered()]
-            right = [
-                told(heads[n], test.pools[kind.features], train.device) == test.labels[task]
-                for n, kind in self._numbered()
-            ]
+            heads = list(zip(self.trained(train, task, used, classes, seed), self.kinds, strict=True))
+            there = [told(head, train.pools[kind.features][aside], train.device) for head, kind in heads]
+            chosen = [percent(one == train.labels[task][aside]) for one in there]
+            right = [told(head, test.pools[kind.features], train.device) == test.labels[task] for head, kind in heads]
             best = chosen.index(max(chosen))
             kind = self.kinds[best]
             figures |= {f"{task}/top1": percent(right[best]), f"{task}/correct": right[best]}
@@ -148,9 +145,6 @@ class Heads:
         if self.optimizer == "lars":
             return Lars([one | {"always_adapt": one["adapt"]} for one in groups], momentum=self.momentum)  # pyright: ignore
         return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.momentum > 0)
-
-    def _numbered(self) -> Iterator[tuple[int, Kind]]:
-        return iter(enumerate(self.kinds))
 
     def _batches(self, used: Tensor, epoch: int, seed: int) -> Iterator[tuple[float, Tensor]]:
         """The share of training that is done, and the rows of a step; a last row alone is left out (batch norm)."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Grid
+from sslzoo.contracts import true_entries
 from sslzoo.nn import DropPath, attention, splits
 
 EPS = 1e-5
@@ -48,7 +49,7 @@ def positions_around(positions: Tensor, length: Tensor | None, count: int) -> Te
     """Positions of registers, in equal steps around the box of what is seen: [s k 2] -> [s count 2]."""
     low, high = positions, positions
     if length is not None:
-        padding = (torch.arange(positions.shape[1], device=positions.device) >= length[:, None])[..., None]
+        padding = ~true_entries(length, positions.shape[1])[..., None]
         low, high = positions.masked_fill(padding, math.inf), positions.masked_fill(padding, -math.inf)
     low, high = low.amin(1, keepdim=True), high.amax(1, keepdim=True)
     walk = 4 * torch.arange(count, device=positions.device) / max(1, count)

@@ -133,12 +133,12 @@ class ViT(nn.Module):
         else:
             x = self.patch_embed(x) + position
         x, outs, ahead = self._blocks(x, grid, index, length, layers, mlp)
-        ahead_of = tuple(out[:, :ahead] for out in outs) if ahead else ()
+        prefixes = tuple(out[:, :ahead] for out in outs) if ahead else ()
         outs = tuple(out[:, ahead:] for out in outs)
         x = self.norm(x)
         prefix, patches = (x[:, :ahead], x[:, ahead:]) if ahead else (None, x)
         summary = x[:, 0] if self.cls_token is not None else mean_of(patches, length)
-        return Tokens(patches, index, summary, grid, prefix, outs, length, ahead_of)
+        return Tokens(patches, index, summary, grid, prefix, outs, length, prefixes)
 
     def _blocks(
         self, x: Tensor, grid: Grid, index: Tensor, length: Tensor | None, layers: int, mlp: bool

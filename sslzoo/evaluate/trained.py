@@ -15,7 +15,7 @@ from sslzoo.evaluate.bench import restored
 from sslzoo.recipe.build import make
 from sslzoo.recipe.recipe import load_run
 from sslzoo.run.data import ready
-from sslzoo.run.monitor import evaluated_encoder
+from sslzoo.run.networks import evaluated_encoder
 
 
 def load_encoder(run: str | os.PathLike[str], network: str | None = None, step: int | None = None) -> nn.Module:

@@ -10,7 +10,7 @@ import sslzoo
 from sslzoo import PluginError, RunError, UserError
 from sslzoo.evaluate.bench import bench
 from sslzoo.evaluate.features import extract
-from sslzoo.recipe.build import check
+from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.run.parallel import World
 from sslzoo.train import train
