@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslzoo.contracts import Encoder, Grid, Patches, Tokens
+from sslzoo.contracts import Encoder, Grid, Patches, Tokens, true_entries
 from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
 from sslzoo.testing.scene import as_moved, elsewhere, equal, kept, restored, seeded, size_of, steady, stirred, unreached
 
@@ -112,8 +112,7 @@ def hidden(make: Make) -> None:
             top, left = index // grid[1] * high, index % grid[1] * wide
             changed[row, :, top : top + high, left : left + wide] += 5.0
     again = _said(part, changed, context)
-    seen = {"patches": once.patches, "summary": once.summary}, {"patches": again.patches, "summary": again.summary}
-    found = equal(*seen, 1e-5)
+    found = equal(_parts(once), _parts(again), 1e-5)
     if found:
         raise Violation(
             "the same tokens when hidden pixels change", found, f"grid {grid}, {context.index.shape[1]} seen"
@@ -210,14 +209,12 @@ def ragged(make: Make) -> None:
         raise Skip("declares ragged = False")
     full = _some(grid, 0.75).index
     length = torch.tensor([full.shape[1], max(1, full.shape[1] * 2 // 3)])
-    short = torch.where(torch.arange(full.shape[1]) < length[:, None], full, full[:, :1])
+    short = torch.where(true_entries(length, full.shape[1]), full, full[:, :1])
     pixels = _pixels(size)
     both = _said(part, pixels, Patches(short, length))
-    keep = int(length[1])
-    alone = _said(part, pixels[1:], Patches(full[1:, :keep]))
-    keep = alone.patches.shape[1]  # all patches, where hidden ones are filled
-    wanted = {"patches": alone.patches, "summary": alone.summary}
-    found = equal(wanted, {"patches": both.patches[1:, :keep], "summary": both.summary[1:]}, 1e-4)
+    lone = _said(part, pixels[1:], Patches(full[1:, : int(length[1])]))
+    count = lone.patches.shape[1]  # all patches, where hidden ones are filled
+    found = equal(_parts(lone), {"patches": both.patches[1:, :count], "summary": both.summary[1:]}, 1e-4)
     if found:
         raise Violation(
             "the tokens of the short context alone", f"{found}: padding is read", f"lengths {length.tolist()}"

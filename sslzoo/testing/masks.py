@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslzoo.contracts import Grid, Mask, MaskSampler, Patches
+from sslzoo.contracts import Grid, Mask, MaskSampler, Patches, true_entries
 from sslzoo.rng import Rng
 from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers, patience
 
@@ -376,8 +376,8 @@ def _maps(make: Make) -> Iterator[tuple[Grid, tuple[Tensor, Tensor]]]:
 
 def _true(patches: Patches) -> Tensor:
     """Which entries are no padding: broadcasts to the index."""
-    column = torch.arange(patches.index.shape[-1])
-    return column >= 0 if patches.length is None else column < patches.length[..., None]
+    most = patches.index.shape[-1]
+    return torch.ones(most, dtype=torch.bool) if patches.length is None else true_entries(patches.length, most)
 
 
 def _covers(patches: Patches, grid: Grid) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslzoo.contracts import Patches, Predictor, Tokens
+from sslzoo.contracts import Patches, Predictor, Tokens, true_entries
 from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
 from sslzoo.testing.scene import (
     AT,
@@ -195,7 +195,7 @@ def ragged_target(make: Make) -> None:
     part = _part(make)
     seen, asked, where = _whole(part)
     length = torch.tensor([[4, 2], [0, 0], [1, 3]])
-    short = Patches(torch.where(torch.arange(4) < length[..., None], asked.index, asked.index[..., :1]), length)
+    short = Patches(torch.where(true_entries(length, 4), asked.index, asked.index[..., :1]), length)
     rows = _patches(part, seen, short)
     for name, x in rows.items():
         if len(x) != short.count:

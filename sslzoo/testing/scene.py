@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sslzoo.contracts import Batch, Grid, Group, Mask, Pairing, Patches, Reading, Signal, Student, Tokens
+from sslzoo.contracts import Batch, Grid, Group, Mask, Pairing, Patches, Reading, Signal, Student, Tokens, true_entries
 from sslzoo.nn import patchify
 from sslzoo.progress import Progress
 from sslzoo.recipe.shapes import wanted_shape
+from sslzoo.run.data import pair, weigh
+from sslzoo.run.parallel import World
+from sslzoo.step import encode_and_predict
 from sslzoo.testing.report import Make, Violation, raised
 
 AT = Progress(3, 10, 5)
@@ -88,7 +92,7 @@ def tokens(rows: int, seen: int, grid: Grid = (4, 4), width: int = WIDTH, length
     index = torch.stack([torch.randperm(grid[0] * grid[1], generator=rng)[:seen] for _ in range(rows)])
     x = torch.randn(rows, seen, width, generator=rng)
     if length is not None:
-        short = torch.arange(seen) >= length[:, None]
+        short = ~true_entries(length, seen)
         index = torch.where(short, index[:, :1], index)
         x = torch.where(short[..., None], x[:, :1], x)
     return Tokens(x, index, x.mean(1), grid, length=length)
@@ -103,9 +107,6 @@ def targets(rows: int, blocks: int, size: int, whole: int = 16) -> Patches:
 
 def batch(images: int = 3, views: int = 1, side: int = 4 * PATCH, role: Any = "both") -> Batch:
     """Random images with random masks on a grid of 4 x 4, paired and weighted as the engine does."""
-    from sslzoo.run.data import pair, weigh
-    from sslzoo.run.parallel import World
-
     rng = torch.Generator().manual_seed(3)
     pixels = torch.randn(views, images, 3, side, side, generator=rng)
     whole = (side // PATCH) ** 2
@@ -117,8 +118,6 @@ def batch(images: int = 3, views: int = 1, side: int = 4 * PATCH, role: Any = "b
 
 def reading(who: Student, given: Batch) -> Reading:
     """What a student says of a batch."""
-    from sslzoo.step import encode_and_predict
-
     return encode_and_predict(who, given, AT)
 
 
@@ -257,8 +256,6 @@ def as_two_ranks(work: Callable[[int], Any], make: Make) -> list[Any]:
     Raises:
         Violation: the part raised an error there.
     """
-    import multiprocessing
-
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         pipes = [fork.Pipe() for _ in range(2)]
