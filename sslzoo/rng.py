@@ -17,19 +17,20 @@ from torch import Tensor
 
 from sslzoo.progress import Progress
 
-_WEYL = np.uint64(0x9E3779B97F4A7C15)  # odd constant near 2^64 / golden ratio: SplitMix64's increment
-_ROUND_1, _ROUND_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+# SplitMix64 (Steele, Lea, Flood 2014): its increment, near 2^64 / golden ratio, and its two factors.
+_INCREMENT, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_BITS = 0xFFFFFFFFFFFFFFFF  # of a word
 
 
 def _hash(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
-    x = (x ^ (x >> np.uint64(30))) * _ROUND_1
-    x = (x ^ (x >> np.uint64(27))) * _ROUND_2
+    """SplitMix64's finaliser: every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
     return x ^ (x >> np.uint64(31))
 
 
 def _absorb(state: np.ndarray, word: np.ndarray) -> np.ndarray:
-    return _hash((state ^ _hash(word + _WEYL)) + _WEYL)
+    return _hash((state ^ _hash(word + np.uint64(_INCREMENT))) + np.uint64(_INCREMENT))
 
 
 def _words(x: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -41,15 +42,15 @@ def derive_seed(*words: int | str) -> int:
     state = 0
     for word in words:
         number = int.from_bytes(blake2b(word.encode(), digest_size=8).digest()) if isinstance(word, str) else word
-        state = _hash_int((state ^ _hash_int(number + 0x9E3779B97F4A7C15)) + 0x9E3779B97F4A7C15)
+        state = _hash_int((state ^ _hash_int(number + _INCREMENT)) + _INCREMENT)
     return state >> 1
 
 
 def _hash_int(x: int) -> int:
-    # The same finaliser on Python's integers: far quicker than numpy for one number.
-    x &= 0xFFFFFFFFFFFFFFFF
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    """The same finaliser on one of Python's integers, for which numpy is slow."""
+    x &= _BITS
+    x = ((x ^ (x >> 30)) * _FIRST) & _BITS
+    x = ((x ^ (x >> 27)) * _SECOND) & _BITS
     return x ^ (x >> 31)
 
 
@@ -96,7 +97,7 @@ class Rng:
     def _bits(self, *shape: int) -> np.ndarray:
         self._draws += 1
         rows = _absorb(self._state, _words([self._draws]))
-        lanes = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.uint64) * _WEYL
+        lanes = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.uint64) * np.uint64(_INCREMENT)
         return _hash(rows[:, None] + lanes).reshape(len(rows), *shape)
 
     def uniform(self, *shape: int) -> Tensor:
