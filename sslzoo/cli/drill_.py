@@ -39,18 +39,18 @@ def command(
       sslzoo drill tiny/ijepa
       sslzoo drill ijepa/vith14_in1k --cluster a100-80gb --nodes 2
     """
+    from dataclasses import replace
+
     from sslzoo.launch.drill import empty, here, on_cluster, short
     from sslzoo.launch.submit import Asked, elements, plan
 
     (element,) = elements(recipe, sets, plugins, out, (), None)
     folder = out or element.folder.with_name(f"drill-{element.recipe.name}")
-    if cluster is not None:
-        plan([element], Asked(cluster, nodes, gpus, time, evaluate=False))  # is anything wrong with what is asked?
+    asked = None if cluster is None else Asked(cluster, nodes, gpus, time, evaluate=False)
+    if asked is not None:
+        plan([element], asked)  # is anything wrong with what is asked?
     empty(folder)
-    element = short(type(element)(folder, element.recipe, element.installed), steps)
-    if cluster is None:
-        verdict = here(element, click.echo)
-    else:
-        verdict = on_cluster(element, Asked(cluster, nodes, gpus, time, evaluate=False), click.echo)
+    element = short(replace(element, folder=folder), steps)
+    verdict = here(element, click.echo) if asked is None else on_cluster(element, asked, click.echo)
     click.echo(str(verdict))
     sys.exit(0 if verdict.weights < 1e-3 else 1)

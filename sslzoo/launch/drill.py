@@ -141,21 +141,19 @@ def compare(whole: Path, broken: Path) -> Verdict:
     Raises:
         RunError: one of them did not finish, or the other was never stopped.
     """
-    saved = [checkpoint.newest(Folder(folder).checkpoints, _silent) for folder in (whole, broken)]
-    one, other = saved
+    one, other = (checkpoint.newest(Folder(folder).checkpoints, _silent) for folder in (whole, broken))
     if one is None or other is None or one.step != other.step:
         raise RunError(f"a run did not finish; see {whole} and {broken}")
     if one.tensors.keys() != other.tensors.keys():
         raise RunError(
             f"the two runs saved other tensors: {', '.join(sorted(one.tensors.keys() ^ other.tensors.keys()))}"
         )
-    gap, where = max((_gap(x, other.tensors[name]), name) for name, x in one.tensors.items() if not _counts(name))
-    lines = [Folder(folder).metrics.read() for folder in (whole, broken)]
-    pairs = zip(*lines, strict=True)
-    differ = {key for a, b in pairs for key in a if key not in TIMING and a[key] != b.get(key)}
     attempts = State(broken).attempts
     if len(attempts) < 2:
         raise RunError(f"{broken} ended before the signal stopped it, so nothing was rehearsed: ask for more --steps")
+    gap, where = max((_gap(x, other.tensors[name]), name) for name, x in one.tensors.items() if not _counts(name))
+    lines = zip(*(Folder(folder).metrics.read() for folder in (whole, broken)), strict=True)
+    differ = {key for a, b in lines for key in a if key not in TIMING and a[key] != b.get(key)}
     repeated = sum(attempt["repeats"] for attempt in attempts)
     return Verdict(one.step, attempts[-1]["from"], repeated, gap, where, tuple(sorted(differ)))
 
