@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from sslzoo.contracts import CPU, Dataset, View
+from sslzoo.contracts import CPU, Dataset, Features, View
 from sslzoo.errors import Problem, RunError
 from sslzoo.evaluate.features import extract
 from sslzoo.evaluate.images import Images
@@ -51,20 +51,7 @@ class Bench:
 
         Features are extracted once for all probes; those that are `kept` are read, and new ones are kept.
         """
-        asked: dict[str, Any] = {"layers": self.settings.layers, "batch": self.settings.batch, "device": device}
-        asked |= {"workers": self.workers, "bf16": self.bf16, "pools": asked_pools(self.probes.values())}
-        make = lambda data: lambda: extract(encoder, data, self.view, **asked)  # noqa: E731
-        if kept is None:
-            train, test = make(self.train)(), make(self.test)()
-        else:
-            depends = [asked["layers"], asked["pools"], device.type]
-            train = kept.get(encoder, ["train", *depends], device, make(self.train))
-            test = kept.get(encoder, ["test", *depends], device, make(self.test))
-        behind = [self.settings.batch, self.workers, self.bf16, kept]
-        train, test = (
-            replace(one, images=Images(encoder, data, self.view, self.augment, device, *behind))
-            for one, data in ((train, self.train), (test, self.test))
-        )
+        train, test = (self._features(encoder, side, device, kept) for side in ("train", "test"))
         found = {
             f"{name}/{figure}": value
             for name, probe in self.probes.items()
@@ -72,6 +59,15 @@ class Bench:
         }
         answers = {name: value for name, value in found.items() if isinstance(value, Tensor)}
         return {name: value for name, value in found.items() if name not in answers}, answers
+
+    def _features(self, encoder: nn.Module, side: str, device: torch.device, kept: Kept | None) -> Features:
+        """Features of the data of a side, train or test, with the images behind them."""
+        data, batch, pools = getattr(self, side), self.settings.batch, asked_pools(self.probes.values())
+        how = {"device": device, "batch": batch, "workers": self.workers, "bf16": self.bf16}
+        make = partial(extract, encoder, data, self.view, layers=self.settings.layers, pools=pools, **how)
+        depends = [side, self.settings.layers, pools, device.type]
+        found = make() if kept is None else kept.get(encoder, depends, device, make)
+        return replace(found, images=Images(encoder, data, self.view, self.augment, kept=kept, **how))
 
     def chance(self) -> Figures:
         """What always telling the commonest class of the test set scores: "task"."""

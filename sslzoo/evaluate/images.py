@@ -13,7 +13,7 @@ from sslzoo.contracts import Dataset, View
 from sslzoo.errors import RunError
 from sslzoo.evaluate.features import extract, pages
 from sslzoo.evaluate.kept import Kept
-from sslzoo.run import tensors as files
+from sslzoo.run import tensors as tensorfile
 from sslzoo.run.data import ready
 
 
@@ -59,7 +59,7 @@ class Images:
             return {}
         path = self.kept.half(self.encoder, name)
         try:
-            found = files.read(path, "half", "the file of what a probe has done")
+            found = tensorfile.read(path, "half", "the file of what a probe has done")
         except RunError:
             return {}
         return found.tensors if found.name == path.stem else {}
@@ -72,6 +72,6 @@ class Images:
         with suppress(OSError, RunError):
             if tensors:
                 content = {key: one.detach().cpu().contiguous() for key, one in tensors.items()}
-                files.write(path, content, ("half", path.stem), {})
+                tensorfile.write(path, content, ("half", path.stem), {})
             else:
                 path.unlink(missing_ok=True)
