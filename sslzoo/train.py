@@ -26,6 +26,7 @@ from sslzoo.run.clock import Clock
 from sslzoo.run.compiling import compile_blocks
 from sslzoo.run.folder import Folder
 from sslzoo.run.guard import Guard, Unreadable
+from sslzoo.run.identity import drawn_together, identity
 from sslzoo.run.metrics import collect, mask_shares, of_parts, peak_flops
 from sslzoo.run.monitor import monitor_pixels, rank_of
 from sslzoo.run.parallel import World, agree, all_reduce_rate, barrier, data_parallel, no_sync
@@ -233,7 +234,7 @@ def opened(
     """Parts with their starting weights; the data, those that this run began with if it did; and their identity."""
     method, sources = build(recipe, catalogue)
     shares = data.split(recipe.run.batch, world.size, recipe.run.micro)
-    found = data.identity(sources.data) | data.drawn_together(sources, shares)
+    found = identity(sources.data) | drawn_together(sources, shares)
     if world.first:
         folder.recognize(found)
     return method, sources, found

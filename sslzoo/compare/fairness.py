@@ -10,7 +10,7 @@ from sslzoo.compare.statistics import mean
 from sslzoo.recipe.compare import leaves
 from sslzoo.report.doctor import diagnose
 from sslzoo.report.records import Record
-from sslzoo.run.data import MASKED_TOGETHER
+from sslzoo.run.identity import MASKED_TOGETHER
 
 CLOSE = 0.02  # relative; costs nearer than this are equal
 SLOW = 0.1  # relative; device time is noisy

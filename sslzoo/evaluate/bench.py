@@ -22,8 +22,8 @@ from sslzoo.recipe.build import attempt, build_method
 from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import Evaluate, Recipe, resolve
 from sslzoo.run import checkpoint
-from sslzoo.run.data import identity
 from sslzoo.run.folder import Folder
+from sslzoo.run.identity import identity
 from sslzoo.run.parallel import World
 from sslzoo.step import Method
 

@@ -26,7 +26,8 @@ from sslzoo.recipe.build import assemble, located, make, no_signal, signals_of
 from sslzoo.recipe.recipe import Recipe, turns
 from sslzoo.rng import derive_seed
 from sslzoo.run import optim
-from sslzoo.run.data import Sources, Views, draw_mask, fake_batch
+from sslzoo.run.data import Sources, Views, fake_batch
+from sslzoo.run.masking import draw_mask
 from sslzoo.run.optim import trainable
 from sslzoo.step import Method, Term, compute_loss
 

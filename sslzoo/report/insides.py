@@ -17,7 +17,7 @@ from sslzoo.contracts import Grid, MaskSampler
 from sslzoo.report import masks
 from sslzoo.report.charts import SVG, Chart, Rows, chart
 from sslzoo.run.compiling import eager
-from sslzoo.run.data import draw_mask
+from sslzoo.run.masking import draw_mask
 from sslzoo.run.networks import device_of, evaluating, summaries
 
 SHOWN = 6  # images in a row

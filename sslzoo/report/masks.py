@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sslzoo.contracts import Grid, Mask, MaskSampler
-from sslzoo.run.data import draw_mask
+from sslzoo.run.masking import draw_mask
 
 COLOURS = ("#e4572e", "#2e86ab", "#f2b134", "#6a4c93", "#3a9b5c", "#d1495b")
 STEPS = 64  # batches behind the maps

@@ -6,14 +6,12 @@ what an unbroken one gives there, whatever the number of workers, ranks and micr
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -36,11 +34,11 @@ from sslzoo.contracts import (
 )
 from sslzoo.errors import ImageError, RunError, UserError
 from sslzoo.progress import Progress
-from sslzoo.rng import Rng, derive_seed, generator, seed_shared
+from sslzoo.rng import derive_seed, generator, seed_shared
+from sslzoo.run.masking import draw_mask
 from sslzoo.run.parallel import World, all_sum
 from sslzoo.run.travel import moved
 
-MASKED_TOGETHER = "images masked together (run.batch over processes, at most run.micro)"
 Seen = tuple[Tensor, Tensor]  # pixels of a view, and its box
 TRIES = 16  # other images tried in place of an unreadable one
 # What reading an image may raise: Pillow reports a broken PNG as a SyntaxError, and too large an image in its own way.
@@ -247,64 +245,6 @@ def ready(view: View, pixels: Tensor) -> Tensor:
     return normalized(pixels, None if known is None else known.to(pixels.device))
 
 
-def draw_mask(
-    sampler: MaskSampler, grid: Grid, seed: int, at: Progress | int, slots: Sequence[int], views: int = 1
-) -> Mask:
-    """Masks of these slots of a step, for each of the views; groups pass seeds of their own.
-
-    A number is that step of a run that ends with it.
-
-    Raises:
-        RunError: the sampler returned no mask, or one that does not fit the grid.
-    """
-    rows = [view << 32 | slot for view in range(views) for slot in slots]
-    at = Progress(at, at + 1) if isinstance(at, int) else at
-    found = sampler(len(rows), grid, Rng(seed, at.step, rows, at))
-    fault = _mask_fault(found, len(rows), grid)
-    if fault:
-        raise RunError(f"the mask sampler {type(sampler).__name__} {fault}")
-    return found
-
-
-def _mask_fault(found: Any, rows: int, grid: Grid) -> str:
-    """What is wrong with what a mask sampler returned, or nothing.
-
-    Asked of every batch: an index beyond the grid would crash an encoder, or be silent in one.
-    """
-    if not isinstance(found, Mask):
-        return f"returned a {type(found).__name__}; the contract says a Mask of context [s k] and target [s m q]"
-    context, target = found.context.index, found.target.index
-    if context.ndim != 2 or target.ndim != 3 or len(context) != len(target) or len(context) % rows:
-        return (
-            f"returned context {letters(context)} and target {letters(target)} for a batch of {rows}; the contract "
-            "says context [s k] and target [s m q], s a multiple of the batch"
-        )
-    for name, patches in (("context", found.context), ("target", found.target)):
-        fault = _index_fault(patches.index, grid[0] * grid[1]) or _length_fault(patches)
-        if fault:
-            return (
-                f"returned a {name} {fault}; a grid of {grid[0]} x {grid[1]} has patches 0 to {grid[0] * grid[1] - 1}"
-            )
-    fault = "" if found.source is None else _index_fault(found.source, rows)
-    return fault and f"returned a source {fault}; the batch has view rows 0 to {rows - 1}"
-
-
-def _index_fault(index: Tensor, patches: int) -> str:
-    if index.dtype != torch.int64:
-        return f"of {str(index.dtype).removeprefix('torch.')}, where int64 is wanted"
-    if not index.numel():
-        return f"of no patches, {letters(index)}"
-    low, high = (int(one) for one in index.aminmax())
-    return "" if 0 <= low <= high < patches else f"that names {low if low < 0 else high}"
-
-
-def _length_fault(patches: Patches) -> str:
-    if patches.length is None:
-        return ""
-    low, high = (int(one) for one in patches.length.aminmax())
-    return "" if 0 <= low <= high <= patches.index.shape[-1] else f"whose lengths run from {low} to {high}"
-
-
 def pair(groups: Mapping[str, Group], of: Literal["target", "context"] = "target") -> Pairing:
     """Which rows belong to which sequence, which student view may meet which teacher view. Weights are ones as yet.
 
@@ -374,38 +314,6 @@ def spread(count: int, some: int) -> Iterator[int]:
     """`some` different numbers below `count`, always the same and from all over: steps of a golden section."""
     stride = next(n for n in itertools.count(max(1, round(0.618 * count))) if math.gcd(n, count) == 1)
     return (number * stride % count for number in range(min(some, count)))
-
-
-def identity(data: Dataset) -> dict[str, Any]:
-    """What tells a data set from another, cheaply: its size, its tasks, and a hash.
-
-    The hash is of the data set's own `fingerprint`, where it has one, and of the labels of up to 64 images. What
-    decodes its files is told too, where it says so: other pixels are other data.
-
-    Raises:
-        RunError: a label is outside the classes that its task declares.
-    """
-    count, tasks = len(data), {task: int(classes) for task, classes in data.tasks.items()}
-    hashed = [str(getattr(data, "fingerprint", ""))]
-    for i in sorted({int(i) for i in np.linspace(0, count - 1, min(count, 64))} if tasks else ()):
-        label = data.label(i)
-        for task, classes in tasks.items():
-            if not 0 <= int(label[task]) < classes:
-                raise RunError(f"image {i} has the label {label[task]} in the task {task}: classes 0 to {classes - 1}")
-            hashed.append(f"{i} {task} {int(label[task])}")
-    found = {
-        "images": count,
-        "tasks": tasks,
-        "fingerprint": hashlib.sha256("\n".join(hashed).encode()).hexdigest()[:16],
-    }
-    decoder = getattr(data, "decoder", None)
-    return found if decoder is None else found | {"decoder": str(decoder)}
-
-
-def drawn_together(sources: Sources, shares: Split) -> dict[str, int]:
-    """How many images masks are drawn with, where that matters to them: a part of the training data's identity."""
-    matters = any(getattr(sampler, "batchwise", False) for sampler in sources.masks.values())
-    return {MASKED_TOGETHER: shares.micro} if matters else {}
 
 
 def fake_batch(

@@ -136,7 +136,7 @@ class Folder:
         return [f"plugin {name} was {had[name]} and is {now[name]}" for name in changed]
 
     def recognize(self, found: Mapping[str, Any]) -> None:
-        """Sees that the training data are what they were (`data.identity`); changes nothing.
+        """Sees that the training data are what they were (`identity`); changes nothing.
 
         Raises:
             RunError: they are not; says where they differ. `forget_data` allows it.
@@ -169,7 +169,7 @@ class Folder:
             files.append(self.path / "data.jsonl", [{"change": "allowed"}])
 
     def data(self) -> tuple[dict[str, Any], str]:
-        """What the training data are (`data.identity`), empty where nothing tells; and what is wrong with the file."""
+        """What the training data are (`identity`), empty where nothing tells; and what is wrong with the file."""
         rows, fault = self._data_lines()
         return next((row for row in reversed(rows) if "fingerprint" in row), {}), fault
 
@@ -200,7 +200,7 @@ class Folder:
 
 
 def _is_identity(row: Mapping[str, Any]) -> bool:
-    """What `data.identity` tells, whole; or that a change was allowed."""
+    """What `identity` tells, whole; or that a change was allowed."""
     return "change" in row or (_IDENTITY(dict(row)) and None not in (row.get("images"), row.get("fingerprint")))
 
 

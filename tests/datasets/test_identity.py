@@ -15,8 +15,8 @@ from sslzoo.cli.options import allow_changed_data
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.recipe.signature import keys_of
-from sslzoo.run.data import identity
 from sslzoo.run.folder import Folder
+from sslzoo.run.identity import identity
 from sslzoo.run.parallel import World
 from sslzoo.train import opened, train
 

@@ -24,7 +24,8 @@ from PIL import Image
 from sslzoo import catalogue
 from sslzoo.errors import UserError
 from sslzoo.recipe.build import make
-from sslzoo.run.data import UNREADABLE, identity
+from sslzoo.run.data import UNREADABLE
+from sslzoo.run.identity import identity
 
 SIDE = (12, 20)  # height, width; the upper left quarter is brighter
 

@@ -28,6 +28,7 @@ from sslzoo import speed
 from sslzoo.recipe import build as parts
 from sslzoo.recipe.fit import Flow
 from sslzoo.run import checkpoint, data, loader
+from sslzoo.run.masking import draw_mask
 from sslzoo.run.parallel import World
 from sslzoo.step import Method
 
@@ -163,7 +164,7 @@ def _batches(recipe: Any, catalogue: Any) -> list[data.Batch]:
         groups = {}
         for name, views in sources.views.items():
             sampler, grid = sources.masks.get(name), method.student.encoder.grid(views.view.size)
-            mask = None if sampler is None else data.draw_mask(sampler, grid, 0, step, places, views.count)
+            mask = None if sampler is None else draw_mask(sampler, grid, 0, step, places, views.count)
             pixels = torch.zeros(1).expand(views.count, len(places), 3, *views.view.size)
             groups[name] = data.Group(pixels, torch.zeros(views.count, len(places), 4), mask, views.role)
         found.append(data.Batch(groups, data.pair(groups), tuple(places), seen=data.pair(groups, "context")))
