@@ -32,7 +32,7 @@ from sslzoo.run import optim
 from sslzoo.run.data import Sources, Views, fake_batch
 from sslzoo.run.folder import Folder
 from sslzoo.run.guard import Guard
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.run.stop import Stop
 from sslzoo.train import Learner
 

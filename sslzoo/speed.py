@@ -31,7 +31,8 @@ from sslzoo.run import data, loader, optim
 from sslzoo.run.folder import Folder
 from sslzoo.run.guard import Guard
 from sslzoo.run.metrics import peak_memory
-from sslzoo.run.parallel import World, barrier
+from sslzoo.run.parallel import barrier
+from sslzoo.run.processes import World
 from sslzoo.run.stop import Stop
 from sslzoo.step import Method
 from sslzoo.train import Learner, prepare

@@ -29,7 +29,8 @@ from sslzoo.run.guard import Guard, Unreadable
 from sslzoo.run.identity import drawn_together, identity
 from sslzoo.run.metrics import collect, mask_shares, of_parts, peak_flops
 from sslzoo.run.monitor import monitor_pixels, rank_of
-from sslzoo.run.parallel import World, agree, all_reduce_rate, barrier, data_parallel, no_sync
+from sslzoo.run.parallel import all_reduce_rate, barrier, data_parallel, no_sync
+from sslzoo.run.processes import World, agree
 from sslzoo.run.stop import Stop, Stopped
 from sslzoo.step import Method
 

@@ -60,7 +60,7 @@ def command(
     from sslzoo.cli import echo_json
     from sslzoo.recipe.recipe import load
     from sslzoo.report import speed as report
-    from sslzoo.run.parallel import join, leave, lone_group
+    from sslzoo.run.processes import join, leave, lone_group
     from sslzoo.speed import measure
 
     if other_sets and (against is None or against.endswith(".json")):

@@ -44,7 +44,7 @@ def command(
     from sslzoo.evaluate.figures import probe, table
     from sslzoo.recipe.recipe import load_run
     from sslzoo.run.networks import network_of
-    from sslzoo.run.parallel import join
+    from sslzoo.run.processes import join
 
     recipe, installed = load_run(run, sets, plugins)
     known = () if recipe.evaluate is None else tuple(recipe.evaluate.probes)

@@ -63,7 +63,7 @@ changed_data = click.option(
 def allow_changed_data(run: Path, changed_data: bool) -> None:
     """Does what `--allow-changed-data` says, before a run goes on; the first of several processes does it."""
     from sslzoo.run.folder import Folder
-    from sslzoo.run.parallel import launched
+    from sslzoo.run.processes import launched
 
     if changed_data and launched()[1] == 0:
         Folder(run).forget_data()

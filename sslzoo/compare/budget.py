@@ -174,7 +174,7 @@ def _seconds(recipe: Recipe, installed: Catalogue, flow: Flow, kept: Path) -> fl
 def _measure(recipe: Recipe, installed: Catalogue, flow: Flow) -> float:
     """Seconds of a step here: the median of a few, trained for nothing in a folder that is thrown away."""
     from sslzoo.run.folder import Folder
-    from sslzoo.run.parallel import World
+    from sslzoo.run.processes import World
     from sslzoo.train import train
 
     steps = {"steps": WARM + TIMED, "epochs": None, "log_every": 1, "monitor": 0}

@@ -19,7 +19,7 @@ from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.recipe.build import build_method
 from sslzoo.recipe.precision import settled
 from sslzoo.run.networks import encoders, of_kind
-from sslzoo.run.parallel import World, join
+from sslzoo.run.processes import World, join
 from sslzoo.run.state import State
 from sslzoo.step import Method
 

@@ -24,7 +24,7 @@ from sslzoo.recipe.recipe import Evaluate, Recipe, resolve
 from sslzoo.run import checkpoint
 from sslzoo.run.folder import Folder
 from sslzoo.run.identity import identity
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.step import Method
 
 Figures = dict[str, float]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sslzoo.recipe.fit import Flow
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 
 PACKAGES = ("sslzoo", "torch", "torchvision", "timm", "numpy", "pillow")
 

@@ -88,7 +88,7 @@ def _work(folder: Path, stop: Stop) -> None:
 
 def _note(folder: Path, error: UserError) -> None:
     """An error before the run began is told in its folder, too, so that nobody queues the job again for it."""
-    from sslzoo.run.parallel import LostContact
+    from sslzoo.run.processes import LostContact
     from sslzoo.run.state import InUse
 
     state = State(folder)

@@ -26,12 +26,12 @@ from sslzoo.recipe.compare import refuse_upgrade
 from sslzoo.recipe.fit import Flow, check
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.report.display import Display
-from sslzoo.run import checkpoint, parallel
+from sslzoo.run import checkpoint, processes
 from sslzoo.run.clock import time_left
 from sslzoo.run.folder import Folder
 from sslzoo.run.guard import later
 from sslzoo.run.metrics import peak_memory
-from sslzoo.run.parallel import LostContact, World
+from sslzoo.run.processes import LostContact, World
 from sslzoo.run.state import InUse, State
 from sslzoo.run.stop import Stop, Stopped
 from sslzoo.step import Method
@@ -71,16 +71,16 @@ def work(
     world = None
     try:
         device = None if recipe.run.device == "auto" else recipe.run.device
-        world = parallel.join(device, asked and asked.processes, gpus=bool(asked and asked.gpus))
+        world = processes.join(device, asked and asked.processes, gpus=bool(asked and asked.gpus))
         if world.first:
             grace = None if asked is None else Grace(asked.lead, kill_wait())
             _first(attempt, world, grace, remarks, evaluate=evaluate and asked is None)
         else:
             probe = during(attempt, world, lambda _: None)
             train(recipe, installed, flow, out, world, Watch(begin=own.begin, stop=stop, probe=probe))
-        parallel.leave()
+        processes.leave()
     except Stopped:
-        parallel.leave()
+        processes.leave()
         raise
     except BaseException as error:
         found = error if isinstance(error, InUse) else _judged(error, world, state)
@@ -143,7 +143,7 @@ def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequenc
         try:
             watch = replace(teller.watch(stop), probe=during(attempt, world, display.say))
             train(recipe, installed, flow, out, world, watch)
-            parallel.leave()  # what follows is done by this process alone
+            processes.leave()  # what follows is done by this process alone
         except Stopped:
             saved = max(checkpoint.steps(Folder(out).checkpoints), default=0)
             if not saved:  # a second Ctrl-C does not wait for a save
@@ -243,7 +243,7 @@ def probing(recipe: Recipe, installed: Catalogue, out: Path, *, gpus: bool, netw
 
     `networks` as in `evaluate.figures.finish`.
     """
-    world = parallel.join(None if recipe.run.device == "auto" else recipe.run.device, 1, gpus=gpus)
+    world = processes.join(None if recipe.run.device == "auto" else recipe.run.device, 1, gpus=gpus)
     with Display(out / "log.txt") as display:
         _probe(recipe, installed, out, world, display, networks)
 
@@ -256,7 +256,7 @@ def during(attempt: Attempt, world: World, say: Say) -> Callable[[Method], dict[
     from sslzoo.evaluate.during import During
 
     stop = None if recipe.run.shard > 1 else attempt.stop
-    most = parallel.patience().total_seconds() / 2 if world.size > 1 else math.inf
+    most = processes.patience().total_seconds() / 2 if world.size > 1 else math.inf
     return During(recipe, attempt.installed, world.device, attempt.out, stop=stop, most=most, say=say)
 
 
@@ -276,7 +276,7 @@ def _probe(
 
 def _judged(error: BaseException, world: World | None, state: State) -> BaseException:
     """The error itself; or, where it only says that other processes are gone, what became of them."""
-    if world is None or not parallel.lost_contact(error, world, lambda: bool(state.failure)):
+    if world is None or not processes.lost_contact(error, world, lambda: bool(state.failure)):
         return error
     first = _told_within(state, 15.0)
     if first:

@@ -14,7 +14,7 @@ import torch
 
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.run.folder import Folder
-from sslzoo.run.parallel import World, gather_objects
+from sslzoo.run.processes import World, gather_objects
 
 Say = Callable[[str], None]
 

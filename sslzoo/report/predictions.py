@@ -19,7 +19,7 @@ from sslzoo.report.charts import SVG, Chart, Rows, chart
 from sslzoo.report.insides import SHOWN, THUMB, boards, pictures
 from sslzoo.run import data, loader
 from sslzoo.run.networks import device_of, evaluating
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.step import Method, encode_and_predict, sequences
 
 IMAGES, BATCHES = 32, 24  # of a batch, and batches that the decoder learns from; one more is drawn

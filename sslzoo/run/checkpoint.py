@@ -22,7 +22,8 @@ from torch import Tensor
 from sslzoo.errors import RunError
 from sslzoo.run import tensors as tensorfile
 from sslzoo.run.optim import trainable
-from sslzoo.run.parallel import World, full_tensor, split_as
+from sslzoo.run.parallel import full_tensor, split_as
+from sslzoo.run.processes import World
 from sslzoo.step import Method
 
 NAME = re.compile(r"step-(\d{9})\.safetensors")

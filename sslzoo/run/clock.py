@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sslzoo.contracts import Batch
 from sslzoo.progress import Progress
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 
 
 def time_left(at: Progress, batch: int, rate: float) -> float:

@@ -36,7 +36,8 @@ from sslzoo.errors import ImageError, RunError, UserError
 from sslzoo.progress import Progress
 from sslzoo.rng import derive_seed, generator, seed_shared
 from sslzoo.run.masking import draw_mask
-from sslzoo.run.parallel import World, all_sum
+from sslzoo.run.parallel import all_sum
+from sslzoo.run.processes import World
 from sslzoo.run.travel import moved
 
 Seen = tuple[Tensor, Tensor]  # pixels of a view, and its box

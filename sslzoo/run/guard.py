@@ -16,7 +16,8 @@ from sslzoo.contracts import Batch
 from sslzoo.errors import RunError
 from sslzoo.progress import Progress
 from sslzoo.run.folder import Folder
-from sslzoo.run.parallel import World, all_sum
+from sslzoo.run.parallel import all_sum
+from sslzoo.run.processes import World
 from sslzoo.run.stop import Stop
 
 Say = Callable[[str], None]

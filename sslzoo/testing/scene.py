@@ -21,7 +21,7 @@ from sslzoo.nn import patchify
 from sslzoo.progress import Progress
 from sslzoo.recipe.shapes import wanted_shape
 from sslzoo.run.data import pair, weigh
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.step import encode_and_predict
 from sslzoo.testing.report import Make, Violation, raised
 

@@ -17,7 +17,7 @@ from sslzoo.recipe.recipe import load
 from sslzoo.recipe.signature import keys_of
 from sslzoo.run.folder import Folder
 from sslzoo.run.identity import identity
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.train import opened, train
 
 PARTS = catalogue().parts["datasets"]

@@ -11,7 +11,7 @@ import pytest
 from sslzoo import RecipeError, catalogue, testing
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.scaffold import write
 from sslzoo.train import train
 

@@ -10,7 +10,7 @@ import torch
 
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
-from sslzoo.run import parallel
+from sslzoo.run import processes
 from sslzoo.train import Watch, train
 
 
@@ -18,11 +18,11 @@ def main(out: str, *words: str) -> None:
     split = words.index("--") if "--" in words else len(words)
     recipes, sets = words[:split], words[split + 1 :]
     torch.set_num_threads(1)
-    world = parallel.join("cpu")
+    world = processes.join("cpu")
     for recipe in recipes:
         read, catalogue = load(recipe, sets)
         train(read, catalogue, check(read, catalogue), Path(out) / read.name, world, Watch(print))
-    parallel.leave()
+    processes.leave()
 
 
 if __name__ == "__main__":

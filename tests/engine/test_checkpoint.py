@@ -9,7 +9,7 @@ from torch import nn
 
 from sslzoo import RunError, files
 from sslzoo.run import checkpoint
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 
 
 def net():

@@ -68,7 +68,7 @@ def test_what_was_seen_is_the_same_whether_hidden_patches_are_dropped_or_kept(le
 def test_rows_of_patches_seen_weigh_as_in_a_mean_over_all_micro_batches():
     from sslzoo.contracts import Batch
     from sslzoo.run.data import pair, weigh
-    from sslzoo.run.parallel import World
+    from sslzoo.run.processes import World
 
     target = Patches(torch.zeros(2, 1, 1).long())
     pixels, boxes = torch.zeros(1, 2, 3, 8, 8), torch.zeros(1, 2, 4)
@@ -88,7 +88,7 @@ def test_bytes_of_a_step_become_numbers_one_micro_batch_at_a_time():
     """All micro-batches of a step lay on the device in fp32."""
     from sslzoo.contracts import Batch
     from sslzoo.run.data import pair, weigh
-    from sslzoo.run.parallel import World
+    from sslzoo.run.processes import World
 
     pixels, normal = torch.full((1, 2, 3, 8, 8), 51, dtype=torch.uint8), torch.tensor([1 / 255, 1.0])
     groups = {"a": Group(pixels, torch.zeros(1, 2, 4), normal=normal[:, None, None, None].expand(2, 3, 1, 1))}

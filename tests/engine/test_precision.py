@@ -10,7 +10,7 @@ from sslzoo.recipe import precision
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.run.folder import Folder
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.train import Watch, train
 
 ABLE, UNABLE = {"avx2": True, "amx_bf16": True}, {"avx2": True, "avx512_bf16": False}

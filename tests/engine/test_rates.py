@@ -11,8 +11,8 @@ from torch._C._distributed_c10d import FakeProcessGroup
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sslzoo import train
-from sslzoo.run import metrics, parallel
-from sslzoo.run.parallel import World
+from sslzoo.run import metrics, parallel, processes
+from sslzoo.run.processes import World
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def waits(monkeypatch):
     """Rank 0 of four, in a group of a backend that sends nothing."""
     WAITS.clear()
     monkeypatch.setenv("SSLZOO_PATIENCE", "1234")
-    dist.init_process_group("noting", store=FakeStore(), rank=0, world_size=4, timeout=parallel.patience())
+    dist.init_process_group("noting", store=FakeStore(), rank=0, world_size=4, timeout=processes.patience())
     yield WAITS
     dist.destroy_process_group()
 

@@ -22,11 +22,11 @@ from sslzoo import Mask, Patches, RecipeError, RunError
 from sslzoo.recipe.build import build
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
-from sslzoo.run import checkpoint, data, parallel
+from sslzoo.run import checkpoint, data, processes
 from sslzoo.run.folder import Folder
 from sslzoo.run.loader import _deaf
 from sslzoo.run.metrics import collect, mask_shares
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.step import moments, weighed
 from sslzoo.train import Watch, train
 
@@ -155,7 +155,7 @@ def test_ranks_that_see_other_data_do_not_start(tmp_path, toy, monkeypatch):
     """Such as a copy on one node's disk that is not whole."""
     read, catalogue = load(str(toy("jepa")))
     other = lambda what, _world: [what, ("n2", re.sub(r"images \d+", "images 7", what[1]))]  # noqa: E731
-    monkeypatch.setattr(parallel, "gather_objects", other)
+    monkeypatch.setattr(processes, "gather_objects", other)
     with pytest.raises(
         RunError, match=r"do not see the same training data, so none starts:\n.*\n +rank 1 on n2: images 7,"
     ):

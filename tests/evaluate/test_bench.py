@@ -21,7 +21,7 @@ from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.report.page import write as write_page
 from sslzoo.run.metrics import rankme
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.run.state import State
 from sslzoo.train import train
 

@@ -20,7 +20,7 @@ from sslzoo.recipe.recipe import load
 from sslzoo.report.page import write
 from sslzoo.run.data import ready
 from sslzoo.run.networks import evaluated_encoder
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.run.stop import Stop
 from sslzoo.train import Watch, train
 

@@ -21,7 +21,7 @@ from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.plugins import catalogue
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.train import train
 
 PLAIN = {"mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0, "drop_path": 0.0, "warmup": 1.0}

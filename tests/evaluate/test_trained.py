@@ -12,7 +12,7 @@ from sslzoo.evaluate.bench import bench
 from sslzoo.evaluate.features import extract
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.train import train
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from harness import Case, beyond, removed, tried
 from sslzoo.cli import cli, main
 from sslzoo.launch.work import work
 from sslzoo.recipe.recipe import load
-from sslzoo.run import parallel
+from sslzoo.run import processes
 from sslzoo.run.stop import Stop
 
 SETS = (
@@ -133,9 +133,9 @@ def launchers(rng: random.Random, folder: Path) -> Case:
 
     def join() -> None:
         with _environment(said), pytest.MonkeyPatch.context() as patched:
-            patience = parallel.patience
-            patched.setattr(parallel, "patience", lambda: min(patience(), timedelta(seconds=0.1)))
-            world = parallel.join("cpu")
+            patience = processes.patience
+            patched.setattr(processes, "patience", lambda: min(patience(), timedelta(seconds=0.1)))
+            world = processes.join("cpu")
         assert world.size == 1, world
 
     told = {name: value[:30] for name, value in said.items() if value is not None}

@@ -29,7 +29,7 @@ from sslzoo.recipe import build as parts
 from sslzoo.recipe.fit import Flow
 from sslzoo.run import checkpoint, data, loader
 from sslzoo.run.masking import draw_mask
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.step import Method
 
 aten = torch.ops.aten

@@ -12,7 +12,8 @@ from sslzoo.plugins import catalogue
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load, names
 from sslzoo.run.folder import Folder
-from sslzoo.run.parallel import World, data_parallel
+from sslzoo.run.parallel import data_parallel
+from sslzoo.run.processes import World
 from sslzoo.train import Watch, train
 
 STEPS = 14

@@ -7,7 +7,7 @@ from stand_in import standing
 
 from sslzoo import speed
 from sslzoo.recipe.recipe import load
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 
 
 def test_nobody_waits_for_the_device_within_a_round():

@@ -9,7 +9,7 @@ from sslzoo import catalogue
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load, names, resolve
 from sslzoo.run.folder import Folder
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.train import Watch, train
 
 FILES = names(catalogue())

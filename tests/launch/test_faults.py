@@ -24,9 +24,9 @@ from sslzoo.launch.grace import Grace
 from sslzoo.progress import Progress
 from sslzoo.recipe.recipe import load
 from sslzoo.report.display import Display
-from sslzoo.run import parallel
+from sslzoo.run import processes
 from sslzoo.run.folder import Folder
-from sslzoo.run.parallel import LostContact, World
+from sslzoo.run.processes import LostContact, World
 from sslzoo.run.state import InUse, State, alive
 from sslzoo.run.stop import Stop, Stopped
 
@@ -189,9 +189,9 @@ def test_only_what_contradicts_itself_at_the_start_is_an_error_of_the_run(monkey
 
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(parallel, "_meet", raises)
+    monkeypatch.setattr(processes, "_meet", raises)
     with pytest.raises(RunError) as told:
-        parallel.join("cpu")
+        processes.join("cpu")
     assert type(told.value) is kind
 
 
@@ -217,7 +217,7 @@ def test_an_environment_without_numbers_is_told(monkeypatch, words):
     for name, value in words.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError) as told:
-        parallel.join("cpu")
+        processes.join("cpu")
     assert "environment variable" in str(told.value) or "SLURM_" in str(told.value)
     assert len(str(told.value)) < 400
 
@@ -225,22 +225,22 @@ def test_an_environment_without_numbers_is_told(monkeypatch, words):
 def test_a_job_that_asked_for_gpus_never_trains_without(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RunError, match="asked for GPUs: no GPU is visible"):
-        parallel.join(None, gpus=True)
+        processes.join(None, gpus=True)
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     with pytest.raises(RunError, match="asked for GPUs: no GPU is visible"):
-        parallel.join(None)
-    assert parallel.join("cpu").device.type == "cpu"
+        processes.join(None)
+    assert processes.join("cpu").device.type == "cpu"
 
 
 def test_one_visible_gpu_a_process_is_the_first(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _device: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert parallel._device(None, 3).index == 0
+    assert processes._device(None, 3).index == 0
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert parallel._device(None, 3).index == 3
+    assert processes._device(None, 3).index == 3
     with pytest.raises(RunError, match="local rank 4 has no GPU of its own"):
-        parallel._device(None, 4)
+        processes._device(None, 4)
 
 
 def raised(call):
@@ -266,7 +266,7 @@ def test_lost_contact_is_known_by_type_and_state_not_by_words(tmp_path):
     world = World(0, 2, store=store)
 
     def lost(error, explained=False):
-        return parallel.lost_contact(error, world, lambda: explained, wait=0.2)
+        return processes.lost_contact(error, world, lambda: explained, wait=0.2)
 
     def computes():
         raise RuntimeError("NCCL: Connection closed by peer")

@@ -17,7 +17,7 @@ from sslzoo.launch.job import Probing
 from sslzoo.launch.profile import minutes
 from sslzoo.launch.work import Asked, work
 from sslzoo.recipe.recipe import load
-from sslzoo.run import parallel
+from sslzoo.run import processes
 from sslzoo.run.folder import Folder
 from sslzoo.run.state import State
 from sslzoo.run.stop import Stop
@@ -195,33 +195,33 @@ def environment(monkeypatch, **words):
 
 def test_what_started_a_process_is_read_from_its_environment(monkeypatch):
     environment(monkeypatch)
-    assert parallel.launched() == ("alone", 0, 1, 0)
+    assert processes.launched() == ("alone", 0, 1, 0)
     environment(monkeypatch, WORLD_SIZE="4", RANK="3", LOCAL_RANK="1")
-    assert parallel.launched() == ("torchrun", 3, 4, 1)
+    assert processes.launched() == ("torchrun", 3, 4, 1)
     step = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "20007"}
     environment(monkeypatch, SLURM_STEP_ID="0", SLURM_STEP_NODELIST="gpu[07-09,12]", **step)
-    assert parallel.launched() == ("srun", 9, 16, 1)
+    assert processes.launched() == ("srun", 9, 16, 1)
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu07", "12007")
     # A batch script is no step, an interactive shell is one with a number of its own.
     for number in ("4294967291", "4294967290"):
         environment(monkeypatch, SLURM_STEP_ID=number, SLURM_STEP_NODELIST="gpu07", **step)
-        assert parallel.launched() == ("alone", 0, 1, 0)
+        assert processes.launched() == ("alone", 0, 1, 0)
 
 
 def test_an_environment_that_contradicts_itself_is_refused(monkeypatch):
     environment(monkeypatch, WORLD_SIZE="4")
     with pytest.raises(RunError, match="WORLD_SIZE is set but RANK"):
-        parallel.join("cpu")
+        processes.join("cpu")
     environment(monkeypatch)
     with pytest.raises(RunError, match="8 processes were asked for, but alone started 1"):
-        parallel.join("cpu", 8)
+        processes.join("cpu", 8)
 
 
 @pytest.mark.parametrize(
     ("nodes", "first"), [("n1", "n1"), ("n[3-4]", "n3"), ("a1,b[2-3]", "a1"), ("rack1-gpu[08,11-12]", "rack1-gpu08")]
 )
 def test_the_first_host_of_a_list_is_where_processes_meet(nodes, first):
-    assert parallel._first_host(nodes) == first
+    assert processes._first_host(nodes) == first
 
 
 def test_every_start_is_told_and_none_is_refused_for_those_before(tmp_path):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sslzoo import Batch, Group, Progress, catalogue
 from sslzoo.recipe.recipe import OptimKeys
 from sslzoo.run import data, optim
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 
 OURS = Path(__file__).parent / "data"
 FOLDER = Path(os.environ.get("SSLZOO_PARITY", OURS))

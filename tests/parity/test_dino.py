@@ -7,7 +7,7 @@ from tensors import Optim, adamw, close, files, numbered, part, read, under, vit
 from sslzoo import Batch, Group, Mask, Patches, Progress, Schedule, Student
 from sslzoo.recipe.recipe import Factors
 from sslzoo.run import data, optim
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.step import Method, Term, compute_loss
 
 FILES = pytest.mark.parametrize("path", [*files("dino"), *files("ibot")])

@@ -7,7 +7,7 @@ from test_dino import compared, progress
 
 from sslzoo import Batch, Group, Schedule, Student
 from sslzoo.run import data, optim
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.step import Method, Term, compute_loss, encode_and_predict
 
 FILES = pytest.mark.parametrize("path", files("lejepa"))

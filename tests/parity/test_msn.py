@@ -8,7 +8,7 @@ from test_dino import compared, progress
 from sslzoo import Batch, Group, Mask, Patches, Schedule, Student
 from sslzoo.recipe.recipe import Factors
 from sslzoo.run import data, optim
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 from sslzoo.step import Method, Term, compute_loss, encode_and_predict
 
 FILES = pytest.mark.parametrize("path", files("msn"))

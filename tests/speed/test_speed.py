@@ -10,7 +10,7 @@ from sslzoo import speed
 from sslzoo.cli import main
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
-from sslzoo.run.parallel import World
+from sslzoo.run.processes import World
 
 SMALL = (
     "data.length=32",
