@@ -69,8 +69,7 @@ def command(
     loaded = [load(recipe, sets, plugins)]
     if against is not None and earlier is None:
         loaded.append(load(against, (*sets, *other_sets), plugins))
-    device = loaded[0][0].run.device
-    world = join(None if device == "auto" else device)
+    world = join(loaded[0][0].run.device)
     with lone_group(world, parallel) as world:
         found = measure(loaded, world, real=data == "real", steps=steps, rounds=rounds)
     leave()

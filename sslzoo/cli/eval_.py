@@ -55,7 +55,7 @@ def command(
             )
             raise UserError(text)
     say = lambda text: click.echo(text, err=True)  # noqa: E731 - beside the figures, which a script may read
-    device = join(None if recipe.run.device == "auto" else recipe.run.device, 1).device
+    device = join(recipe.run.device, 1).device
     opened = bench(recipe, installed, probes, device=device, folder=run, say=say)
     method, steps = restored(recipe, installed, run, step, say)
     network = network_of(method, network or opened.settings.network)

@@ -63,7 +63,7 @@ def evaluate(study: Study, console: Console) -> list[str]:
     for cell in study.cells:
         if not cells.is_done(cell):
             continue
-        device = join(None if cell.recipe.run.device == "auto" else cell.recipe.run.device, 1).device
+        device = join(cell.recipe.run.device, 1).device
         cell = replace(cell, recipe=settled(cell.recipe, World(device=device), cell.folder))
         settings = f"{cell.recipe.run.precision} {cell.recipe.evaluate}"
         if settings not in opened:  # data sets are opened once for all cells

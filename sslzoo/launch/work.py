@@ -70,8 +70,7 @@ def work(
     attempt = Attempt(recipe, installed, flow, out, stop, state, own)
     world = None
     try:
-        device = None if recipe.run.device == "auto" else recipe.run.device
-        world = processes.join(device, asked and asked.processes, gpus=bool(asked and asked.gpus))
+        world = processes.join(recipe.run.device, asked and asked.processes, gpus=bool(asked and asked.gpus))
         if world.first:
             grace = None if asked is None else Grace(asked.lead, kill_wait())
             _first(attempt, world, grace, remarks, evaluate=evaluate and asked is None)
@@ -243,7 +242,7 @@ def probing(recipe: Recipe, installed: Catalogue, out: Path, *, gpus: bool, netw
 
     `networks` as in `evaluate.figures.finish`.
     """
-    world = processes.join(None if recipe.run.device == "auto" else recipe.run.device, 1, gpus=gpus)
+    world = processes.join(recipe.run.device, 1, gpus=gpus)
     with Display(out / "log.txt") as display:
         _probe(recipe, installed, out, world, display, networks)
 

@@ -49,11 +49,11 @@ class World:
         return self.rank == 0
 
 
-def join(device: str | None = None, processes: int | None = None, *, gpus: bool = False) -> World:
+def join(device: str = "auto", processes: int | None = None, *, gpus: bool = False) -> World:
     """Joins the processes that a launcher started: torchrun, or srun on SLURM; or finds itself alone.
 
-    `processes` is how many there should be, if that is known. With `gpus`, or where SLURM gave some, each must have
-    one.
+    `device` is auto, cpu or cuda, as `run.device`. `processes` is how many there should be, if that is known. With
+    `gpus`, or where SLURM gave some, each must have one.
 
     Raises:
         RunError: the launcher's environment is incomplete or says another number of processes, a GPU is missing, or
@@ -276,11 +276,11 @@ def _given_gpus() -> bool:
     return any(os.environ.get(name) for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"))
 
 
-def _device(wanted: str | None, local: int, gpus: bool = False) -> torch.device:
-    if wanted == "cpu" or (wanted is None and not gpus and not torch.cuda.is_available()):
+def _device(wanted: str, local: int, gpus: bool = False) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and not gpus and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        asked = f"device {wanted}" if wanted else "this job asked for GPUs"
+        asked = "this job asked for GPUs" if wanted == "auto" else f"device {wanted}"
         built = "" if torch.version.cuda else "; this PyTorch was built without CUDA"
         raise RunError(
             f"{asked}: no GPU is visible on {socket.gethostname()}{built}\n"

@@ -225,10 +225,10 @@ def test_an_environment_without_numbers_is_told(monkeypatch, words):
 def test_a_job_that_asked_for_gpus_never_trains_without(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RunError, match="asked for GPUs: no GPU is visible"):
-        processes.join(None, gpus=True)
+        processes.join(gpus=True)
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     with pytest.raises(RunError, match="asked for GPUs: no GPU is visible"):
-        processes.join(None)
+        processes.join()
     assert processes.join("cpu").device.type == "cpu"
 
 
@@ -236,11 +236,11 @@ def test_one_visible_gpu_a_process_is_the_first(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _device: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert processes._device(None, 3).index == 0
+    assert processes._device("auto", 3).index == 0
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert processes._device(None, 3).index == 3
+    assert processes._device("auto", 3).index == 3
     with pytest.raises(RunError, match="local rank 4 has no GPU of its own"):
-        processes._device(None, 4)
+        processes._device("auto", 4)
 
 
 def raised(call):
