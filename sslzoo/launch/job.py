@@ -33,7 +33,7 @@ class Job:
             sys.exit(error.exit_code if os.environ.get("SLURM_PROCID", "0") == "0" else 0)
         except UserError as error:
             _say(error)
-            _note(Path(self.folder), error)
+            _note_refusal(Path(self.folder), error)
             sys.exit(error.exit_code)
 
     def checkpoint(self) -> Any:
@@ -76,17 +76,17 @@ class Command:
 
 
 def _work(folder: Path, stop: Stop) -> None:
-    from sslzoo.launch.work import Asked, work
+    from sslzoo.launch.work import Promised, work
     from sslzoo.recipe.recipe import load
 
     launch = State(folder).launch
     recipe, installed = load(str(folder))
-    asked = Asked(launch["processes"], launch["gpus"], launch["lead"]) if launch else None
+    promised = Promised(launch["processes"], launch["gpus"], launch["lead"]) if launch else None
     # The code is the snapshot of the submission, whatever the installed packages say of their versions.
-    work(recipe, installed, folder, stop, evaluate=launch.get("evaluate", True), asked=asked, upgrade=True)
+    work(recipe, installed, folder, stop, evaluate=launch.get("evaluate", True), promised=promised, upgrade=True)
 
 
-def _note(folder: Path, error: UserError) -> None:
+def _note_refusal(folder: Path, error: UserError) -> None:
     """An error before the run began is told in its folder, too, so that nobody queues the job again for it."""
     from sslzoo.run.processes import LostContact
     from sslzoo.run.state import InUse

@@ -206,18 +206,23 @@ def send(
     for folder, job in zip(made.folders, jobs, strict=True):
         State(folder).write_launch(launch | {"job": job})  # whatever becomes of what follows
     for one, folder, job in zip(found, made.folders, jobs, strict=True):
-        more: dict[str, Any] = {"job": job}
         try:
-            if asked.evaluate and one.recipe.evaluate is not None:
-                limit, probe = made.profile.probing_time, Probing(str(folder), asked.networks)
-                (more["probing"],) = _afterwards(made, "probing", job, limit, [probe], top)
-            commands = [Command(with_folder(words, folder)) for words in asked.then]
-            more["then"] = _afterwards(made, "then", more.get("probing", job), made.time, commands, top)
+            more = _followed(made, one, folder, job, asked, top)
         except UserError as error:
             submitted = f"the training is submitted, as job {', '.join(jobs[:3])}{' ...' if len(jobs) > 3 else ''}"
             raise UserError(f"{error}\n{submitted}; what was to follow {job} is not: `sslzoo eval` does it") from error
-        State(folder).write_launch(launch | more)
+        State(folder).write_launch(launch | {"job": job} | more)
     return jobs
+
+
+def _followed(made: slurm.Plan, one: Element, folder: Path, job: str, asked: Asked, top: Path) -> dict[str, Any]:
+    """Submits what follows a run that succeeded, its evaluation and then commands; returns their jobs."""
+    more: dict[str, Any] = {}
+    if asked.evaluate and one.recipe.evaluate is not None:
+        limit, probe = made.profile.probing_time, Probing(str(folder), asked.networks)
+        (more["probing"],) = _afterwards(made, "probing", job, limit, [probe], top)
+    commands = [Command(with_folder(words, folder)) for words in asked.then]
+    return more | {"then": _afterwards(made, "then", more.get("probing", job), made.time, commands, top)}
 
 
 @contextmanager

@@ -45,12 +45,12 @@ def work(
     stop: Stop,
     *,
     evaluate: bool,
-    asked: Asked | None = None,
+    promised: Promised | None = None,
     upgrade: bool = False,
 ) -> None:
     """Trains a recipe in a run folder, then probes its encoder and writes its page.
 
-    `asked` is what a job was submitted with; it may hold many GPUs, so another job probes (`probing`). Of several
+    `promised` is what a job was submitted with; it may hold many GPUs, so another job probes (`probing`). Of several
     processes, one that fails leaves at once: it neither returns nor waits for the others, and its launcher ends those
     that still wait for it.
 
@@ -66,14 +66,15 @@ def work(
     flow = check(recipe, installed)
     remarks = rehearse(recipe, installed) if evaluate else ()
     state = State(out)
-    own = Own(asked is not None or not state.begun)
+    own = Own(promised is not None or not state.begun)
     attempt = Attempt(recipe, installed, flow, out, stop, state, own)
     world = None
     try:
-        world = processes.join(recipe.run.device, asked and asked.processes, gpus=bool(asked and asked.gpus))
+        count, gpus = (None, False) if promised is None else (promised.processes, bool(promised.gpus))
+        world = processes.join(recipe.run.device, count, gpus=gpus)
         if world.first:
-            grace = None if asked is None else Grace(asked.lead, kill_wait())
-            _first(attempt, world, grace, remarks, evaluate=evaluate and asked is None)
+            grace = None if promised is None else Grace(promised.lead, kill_wait())
+            _first(attempt, world, grace, remarks, evaluate=evaluate and promised is None)
         else:
             probe = during(attempt, world, lambda _: None)
             train(recipe, installed, flow, out, world, Watch(begin=own.begin, stop=stop, probe=probe))
@@ -94,7 +95,7 @@ def work(
 
 
 @dataclass(frozen=True)
-class Asked:
+class Promised:
     """What a submitted job was promised: processes in all, GPUs of each node, and seconds before its time limit."""
 
     processes: int

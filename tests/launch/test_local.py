@@ -15,7 +15,7 @@ from sslzoo.cli import main
 from sslzoo.launch.drill import compare
 from sslzoo.launch.job import Probing
 from sslzoo.launch.profile import minutes
-from sslzoo.launch.work import Asked, work
+from sslzoo.launch.work import Promised, work
 from sslzoo.recipe.recipe import load
 from sslzoo.run import processes
 from sslzoo.run.folder import Folder
@@ -237,7 +237,7 @@ def test_a_submitted_run_leaves_its_probing_to_a_job_that_never_trains(tmp_path,
     sets = ["run.steps=2", "encoder.depth=1", "targets.teacher.layers=1", "predictor.depth=1", "run.precision=auto"]
     recipe, installed = load("tiny/ijepa", [*SHORT[1::2], *sets])
     run = tmp_path / "run"
-    work(recipe, installed, run, Stop(), evaluate=True, asked=Asked(1, 0, 10))
+    work(recipe, installed, run, Stop(), evaluate=True, promised=Promised(1, 0, 10))
     assert State(run).now["state"] == "done"
     assert not (run / "eval").exists()
     attempts = (run / "attempts.jsonl").read_text()
