@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslzoo.contracts import Batch
+from sslzoo.contracts import Batch, Grid
 from sslzoo.errors import Problem
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
@@ -110,14 +110,23 @@ def train(
     watch.say("; ".join(loader.remarks(found, loader.ahead(micros, run.workers))))
     batches = loader.load(micros, start, steps, run.workers, pin=world.device.type == "cuda")
     monitored = monitored_images(recipe, catalogue, sources, world)
-    save_every, monitor_every = (max(1, x.steps(order.epoch_steps)) for x in (run.save_every, run.monitor_every))
-    probe_every = probing(recipe, order)
+    save_every = max(1, run.save_every.steps(order.epoch_steps))
     milestone = run.milestones.steps(order.epoch_steps) if run.milestones else None
     guard, unreadable = Guard(folder, world, watch.stop), Unreadable(folder, run.unreadable, watch.say)
     learner = Learner(run, moves, method, model, optimizer, guard, world)
     peak = peak_flops(world.device, run.precision)
     clock = Clock(flow.flops, world, run.batch, peak, folder.metrics.seconds())
     clock.sending = sending(method, run, world, watch.say)
+    journal = Journal(
+        learner,
+        clock,
+        grids,
+        start,
+        watch,
+        monitored,
+        monitor_every=max(1, run.monitor_every.steps(order.epoch_steps)),
+        probe_every=probing(recipe, order),
+    )
     saver = checkpoint.Saver(folder.checkpoints, run.keep, milestone, watch.saved, write=world.first)
     whole = resolve(recipe, catalogue)
 
@@ -131,17 +140,7 @@ def train(
 
         unreadable.note(fresh, (step + 1 - start) * shares.micro * shares.accumulate)
         if log_due:
-            metrics |= of_parts(method, at)
-            line = (
-                {"step": step + 1, "epoch": (step + 1) / order.epoch_steps} | collect(metrics, world.device) | numbers
-            )
-            line |= mask_shares(fresh, grids) | clock.read(step + 1 - start)
-            if monitored is not None and due(at, monitor_every, run.log_every):
-                line["rankme"] = rank_of(method, monitored, learner.cast())
-            if remark := clock.of_sending(line["images_per_second"]):
-                watch.say(remark)
-            if watch.probe is not None and probe_every and due(at, probe_every, run.log_every):
-                line |= watch.probe(method)
+            line = journal.line(at, metrics, numbers, fresh)
             if world.first:
                 folder.metrics.write(line)
                 catalogue.manager.hook.sslzoo_log(metrics=line, at=at, folder=folder.path)
@@ -206,6 +205,36 @@ class Learner:
         with stage("EMA"):
             optim.follow(self.method, at, finite)
         return metrics | {"loss": loss, "grad_norm": norm}
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Makes the lines of metrics: of a step, of the time since the line before, and now and then of the encoder."""
+
+    learner: Learner
+    clock: Clock
+    grids: Mapping[str, Grid]
+    start: int  # steps done before this process
+    watch: Watch
+    monitored: Tensor | None  # images whose effective rank is told
+    monitor_every: int  # steps
+    probe_every: int  # steps between probes; 0: there are none
+
+    def line(
+        self, at: Progress, metrics: Mapping[str, Tensor], numbers: dict[str, float], fresh: list[Batch]
+    ) -> dict[str, float]:
+        """The line of a step: its metrics on the device, numbers of the host, and micro-batches; all ranks ask."""
+        method, every = self.learner.method, self.learner.run.log_every
+        known = collect({**metrics, **of_parts(method, at)}, self.learner.world.device)
+        line = {"step": at.step + 1, "epoch": (at.step + 1) / at.epoch_steps} | known | numbers
+        line |= mask_shares(fresh, self.grids) | self.clock.read(at.step + 1 - self.start)
+        if self.monitored is not None and due(at, self.monitor_every, every):
+            line["rankme"] = rank_of(method, self.monitored, self.learner.cast())
+        if remark := self.clock.of_sending(line["images_per_second"]):
+            self.watch.say(remark)
+        if self.watch.probe is not None and self.probe_every and due(at, self.probe_every, every):
+            line |= self.watch.probe(method)
+        return line
 
 
 def due(at: Progress, every: int, within: int = 1) -> bool:
