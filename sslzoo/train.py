@@ -16,10 +16,10 @@ from sslzoo.errors import Problem
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import build, build_optimizer, make
-from sslzoo.recipe.compare import claim, refuse, refuse_foreign
 from sslzoo.recipe.fit import Flow
 from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import OptimKeys, Recipe, Run, resolve, turns
+from sslzoo.recipe.resuming import claim, refuse, refuse_foreign
 from sslzoo.rng import derive_seed
 from sslzoo.run import checkpoint, data, loader, optim
 from sslzoo.run.clock import Clock

@@ -39,8 +39,8 @@ def command(
     from sslzoo.errors import UserError
     from sslzoo.launch.submit import Asked, Element, code, plan, refuse_if_active, send
     from sslzoo.launch.work import work
-    from sslzoo.recipe.compare import refuse_upgrade
     from sslzoo.recipe.recipe import load_run
+    from sslzoo.recipe.resuming import refuse_upgrade
     from sslzoo.run.folder import Folder
     from sslzoo.run.state import State
     from sslzoo.run.stop import Stop

@@ -19,8 +19,8 @@ from sslzoo.errors import RunError, UserError
 from sslzoo.launch import slurm
 from sslzoo.launch.submit import Asked, Element, submit
 from sslzoo.launch.work import start
-from sslzoo.recipe.compare import claim, refuse
 from sslzoo.recipe.recipe import resolve
+from sslzoo.recipe.resuming import claim, refuse
 from sslzoo.run.clock import hours
 from sslzoo.run.folder import Folder
 from sslzoo.run.state import State

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sslzoo.compare.statistics import mean
-from sslzoo.recipe.compare import leaves
+from sslzoo.recipe.resuming import leaves
 from sslzoo.report.doctor import diagnose
 from sslzoo.report.records import Record
 from sslzoo.run.identity import MASKED_TOGETHER

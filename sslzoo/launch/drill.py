@@ -93,7 +93,7 @@ def short(element: Element, steps: int) -> Element:
 
 def here(element: Element, say: Say) -> Verdict:
     """Rehearses in processes of this machine."""
-    from sslzoo.recipe.compare import claim
+    from sslzoo.recipe.resuming import claim
 
     whole, broken = (element.folder / name for name in NAMES)
     for folder in (whole, broken):

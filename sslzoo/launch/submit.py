@@ -21,9 +21,9 @@ from sslzoo.launch.job import Command, Job, Probing
 from sslzoo.launch.snapshot import Snapshot
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe import yamltext
-from sslzoo.recipe.compare import claim, refuse, refuse_upgrade
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import Recipe, load
+from sslzoo.recipe.resuming import claim, refuse, refuse_upgrade
 from sslzoo.run import checkpoint, data, parallel
 from sslzoo.run.folder import Folder
 from sslzoo.run.state import State

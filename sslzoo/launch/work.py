@@ -22,9 +22,9 @@ from sslzoo.launch.blame import blame, explain
 from sslzoo.launch.grace import Grace, kill_wait
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
-from sslzoo.recipe.compare import refuse_upgrade
 from sslzoo.recipe.fit import Flow, check
 from sslzoo.recipe.recipe import Recipe
+from sslzoo.recipe.resuming import refuse_upgrade
 from sslzoo.report.display import Display
 from sslzoo.run import checkpoint, processes
 from sslzoo.run.clock import time_left

@@ -19,7 +19,7 @@ from sslzoo.errors import RunError
 from sslzoo.evaluate import written
 from sslzoo.evaluate.written import Evaluation
 from sslzoo.progress import Progress
-from sslzoo.recipe.compare import leaves
+from sslzoo.recipe.resuming import leaves
 from sslzoo.recipe.schedule import Schedule
 from sslzoo.run.folder import Folder
 from sslzoo.run.networks import kind

@@ -84,7 +84,7 @@ class Folder:
     def refuse(self, resolved: str, differences: Differences) -> None:
         """Sees that the folder holds no run of another recipe; changes nothing.
 
-        `differences` are told from what its recipe.yaml says: `recipe.compare.refuse` gives them.
+        `differences` are told from what its recipe.yaml says: `recipe.resuming.refuse` gives them.
 
         Raises:
             RunError: it does; says where they differ.

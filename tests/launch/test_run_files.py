@@ -136,7 +136,7 @@ def test_a_torn_recipe_is_kept_and_written_anew_and_another_is_refused(run):
     assert "recipe.yaml is damaged" in told[0]
     assert (run / "recipe.damaged.yaml").read_text() == "name: a\nrun: {ste"
     (run / "recipe.yaml").write_text("# sslzoo 1\nname: a\nrun: {steps: 4, batch: 8}\n")
-    differs = lambda _had: ["run.steps: 4 there, 5 asked for"]  # noqa: E731 - as recipe.compare tells it
+    differs = lambda _had: ["run.steps: 4 there, 5 asked for"]  # noqa: E731 - as recipe.resuming tells it
     Folder(run).refuse(whole + "optim: {lr: 1}\n", differs)  # what is there is the beginning of what is asked for
     with pytest.raises(RunError, match="run.steps: 4 there, 5 asked for"):
         Folder(run).refuse(whole.replace("steps: 4", "steps: 5"), differs)

@@ -9,9 +9,9 @@ from recipe_text import GOOD
 
 from sslzoo import PluginError, RecipeError, Schedule, UserError, catalogue
 from sslzoo.recipe.build import build, build_method
-from sslzoo.recipe.compare import differences
 from sslzoo.recipe.fit import _moving, check
 from sslzoo.recipe.recipe import change, load, resolve, schedules
+from sslzoo.recipe.resuming import differences
 from sslzoo.recipe.schedule import Duration
 from sslzoo.recipe.yamltext import value, written
 from sslzoo.run import parallel

@@ -1,4 +1,4 @@
-"""Is this the recipe that a run folder was begun with? What may change at a resume is declared on the keys: `Free`."""
+"""May a run folder go on with this recipe? Not with another; what may change is declared on the keys: `Free`."""
 
 from __future__ import annotations
 
