@@ -37,7 +37,7 @@ from sslzoo.run.stop import Stop
 from sslzoo.step import Method
 from sslzoo.train import Learner, prepare
 
-READY = 4  # ready-made micro-batches that go round, their masks drawn all along the run, as the arithmetic is counted
+READY = 4  # ready-made micro-batches, used in turn; their masks are of steps all along a run, as in the count of FLOPs
 ENDLESS = 10**6  # steps of a run that is never seen to its end: its real batches are those of its beginning
 STAGES = ("wait", "data", "targets", "forward", "loss", "backward", "optimizer", "EMA", "rest")
 

@@ -68,8 +68,8 @@ def train(
 ) -> Method:
     """Trains a recipe in a run folder, from its newest checkpoint if it has one; returns the trained method.
 
-    `watch` is told what happens, on rank 0 only but for the beginning. When any rank is asked to stop, all agree on a
-    step, save and leave.
+    `watch` is told what happens, by rank 0 alone; only `begin` is called on every rank. When any rank is asked to stop,
+    all agree on a step, save and leave.
 
     Raises:
         Stopped: it was asked to stop; the checkpoint of its last step is on disk.

@@ -130,7 +130,7 @@ def _stretched(spec: Any, by: Stretch, horizon: float) -> Any:
     if isinstance(spec, list | tuple):
         return [_stretched(one, by, horizon) for one in spec]
     if not isinstance(spec, Mapping):
-        return spec if horizon == 1 else _follows(spec, horizon)
+        return spec if horizon == 1 else _longer_horizon(spec, horizon)
     found = {}
     for key, value in spec.items():
         if key == "over":
@@ -154,7 +154,7 @@ def _long(duration: Any, by: Stretch) -> Duration:
     return Duration(round(known.amount * by.steps), "steps")
 
 
-def _follows(momentum: Any, factor: float) -> float:
+def _longer_horizon(momentum: Any, factor: float) -> float:
     """A momentum whose horizon is `factor` times as long: 1 - m is divided by it."""
     return min(1.0, max(0.0, round(1 - (1 - float(momentum)) / factor, 6)))
 

@@ -61,7 +61,7 @@ class Kept:
         return hashed.hexdigest()[:32]
 
     def half(self, encoder: nn.Module, name: str) -> Path:
-        """The file of what a long probe has done so far; none of those that go when the folder grows."""
+        """The file of what a long probe has done so far; it stays when the folder grows and the oldest features go."""
         return self.folder / f"{self.key(encoder, ['half', name])}.half"
 
     def _keep(self, path: Path, features: Features) -> None:

@@ -219,7 +219,7 @@ def read(folder: Path, variant: str = "", asked: Mapping[str, Any] | None = None
 
 
 def by_recipe(folders: list[Path]) -> dict[str, list[Record]]:
-    """Records of any runs, those of one recipe but for its seed together, named by where they differ."""
+    """Records of any runs, grouped by recipe, seed and name aside; a group is named by where its recipe differs."""
     groups: dict[str, list[Record]] = {}
     for folder in folders:
         one = read(folder)

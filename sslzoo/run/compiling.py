@@ -1,9 +1,9 @@
 """What does a compiler make of a method? Blocks alone, and few graphs: each list of blocks has its own.
 
-All blocks of a list share their graphs, for they differ in weights only. Graphs are found by code object; so without
-code of its own for each list, a teacher that sees all patches would be compiled anew for the student's changing
-number of them, and pay for sizes that never change there. Elsewhere the number of tokens is said to change from the
-start: found out, it would cost each graph twice.
+The blocks of a list differ in weights only, and share their graphs. torch.compile keeps graphs by code object, so each
+list gets one of its own: with one for all, a teacher, which always sees all patches, would be compiled for the changing
+number that the student sees. For every list but a target generator's, the number of tokens is marked as one that
+changes; the compiler would find that out too, but only by compiling each graph a second time.
 """
 
 from __future__ import annotations

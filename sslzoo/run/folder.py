@@ -84,7 +84,8 @@ class Folder:
     def refuse(self, resolved: str, differences: Differences) -> None:
         """Sees that the folder holds no run of another recipe; changes nothing.
 
-        `differences` are told from what its recipe.yaml says: `recipe.resuming.refuse` gives them.
+        `differences` takes what its recipe.yaml says and gives a line for each key that may not differ and does
+        (`recipe.resuming.refuse` passes it).
 
         Raises:
             RunError: it does; says where they differ.

@@ -64,7 +64,7 @@ class Votes:
 
 
 def later(device: str) -> int:
-    """Steps after which votes are read: enough for a GPU never to wait, and few, for a stop takes as many more."""
+    """Steps after which votes are read: enough that a GPU never waits; no more, for a stop is later by as many."""
     return 2 if device == "cuda" else 0
 
 

@@ -38,7 +38,7 @@ class Ahead:
 def ahead(micros: Micros, workers: int, most: int = SHARED) -> Ahead:
     """Four micro-batches for each worker, or as many as `most` bytes hold; then as many workers.
 
-    What a batch holds does not depend on it, and so no run changes with it.
+    Batches are the same however many are made ahead, and whoever makes them.
     """
     views = micros.sources.views.values()
     pixels = sum(each.count * math.prod(each.view.size) * (1 if hasattr(each.view, "mean") else 4) for each in views)

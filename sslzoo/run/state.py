@@ -268,10 +268,10 @@ def alive(now: dict[str, Any]) -> bool:
         return time.time() - (now.get("time") or 0) < STALE
     try:
         os.kill(now["pid"], 0)
+    except PermissionError:
+        pass  # another person's process, which lives
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:
-        return True
     return True
 
 

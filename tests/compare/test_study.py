@@ -13,7 +13,7 @@ from made_up import TREE, record
 from rich.console import Console
 
 from sslzoo.compare import cells, evaluation, study
-from sslzoo.compare.budget import Budget, Cost, Stretch, _follows, _scaled, steps_for
+from sslzoo.compare.budget import Budget, Cost, Stretch, _longer_horizon, _scaled, steps_for
 from sslzoo.compare.command import Asked, compare_runs, run_study
 from sslzoo.errors import UserError
 from sslzoo.progress import Progress
@@ -67,7 +67,7 @@ def test_a_shorter_teacher_keeps_as_much_of_its_start():
     # The share of the starting weights that is left at the end stays what it was: that is what the horizon means.
     for factor in (0.1, 0.5, 3.0):
         kept = math.exp(1000 * math.log(0.996))
-        assert math.exp(1000 * factor * math.log(_follows(0.996, factor))) == pytest.approx(kept, rel=0.15)
+        assert math.exp(1000 * factor * math.log(_longer_horizon(0.996, factor))) == pytest.approx(kept, rel=0.15)
 
 
 def test_durations_and_momentum_scale_with_the_length(tmp_path):
