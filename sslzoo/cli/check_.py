@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from sslzoo.cli.options import as_json as json_option
-from sslzoo.cli.options import recipe_options
+from sslzoo.cli.options import json_option, recipe_options
 
 
 @click.command("check")

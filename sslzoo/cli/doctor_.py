@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sslzoo.cli.options import as_json as json_option
+from sslzoo.cli.options import json_option
 
 
 @click.command("doctor")

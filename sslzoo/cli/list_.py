@@ -10,7 +10,7 @@ from typing import Any
 import click
 import yaml
 
-from sslzoo.cli.options import as_json as json_option
+from sslzoo.cli.options import json_option
 
 COLUMNS = ("method", "network", "data", "length")  # of recipes: one line each, at 80 columns
 

@@ -41,18 +41,22 @@ class Written(click.Path):
         return path
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="For scripts.")
+
+plugin_option = click.option(
+    "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="Also load this plugin file."
+)
+
+
 def recipe_options(function: Command) -> Command:
     """`--set` and `--plugin`: everything that changes a recipe from the command line."""
-    plugin = click.option(
-        "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="Also load this plugin file."
-    )
     sets = click.option(
         "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change the recipe; VALUE may be YAML."
     )
-    return sets(plugin(function))
+    return sets(plugin_option(function))
 
 
-changed_data = click.option(
+changed_data_option = click.option(
     "--allow-changed-data",
     "changed_data",
     is_flag=True,
@@ -67,6 +71,3 @@ def allow_changed_data(run: Path, changed_data: bool) -> None:
 
     if changed_data and launched()[1] == 0:
         Folder(run).forget_data()
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="For scripts.")

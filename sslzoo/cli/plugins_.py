@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from sslzoo.cli.options import as_json as json_option
+from sslzoo.cli.options import json_option, plugin_option
 
 
 @click.command("plugins")
-@click.option("--plugin", "files", multiple=True, type=click.Path(path_type=Path), help="Also load this plugin file.")
+@plugin_option
 @json_option
-def command(files: tuple[Path, ...], as_json: bool) -> None:
+def command(plugins: tuple[Path, ...], as_json: bool) -> None:
     """Who is installed, and what each offers.
 
     \b
@@ -27,7 +27,7 @@ def command(files: tuple[Path, ...], as_json: bool) -> None:
     from sslzoo.cli import echo_json
     from sslzoo.plugins import catalogue
 
-    installed = catalogue(files)
+    installed = catalogue(plugins)
     rows = []
     for plugin in installed.plugins.values():
         parts = {

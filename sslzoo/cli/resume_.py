@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sslzoo.cli.options import allow_changed_data, changed_data
+from sslzoo.cli.options import allow_changed_data, changed_data_option
 
 
 @click.command("resume")
@@ -17,7 +17,7 @@ from sslzoo.cli.options import allow_changed_data, changed_data
 @click.option("--gpus", type=click.IntRange(0), help="Another number of GPUs of each node.")
 @click.option("--time", help="Another time limit.")
 @click.option("--allow-upgrade", is_flag=True, help="Even if a plugin's version is another than before.")
-@changed_data
+@changed_data_option
 def command(
     run: Path,
     cluster: str | None,

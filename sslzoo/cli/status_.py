@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sslzoo.cli.options import as_json as json_option
+from sslzoo.cli.options import json_option
 
 if TYPE_CHECKING:
     from sslzoo.launch.follow import Row

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from sslzoo.cli.options import Written, recipe_options
-from sslzoo.cli.options import as_json as json_option
+from sslzoo.cli.options import Written, json_option, recipe_options
 
 
 @click.command("submit")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sslzoo.cli.options import Written, allow_changed_data, changed_data, recipe_options
+from sslzoo.cli.options import Written, allow_changed_data, changed_data_option, recipe_options
 
 
 @click.command("train")
@@ -19,7 +19,7 @@ from sslzoo.cli.options import Written, allow_changed_data, changed_data, recipe
 )
 @click.option("--evaluate/--no-evaluate", default=True, help="Probe the encoder at the end, if the recipe says how.")
 @click.option("--allow-upgrade", is_flag=True, help="Resume even if a plugin's version is another than before.")
-@changed_data
+@changed_data_option
 def command(
     recipe: str,
     sets: tuple[str, ...],

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from sslzoo.cli.options import as_json as json_option
+from sslzoo.cli.options import json_option, plugin_option
 
 
 @click.command("verify")
 @click.argument("words", nargs=-1, required=True, metavar="[FAMILY] NAME")
-@click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="Also load this plugin file.")
+@plugin_option
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A key of the part; VALUE may be YAML.")
 @click.option("--only", metavar="CHECK", help="One check, after those that it needs.")
 @click.option("--fast", is_flag=True, help="Leave out the slow checks.")
