@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from sslzoo.contracts import Dataset
-from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
+from sslzoo.testing.first import offers
+from sslzoo.testing.report import Check, Make, Skip, Violation, check
 
 
 def _plain(image: Any) -> np.ndarray:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sslzoo.contracts import Encoder, Grid, Patches, Tokens, true_entries
-from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
+from sslzoo.testing.first import offers
+from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import as_moved, elsewhere, equal, kept, restored, seeded, size_of, steady, stirred, unreached
 
 SIDES = (32, 28, 64, 48, 96, 112, 56, 224, 16, 40)

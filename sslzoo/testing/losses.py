@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sslzoo.contracts import Loss, Pairing, Signal
-from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers, raised
+from sslzoo.testing.first import offers
+from sslzoo.testing.report import Check, Make, Skip, Violation, check, raised
 from sslzoo.testing.scene import AT, as_two_ranks, equal, kept, pairing, seeded
 
 ROWS, WIDTH = 12, 8

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from sslzoo.contracts import Grid, Mask, MaskSampler, Patches, true_entries
 from sslzoo.rng import Rng
-from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers, patience
+from sslzoo.testing.first import offers
+from sslzoo.testing.report import Check, Make, Skip, Violation, check, patience
 
 GRIDS: tuple[Grid, ...] = ((14, 14), (8, 8), (8, 12), (12, 8))
 TINY: tuple[Grid, ...] = ((1, 1), (1, 4), (2, 2), (3, 3), (4, 4), (2, 9))

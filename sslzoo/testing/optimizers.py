@@ -19,7 +19,8 @@ from sslzoo.recipe.schedule import Schedule
 from sslzoo.run import checkpoint, optim
 from sslzoo.run.parallel import full_tensor, split_as
 from sslzoo.step import Method
-from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
+from sslzoo.testing.first import offers
+from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import as_two_ranks, student
 
 LR, DECAY, GOAL = 0.01, 0.1, 2.0

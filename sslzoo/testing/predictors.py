@@ -10,7 +10,8 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
 from sslzoo.contracts import Patches, Predictor, Tokens, true_entries
-from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
+from sslzoo.testing.first import offers
+from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import (
     AT,
     Encoder,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sslzoo.contracts import Features, Probe
 from sslzoo.evaluate.drawn import drawn
-from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
+from sslzoo.testing.first import offers
+from sslzoo.testing.report import Check, Make, Skip, Violation, check
 
 
 def _plain(rows: int, seed: int, *, clear: bool) -> Features:

@@ -7,12 +7,11 @@ part; any other is a fault of the checks, and told as that.
 
 from __future__ import annotations
 
-import inspect
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-from torch import nn
-
-from sslzoo.contracts import lacking, members
-from sslzoo.errors import UserError, did_you_mean
+from sslzoo.errors import UserError
 from sslzoo.plugins import exit_raises, raised_in
 
 Make = Callable[..., Any]
@@ -252,66 +247,3 @@ def patience(seconds: float, smallest: str, came: str = "none: the part seems to
             yield
     except _Late:
         raise Violation(f"an answer within {seconds:.0f} s", came, smallest) from None
-
-
-# --- what every family's first check asks -----------------------------------------------------------------------------
-
-_TYPES = {"ragged": bool, "needs_target": bool, "width": int, "blocks": nn.ModuleList, "outputs": Mapping}
-
-
-def offers(protocol: type, build: Callable[[Make], Any], *, module: bool = False) -> Check:
-    """The first check of a family: the part can be made, and has what the family's protocol names."""
-
-    def made(make: Make) -> None:
-        """It can be made with these keys, and offers what its contract asks for."""
-        try:
-            part = build(make)
-        except (Violation, Skip, UserError):
-            raise
-        except Exception as error:  # a constructor with other arguments raises where it is called
-            came = raised(error, make) or f"{type(error).__name__}: {error}"
-            raise Violation("no error when it is made (--set key=value gives other keys)", came) from error
-        kind, methods = type(part).__name__, vars(protocol)
-        if module and not isinstance(part, nn.Module):
-            raise Violation("a torch.nn.Module", f"a {kind}", f"class {kind}")
-        if module:
-            _on_meta(build, make)
-        for name, written in lacking(part, protocol):
-            own = [one for one in dir(part) if not one.startswith("__") and not hasattr(nn.Module, one)]
-            raise Violation(f"an attribute {written}", f"none{did_you_mean(name, own)}", f"class {kind}")
-        for name in members(protocol):
-            wanted = _TYPES.get(name)
-            if wanted is not None and not isinstance(found := getattr(part, name), wanted):
-                raise Violation(f"`{name}` of type {wanted.__name__}", repr(found), f"class {kind}")
-            if callable(methods.get(name)) and not callable(getattr(part, name)):
-                raise Violation(f"a method `{name}`", repr(getattr(part, name)), f"class {kind}")
-            if callable(methods.get(name)):
-                _answers(part, kind, name, methods[name])
-
-    return Check(made)
-
-
-def _on_meta(build: Callable[[Make], Any], make: Make) -> None:
-    """Whether it can be made without memory, as `sslzoo check` makes a method of any size before a run does."""
-    try:
-        with torch.device("meta"):
-            build(make)
-    except (RuntimeError, NotImplementedError) as error:
-        came = raised(error, make) or f"{type(error).__name__}: {error}"
-        hint = "; its constructor reads no number from tensors (.item(), .tolist(), numpy)"
-        raise Violation("to be made on the meta device too", came + hint, "with torch.device('meta')") from error
-
-
-def _answers(part: Any, kind: str, name: str, wanted: Callable[..., Any]) -> None:
-    """Whether a method takes the arguments that the engine gives it."""
-    own = "forward" if name == "__call__" and isinstance(part, nn.Module) else name
-    given = [p for p in inspect.signature(wanted).parameters if p != "self"]
-    try:
-        signature = inspect.signature(getattr(part, own))
-    except (TypeError, ValueError):  # none: written in C
-        return
-    try:
-        signature.bind(*given)
-    except TypeError as error:
-        came = f"{own}{signature}: {error}"
-        raise Violation(f"{own} that can be called with ({', '.join(given)})", came, f"class {kind}") from error

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.contracts import Batch, Reading, Student, TargetGenerator
-from sslzoo.testing.report import Check, Make, Skip, Violation, check, offers
+from sslzoo.testing.first import offers
+from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import (
     AT,
     as_moved,

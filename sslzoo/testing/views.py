@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sslzoo.contracts import View
 from sslzoo.rng import seed_shared
-from sslzoo.testing.report import Check, Make, Violation, check, offers
+from sslzoo.testing.first import offers
+from sslzoo.testing.report import Check, Make, Violation, check
 
 
 def _images() -> Iterator[tuple[str, Any]]:
