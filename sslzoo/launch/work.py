@@ -85,7 +85,7 @@ def work(
     except BaseException as error:
         found = error if isinstance(error, InUse) else _judged(error, world, state)
         if isinstance(found, InUse | LostContact):
-            if asked is not None:
+            if promised is not None:
                 state.hint(str(found))
         elif found is error and own.run:
             _note(error, recipe, installed, state)
