@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from sslzoo.contracts import Batch
+from sslzoo.errors import RunError
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe.build import build, build_optimizer
@@ -39,6 +40,7 @@ from sslzoo.train import Learner, prepare
 
 READY = 4  # ready-made micro-batches, used in turn; their masks are of steps all along a run, as in the count of FLOPs
 ENDLESS = 10**6  # steps of a run that is never seen to its end: its real batches are those of its beginning
+STEPS = 10  # of a round, if not said otherwise
 STAGES = ("wait", "data", "targets", "forward", "loss", "backward", "optimizer", "EMA", "rest")
 
 
@@ -96,23 +98,36 @@ def read(found: Mapping[str, Any]) -> Result:
     return Result(**{name: found[name] for name in Result.__dataclass_fields__})
 
 
-def ratios(one: Result, other: Result) -> tuple[float, float]:
-    """How many times as fast one is as another: median over rounds (each beside its neighbour), and best by best."""
-    beside = len(one.rounds) == len(other.rounds)
-    pairs = zip(one.rounds, other.rounds, strict=True) if beside else [(one.rate, other.rate)]
+def ratios(one: Result, other: Result, apart: bool = False) -> tuple[float, float]:
+    """How many times as fast one is as another: median over rounds (each beside its neighbour), and best by best.
+
+    `apart`: their rounds were not taken in turn, so the medians are compared.
+    """
+    pairs = [(one.rate, other.rate)] if apart else zip(one.rounds, other.rounds, strict=True)
     return statistics.median(a / b for a, b in pairs), one.best / other.best
 
 
+def unlike(
+    one: Result, other: Result, what: Sequence[str] = ("device", "processes", "precision", "images")
+) -> list[str]:
+    """In what two results differ that is no difference of speed; two measured in one run differ so on purpose alone."""
+    return [f"{name} ({a}, {b})" for name in what if (a := getattr(one, name)) != (b := getattr(other, name))]
+
+
 def measure(
-    given: Sequence[tuple[Recipe, Catalogue]], world: World, *, real: bool, steps: int, rounds: int
+    given: Sequence[tuple[Recipe, Catalogue]], world: World, *, real: bool, steps: int | None, rounds: int
 ) -> list[Result]:
     """Times the recipes' steps in one run, in turn: `rounds` rounds of `steps` steps each, after a warm-up.
 
     A step is one micro-batch on each process, as large as a run on these processes would take. Nothing is waited for
-    within a round but what the loop itself waits for.
+    within a round but what the loop itself waits for. With real data each round has a loader of its own.
+
+    Raises:
+        RunError: rounds of so few steps would not tell how fast the loader is.
     """
     with tempfile.TemporaryDirectory() as folder:
         timed = [_Timed(*one, world, Path(folder), real) for one in given]
+        steps = _steps(steps, [one.ahead for one in timed])
         for one in timed:
             one.warm_up(len(timed) == 1)
         for _ in range(rounds):
@@ -120,6 +135,18 @@ def measure(
                 one.ceiling.append(matmul_rate(one.learner))
                 one.round(steps)
         return [one.result() for one in timed]
+
+
+def _steps(asked: int | None, loaders: Sequence[loader.Ahead]) -> int:
+    """Steps of a round: as many as loaders hold micro-batches at least. Their workers deliver in bursts."""
+    widest = max(loaders, key=lambda one: one.workers * one.prefetch)
+    least = widest.workers * widest.prefetch
+    if asked is not None and asked < least:
+        raise RunError(
+            f"--steps {asked}: real data want {least} at least, for {widest.workers} loader workers deliver together, "
+            f"up to {widest.prefetch} micro-batches ahead each"
+        )
+    return max(STEPS, least) if asked is None else asked
 
 
 def matmul_rate(learner: Learner, tries: int = 4) -> float:
@@ -202,7 +229,7 @@ class _Timed:
         recipe = settled(recipe, world)
         self.recipe, self.world, self.real = recipe, world, real
         flow = check(recipe, installed)
-        self.flops, self.base = flow.flops, _allocated(world.device)
+        self.flops, before = flow.flops, _allocated(world.device)
         method, sources = build(recipe if real else replace(recipe, data={}), installed)
         method.to(world.device).train()
         self.model: nn.Module = prepare(method, recipe.run, world, bool(flow.unused))
@@ -210,7 +237,13 @@ class _Timed:
         guard = Guard(Folder(folder), world, Stop())
         self.learner = Learner(recipe.run, recipe.optim_keys, method, self.model, optimizer, guard, world)
         self.images = data.split(recipe.run.batch, world.size, recipe.run.micro).micro
-        self.batches = self._batches(sources if real else replace(sources, data=_Noise()), method)
+        self.own = _allocated(world.device) - before  # bytes, before the first step
+        sources = sources if real else replace(sources, data=_Noise())
+        steps, workers = (ENDLESS, recipe.run.workers) if real else (READY, 0)
+        micros = data.undivided(sources, method.student.encoder, self.images, recipe.run.seed, world, steps)
+        self.ahead = loader.ahead(micros, workers)
+        self._load = lambda start: loader.load(micros, start, steps, workers, pin=world.device.type == "cuda")
+        self.batches: Iterator[Batch] = iter(()) if real else cycle(list(self._load(0)))
         self.timeline, self.taken = Timeline(world.device), 0
         self.ceiling: list[float] = []
         self.rounds: list[float] = []
@@ -220,30 +253,44 @@ class _Timed:
         self.memory: int | None = None
         self.timeline.attach(method)
 
-    def _batches(self, sources: data.Sources, method: Method) -> Iterator[Batch]:
-        run, pin = self.recipe.run, self.world.device.type == "cuda"
-        steps = ENDLESS if self.real else READY
-        micros = data.undivided(sources, method.student.encoder, self.images, run.seed, self.world, steps)
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Real data come from a loader that begins here and ends here.
+
+        One that went on would make batches ahead of a round while nobody times them, and take cores from another
+        recipe's. The steps of each worker's first batch are taken here, untimed.
+        """
         if self.real:
-            return loader.load(micros, 0, steps, run.workers, pin=pin)
-        return cycle(list(loader.load(micros, 0, steps, 0, pin=pin)))
+            self.batches = self._load(self.taken)
+            for _ in range(self.ahead.workers):
+                self._step()
+            self.waits = self.waits[: -self.ahead.workers or None]
+        yield
+        if self.real:
+            self.batches = iter(())
 
     def warm_up(self, alone: bool) -> None:
         """Meets every shape, so that what is compiled is compiled here; sees how much memory a step takes."""
         device = self.world.device
-        for _ in range(READY):
-            self._step()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self._step()
-            self.memory = peak_memory(device) - self.base
-        elif alone:
-            self.memory = peak_memory(device)
+        others = _allocated(device) - self.own
+        with self._loading():
+            for _ in range(READY):
+                self._step()
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+                self._step()
+                self.memory = peak_memory(device) - others
+            elif alone:
+                self.memory = peak_memory(device)
         self.timeline.read()
         self.waits.clear()
 
     def round(self, steps: int) -> None:
         """Some steps on end."""
+        with self._loading():
+            self._time(steps)
+
+    def _time(self, steps: int) -> None:
         _wait(self.world.device)
         barrier()
         begin = time.perf_counter()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data", type=click.Choice(["ready", "real"]), default="ready", help="Ready-made batches, or the loader."
 )
-@click.option("--steps", default=10, type=click.IntRange(2), help="Steps of a round.")
+@click.option("--steps", type=click.IntRange(2), help="Steps of a round; 10, or as many as loaders make ahead.")
 @click.option("--rounds", default=5, type=click.IntRange(1), help="Rounds; with --against, in turn.")
 @click.option(
     "--parallel", type=click.Choice(["none", "ddp", "fsdp"]), default="none", help="Wrap one process as many."
@@ -34,7 +34,7 @@ def command(
     against: str | None,
     other_sets: tuple[str, ...],
     data: str,
-    steps: int,
+    steps: int | None,
     rounds: int,
     parallel: Literal["none", "ddp", "fsdp"],
     out: Path | None,
@@ -47,7 +47,8 @@ def command(
 
     A step is one micro-batch on each process, as a run there would take it, by the training loop's own code.
     Utilisation is the recipe's counted arithmetic, mean over mask draws, beside a large matrix product measured in the
-    same run. --set and --plugin hold for both recipes. Under torchrun, every process joins in.
+    same run. --set and --plugin hold for both recipes. Under torchrun, every process joins in. No ratio is told beside
+    an earlier result of another device, precision, number of processes or of images.
 
     \b
     Examples:
@@ -84,7 +85,7 @@ def command(
     if as_json:
         echo_json([one.as_dict() for one in results.values()])
     else:
-        click.echo(report.table(results))
+        click.echo(report.table(results, apart=earlier is not None))
 
 
 def _earlier(path: str) -> Result:

@@ -7,28 +7,49 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sslzoo.speed import STAGES, Result, ratios
+from sslzoo.speed import STAGES, Result, ratios, unlike
 
 # Okabe and Ito's, one a stage: they can be told apart by people who are colour-blind too.
 COLORS = ("#999999", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#DDDDDD")
 
 
-def table(results: Mapping[str, Result]) -> str:
-    """Results by name side by side, each number beside what it is; two of them with their ratio."""
+def table(results: Mapping[str, Result], apart: bool = False) -> str:
+    """Results by name side by side, each number beside what it is; two of them with their ratio.
+
+    `apart`: the second was measured earlier, so it may be of another machine; then no ratio is told.
+    """
     rows = [("", [_short(name) for name in results]), *_rows(list(results.values()))]
     wide = [max(len(cell) for cell in column) for column in zip(*(cells for _, cells in rows), strict=True)]
     lines = [
         f"{name:<22}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, wide, strict=True))
         for name, cells in rows
     ]
-    one = next(iter(results.values()))
-    where = f"{one.processes} x " if one.processes > 1 else ""
-    lines.append(f"on {where}{one.device}, {one.threads} CPU threads a process, torch {one.torch}")
+    machines = {name: _machine(one) for name, one in results.items()}
+    if len(set(machines.values())) == 1:
+        lines.append(f"on {next(iter(machines.values()))}")
+    else:
+        lines += [f"{_short(name)} on {machine}" for name, machine in machines.items()]
     if len(results) == 2:
-        first, second = results
-        median, best = ratios(results[first], results[second])
-        lines.append(f"{_short(first)} is {median:.3f} times as fast as {_short(second)} (median); {best:.3f} (best)")
+        lines += _beside(results, apart)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _machine(one: Result) -> str:
+    where = f"{one.processes} x " if one.processes > 1 else ""
+    return f"{where}{one.device}, {one.threads} CPU threads a process, torch {one.torch}"
+
+
+def _beside(results: Mapping[str, Result], apart: bool) -> list[str]:
+    """How fast the first of two is beside the second, where that is a question."""
+    first, second = results
+    one, other = results[first], results[second]
+    if apart and (differ := unlike(one, other)):
+        return ["warning: they cannot be compared, for they differ in", *(f"  {name}" for name in differ)]
+    median, best = ratios(one, other, apart)
+    lines = [f"{_short(first)} is {median:.3f} times as fast as {_short(second)} (median); {best:.3f} (best)"]
+    if differ := unlike(one, other, ("torch", "threads", "data")):
+        lines += ["warning: they differ in", *(f"  {name}" for name in differ)]
+    return lines
 
 
 def _rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:

@@ -2,14 +2,18 @@
 
 import itertools
 import json
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sslzoo import speed
 from sslzoo.cli import main
+from sslzoo.errors import RunError
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
+from sslzoo.report import speed as report
 from sslzoo.run.processes import World
 
 SMALL = (
@@ -104,6 +108,37 @@ def test_an_earlier_result_stands_beside(measured):
     assert speed.read(earlier) == first
     assert alone["memory"] > 1e6
     assert alone["data"] == "ready"
+
+
+def test_results_of_unlike_machines_have_no_ratio(measured):
+    """An earlier result of a GPU was compared with a CPU without a word."""
+    _, _, (one, other) = measured
+    other = replace(other, device="NVIDIA H200", processes=8, threads=12, torch="2.11.0")
+    told = report.table({"now": one, "then": other}, apart=True)
+    assert f"now on cpu, {one.threads} CPU threads a process, torch {one.torch}" in told
+    assert "then on 8 x NVIDIA H200, 12 CPU threads a process, torch 2.11.0" in told
+    assert "times as fast" not in told
+    assert "device (cpu, NVIDIA H200)" in told
+    assert "images (2, 4)" in told
+    alike = replace(one, torch="2.11.0", rounds=one.rounds[:1])
+    told = report.table({"now": one, "then": alike}, apart=True)
+    assert f"now is {one.rate / alike.rate:.3f} times as fast as then (median)" in told
+    assert f"warning: they differ in\n  torch ({one.torch}, 2.11.0)" in told
+
+
+def test_real_data_are_timed_as_their_loader_makes_them(tmp_path, monkeypatch):
+    """What the workers had made ahead before a round was counted too: 46 images a second of a loader that makes 20."""
+    from sslzoo_datasets.scenes import Scenes
+
+    plain = Scenes.image
+    monkeypatch.setattr(Scenes, "image", lambda self, i: (time.sleep(0.1), plain(self, i))[1])  # in the workers
+    recipe, installed = load("tiny/ijepa", (*SMALL, "run.workers=2", "encoder.depth=1"))
+    (found,) = speed.measure([(recipe, installed)], World(), real=True, steps=None, rounds=1)
+    assert found.steps == 10
+    assert found.rate < 1.4 * 2 / 0.1  # two workers, a tenth of a second an image
+    assert found.waited > 0.3
+    with pytest.raises(RunError, match="--steps 4: real data want 8 at least, for 2 loader workers"):
+        speed.measure([(recipe, installed)], World(), real=True, steps=4, rounds=1)
 
 
 def test_what_is_no_result_is_refused(tmp_path):
