@@ -62,6 +62,16 @@ def close(ours, theirs, tolerance=1e-5, name=""):
     assert ((ours - theirs).abs().max() / scale).item() < tolerance, name
 
 
+def allowed(facts, kind, least=2e-5):
+    """How far from a file's values ours may lie: 20 times as far as the reference's own in float64, of what begins so.
+
+    A file that does not tell is allowed 1e-4.
+    """
+    told = facts.get("float64_deviation", {kind: {"max_relative_to_tensor_max": 5e-6}})
+    own = [found["max_relative_to_tensor_max"] for name, found in told.items() if name.startswith(kind)]
+    return max(least, 20 * max(own))
+
+
 def all_close(ours, theirs, tolerance=1e-5):
     """Every tensor of ours and theirs, by name; neither has one that the other lacks."""
     assert set(ours) == set(theirs)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tensors import Optim, adamw, all_close, batch_of, close, files, part, read, under
+from tensors import Optim, adamw, all_close, allowed, batch_of, close, files, part, read, under
 from test_data2vec import NONE, ours_of, ours_to_compare
 
 from sslzoo import Mask, Patches, Progress, Schedule, Signal, Student
@@ -160,9 +160,9 @@ def test_every_step_and_the_final_weights(path):
         optim.step(optimizer, torch.tensor(True))
         teacher.after_step(method.student, at)
     encoder, predictor = weights_of(tensors, "final.")
-    compare(method.student.encoder.state_dict(), encoder, 1e-4, left_out(facts))
-    compare(method.student.predictor.state_dict(), predictor, 1e-4, left_out(facts))
-    compare(teacher.encoder.state_dict(), ours_of(aligned(tensors)), 1e-4, left_out(facts))
+    compare(method.student.encoder.state_dict(), encoder, allowed(facts, "final.encoder"), left_out(facts))
+    compare(method.student.predictor.state_dict(), predictor, allowed(facts, "final"), left_out(facts))
+    compare(teacher.encoder.state_dict(), ours_of(aligned(tensors)), allowed(facts, "final.alignment"), left_out(facts))
 
 
 def aligned(tensors):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from sslzoo_rope.layers import angles
-from tensors import Optim, adamw, all_close, batch_of, close, factors, files, part, read, under
+from tensors import Optim, adamw, all_close, allowed, batch_of, close, factors, files, part, read, under
 
 from sslzoo import Mask, Patches, Progress, Schedule, Student
 from sslzoo.recipe.recipe import Factors
@@ -78,7 +78,6 @@ def optim_of(facts):
     """One optimizer for both: the clusters' own learning rate and decay are factors of the student's."""
     opt, own = facts["opt"], facts["clustering_opt"]
     rates, others = opt["lr_schedule"], own["lr_schedule"]
-    assert (opt["betas"], opt["eps"]) == (own["betas"], own["eps"])
     assert {k: v for k, v in rates.items() if k != "base_value"} == {
         k: v for k, v in others.items() if k != "base_value"
     }
@@ -142,9 +141,11 @@ def test_the_first_forward_and_its_gradients(path):
     wanted = under(tensors, "step0.grad.")
     student = under(wanted, "student.") or wanted
     for module, stack in ((method.student.encoder, "encoder"), (method.student.predictor, "decoder")):
-        all_close({n: p.grad for n, p in module.named_parameters()}, ours_of(student, stack), 5e-5)
+        all_close(
+            {n: p.grad for n, p in module.named_parameters()}, ours_of(student, stack), allowed(facts, "step0.grad")
+        )
     for name, parameter in teacher.head.named_parameters():
-        close(parameter.grad, wanted[f"teacher.head.layer.{name}"], 5e-5)
+        close(parameter.grad, wanted[f"teacher.head.layer.{name}"], allowed(facts, "step0.grad"))
 
 
 @FILES
@@ -153,6 +154,9 @@ def test_every_step_and_the_final_weights(path):
     method, settings = method_of(tensors, facts), optim_of(facts)
     teacher, optimizer = method.targets["teacher"], adamw(method, settings)
     clusters = next(g for g in optimizer.param_groups if any(p is teacher.head.weight for p in g["params"]))
+    for group in optimizer.param_groups:  # the clusters' optimizer has its own
+        if any(parameter is one for one in group["params"] for parameter in teacher.head.parameters()):
+            group |= {name: facts["clustering_opt"][name] for name in ("betas", "eps")}
     for step, wanted in enumerate(facts["losses"]):
         batch, at = step_of(tensors, facts, step)
         used = optim.set_schedules(optimizer, settings, at)
@@ -167,10 +171,10 @@ def test_every_step_and_the_final_weights(path):
         optim.step(optimizer, torch.tensor(True))
         teacher.after_step(method.student, at)
     student, average = under(tensors, "final.student."), under(tensors, "final.student_ema.")
-    all_close(method.student.encoder.state_dict(), ours_of(student, "encoder"), 1e-4)
-    all_close(method.student.predictor.state_dict(), ours_of(student, "decoder"), 1e-4)
-    all_close(teacher.encoder.state_dict(), ours_of(average, "encoder"), 1e-4)  # of its head nothing is ever read
-    all_close(teacher.head.state_dict(), under(tensors, "final.teacher.head.layer."), 1e-4)
+    all_close(method.student.encoder.state_dict(), ours_of(student, "encoder"), allowed(facts, "final.student"))
+    all_close(method.student.predictor.state_dict(), ours_of(student, "decoder"), allowed(facts, "final.student"))
+    all_close(teacher.encoder.state_dict(), ours_of(average, "encoder"), allowed(facts, "final.student_ema"))
+    all_close(teacher.head.state_dict(), under(tensors, "final.teacher.head.layer."), allowed(facts, "final.teacher"))
 
 
 @FILES

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tensors import Optim, adamw, close, files, part, read, under, vit_of
+from tensors import Optim, adamw, allowed, close, files, part, read, under, vit_of
 from test_dino import compared, progress
 
 from sslzoo import Batch, Group, Schedule, Student
@@ -96,4 +96,4 @@ def test_every_step_and_the_final_weights(path):
         assert metrics["loss/spread"].item() == pytest.approx(facts["losses_sigreg"][step], rel=1e-4)
         loss.backward()
         optim.step(optimizer, torch.tensor(True))
-    same(dict(method.student.state_dict()), under(tensors, "final.net."), facts, 1e-4)
+    same(dict(method.student.state_dict()), under(tensors, "final.net."), facts, allowed(facts, "final.net"))

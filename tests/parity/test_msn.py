@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tensors import Optim, adamw, close, factors, files, numbered, part, read, under, vit_of
+from tensors import Optim, adamw, allowed, close, factors, files, numbered, part, read, under, vit_of
 from test_dino import compared, progress
 
 from sslzoo import Batch, Group, Mask, Patches, Schedule, Student
@@ -112,7 +112,7 @@ def test_the_first_forward_and_its_gradients(path):
     found["prototypes"] = method.losses["assign"].prototypes.grad
     wanted = under(tensors, "step0.grad.")
     assert set(found) == set(map(ours, wanted))
-    same(found, wanted, facts, 1e-4)
+    same(found, wanted, facts, allowed(facts, "step0.grad"))
 
 
 @FILES
@@ -142,9 +142,9 @@ def test_every_step_and_the_final_weights(path):
         optim.step(optimizer, torch.tensor(True))
         teacher.after_step(method.student, at)
     found = dict(method.student.state_dict()) | {"prototypes": method.losses["assign"].prototypes}
-    same(found, under(tensors, "final."), facts, 1e-3)
+    same(found, under(tensors, "final."), facts, allowed(facts, "final"))
     followed = {f"predictor.{name}": value for name, value in teacher.projector.state_dict(prefix="projector.").items()}
     followed |= teacher.encoder.state_dict(prefix="encoder.")
     theirs = {f"encoder.{name}": value for name, value in under(tensors, "final.target_encoder.").items()}
     assert set(followed) == set(map(ours, theirs))
-    same(followed, theirs, facts, 1e-3)
+    same(followed, theirs, facts, allowed(facts, "final.target"))
