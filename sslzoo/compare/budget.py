@@ -1,4 +1,4 @@
-"""What is held equal? Images, steps, arithmetic or device time; and what must scale when a run's length does.
+"""What is held equal? Images, steps, arithmetic, tokens or device time; and what must scale when a run's length does.
 
 A run that is a tenth as long with the warm-up, the schedules and the teacher's momentum of the long one is another
 experiment: it ends in its warm-up, and its teacher is still mostly its starting weights. So durations scale with the
@@ -36,7 +36,7 @@ class Budget(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    equal: Literal["images", "steps", "flops", "seconds"] = "images"
+    equal: Literal["images", "steps", "flops", "tokens", "seconds"] = "images"
     length: Duration | None = Field(None, description="of the baseline; its recipe's own if left out")
 
 
@@ -48,6 +48,7 @@ class Cost:
     flops: float  # of an image, forward and backward
     images: int  # in the training set
     own: int  # steps that the recipe itself asks for
+    patches: float = 0.0  # of an image that the student sees
     seconds: float = 0.0  # of a step on this machine; measured where the budget is device time
 
     @property
@@ -82,7 +83,7 @@ def cost_of(recipe: Recipe, installed: Catalogue, budget: Budget, flow: Flow, ke
     Seconds are measured once for a study and `kept` in a file of it, for another time they would be others.
     """
     seconds = _seconds(recipe, installed, flow, kept) if budget.equal == "seconds" else 0.0
-    return replace(length_of(recipe, installed), flops=flow.flops, seconds=seconds)
+    return replace(length_of(recipe, installed), flops=flow.flops, patches=flow.patches, seconds=seconds)
 
 
 def steps_for(cost: Cost, measure: Cost, budget: Budget) -> int:
@@ -93,6 +94,7 @@ def steps_for(cost: Cost, measure: Cost, budget: Budget) -> int:
         "images": images / cost.batch,
         "steps": base,
         "flops": images * measure.flops / (cost.flops * cost.batch),
+        "tokens": images * measure.patches / (cost.patches * cost.batch) if cost.patches else 0.0,
         "seconds": base * measure.seconds / cost.seconds if cost.seconds else 0.0,
     }
     return max(1, round(spent[budget.equal]))

@@ -132,7 +132,7 @@ def _cost(
     low, high = min(known.values()), max(known.values())
     if high - low <= close * max(high, 1e-12):
         found.same.append(_alike(what, values))
-    elif held and what.startswith(held):
+    elif held and held in what:
         found.unfair.append(Finding(what, values, "the budget should have held this equal"))
     else:
         found.unfair.append(Finding(what, values, f"up to {high / max(low, 1e-12):.2f} times"))

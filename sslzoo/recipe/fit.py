@@ -34,7 +34,8 @@ from sslzoo.step import Method, Term, compute_loss
 DRY_IMAGES = 2  # images of the rehearsal, at the most
 DRAWN_ROWS = 64  # masks are drawn for so many images at the most ...
 DRAWN_TOGETHER = 512  # ... or so many, where masks depend on those they are drawn with
-COUNTED_STEPS = 64  # for which masks are drawn, and whose mean the arithmetic is
+TRIED_STEPS = 64  # for which masks are drawn, to see that they can be
+COUNTED_STEPS = 256  # for which masks are drawn, and whose mean the arithmetic is
 LONG_EPOCH = 10**6  # steps
 
 
@@ -48,6 +49,7 @@ class Flow:
     unused: tuple[str, ...]  # parameters that no gradient reaches
     width: int = 0  # of the encoder
     images: int = DRY_IMAGES  # whose shapes these are
+    patches: float = 0.0  # of one image that the student sees, over all its views and masks
 
     def __str__(self) -> str:
         wide = [max(len(row[column]) for row in self.rows) for column in (0, 1)]
@@ -113,14 +115,14 @@ def _grid_and_masks(
         grid = method.student.encoder.grid(views.view.size)
         place = f"masks.{name}"
         for at in _moments(recipe, installed, name) if name in sources.masks else ():
-            _draw(recipe, sources, name, grid, at)
+            _draw(recipe, sources, name, grid, at, recipe.run.seed)
     except (ValueError, RunError) as error:
         yield Problem(place, str(error))
     except Exception as error:  # a plugin's own mistake, told as one
         yield Problem(place, f"failed on images of {views.view.size}: {located(error)}")
 
 
-def _spread(recipe: Recipe) -> list[Progress]:
+def _spread(recipe: Recipe, many: int) -> list[Progress]:
     """Moments all along the run, its first and its last among them.
 
     How many steps an epoch has is not known without the data; it is taken so that a run reaches as much as it may of
@@ -128,21 +130,21 @@ def _spread(recipe: Recipe) -> list[Progress]:
     """
     epoch_steps = 1 if recipe.run.steps else LONG_EPOCH
     steps = max(1, recipe.run.length(epoch_steps))
-    return [Progress(n * (steps - 1) // (COUNTED_STEPS - 1), steps, epoch_steps) for n in range(COUNTED_STEPS)]
+    return [Progress(n * (steps - 1) // (many - 1), steps, epoch_steps) for n in range(many)]
 
 
 def _moments(recipe: Recipe, installed: Catalogue, name: str) -> list[Progress]:
     """Moments for which masks of a group must be drawn: these, and around each turn of its schedules."""
-    found = _spread(recipe)
+    found = _spread(recipe, TRIED_STEPS)
     steps, epoch_steps = found[0].steps, found[0].epoch_steps
     own = [step for place, _, step in turns(recipe, installed, epoch_steps) if place.startswith(f"masks.{name}.")]
     around = sorted({step + more for step in own for more in (-1, 0)})
     return [*found, *(Progress(step, steps, epoch_steps) for step in around if 0 <= step < steps)]
 
 
-def _draw(recipe: Recipe, sources: Sources, name: str, grid: Grid, at: Progress) -> Mask:
-    seed, rows = derive_seed(recipe.run.seed, name), range(_rows_drawn(recipe, sources))
-    return draw_mask(sources.masks[name], grid, seed, at, rows, sources.views[name].count)
+def _draw(recipe: Recipe, sources: Sources, name: str, grid: Grid, at: Progress, seed: int) -> Mask:
+    rows = range(_rows_drawn(recipe, sources))
+    return draw_mask(sources.masks[name], grid, derive_seed(seed, name), at, rows, sources.views[name].count)
 
 
 def _moving(recipe: Recipe, installed: Catalogue, method: Method) -> Iterator[Problem]:
@@ -226,31 +228,38 @@ def _rows_drawn(recipe: Recipe, sources: Sources) -> int:
     return min(recipe.run.micro or recipe.run.batch, recipe.run.batch, most)
 
 
-def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[Progress, float]:
-    """The moment whose masks come nearest to the mean in arithmetic, and the mean over many draws in units of it.
+def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[Progress, int, float, float]:
+    """What comes nearest to the mean of many drawn masks in arithmetic, and that mean.
 
+    Returns the moment and the seed of that draw, the mean in units of it, and how many patches of an image the student
+    sees, as a mean. Each moment has a seed of its own, whatever the run's: what a recipe costs is no matter of chance.
     Arithmetic goes nearly as weights times tokens: the encoder's by patches seen, the predictor's by patches seen and
     asked for by each block; a teacher sees everything, forward only.
     """
     encoder, predictor = _count(method.student.encoder), _count(method.student.predictor)  # type: ignore[arg-type]
     teachers = sum(hasattr(target, "encoder") for target in method.targets.values())
-    moments, grids = _spread(recipe), sources.grids(method.student.encoder)
-    work = torch.ones(len(moments), dtype=torch.double)
-    for name in sources.masks:
-        whole = _rows_drawn(recipe, sources) * sources.views[name].count * math.prod(grids[name])
-        for number, at in enumerate(moments):
-            mask = _draw(recipe, sources, name, grids[name], at)
+    grids, rows = sources.grids(method.student.encoder), _rows_drawn(recipe, sources)
+    moments = _spread(recipe, COUNTED_STEPS)
+    work, patches = torch.ones(len(moments), dtype=torch.double), 0.0
+    for name, views in sources.views.items():
+        whole = views.count * math.prod(grids[name])
+        if name not in sources.masks:
+            patches += whole * (views.role != "target")
+            continue
+        for seed, at in enumerate(moments):
+            mask = _draw(recipe, sources, name, grids[name], at, seed)
             seen, asked = mask.context.index.numel(), mask.target.index.numel()
             blocks = mask.target.index.shape[1]
-            work[number] += encoder * seen + predictor * (seen * blocks + asked) + teachers * encoder * whole / 3
-    number = int((work - work.mean()).abs().argmin())
-    return moments[number], (work.mean() / work[number]).item()
+            work[seed] += encoder * seen + predictor * (seen * blocks + asked) + teachers * encoder * whole * rows / 3
+            patches += mask.context.count / rows / len(moments) * (views.role != "target")
+    seed = int((work - work.mean()).abs().argmin())
+    return moments[seed], seed, (work.mean() / work[seed]).item(), patches
 
 
 def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
-    drawn, seed = _rows_drawn(recipe, sources), recipe.run.seed
+    drawn = _rows_drawn(recipe, sources)
     images = min(DRY_IMAGES, drawn)
-    typical, mean = _typical(recipe, method, sources)
+    typical, seed, mean, patches = _typical(recipe, method, sources)
     batch = fake_batch(sources, method.student.encoder, images, "meta", seed=seed, at=typical, drawn=drawn)
     at = Progress(0, 1)
     seen: dict[str, str] = {}
@@ -268,7 +277,7 @@ def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
     unused = tuple(name for name, parameter in trainable(method) if parameter.grad is None)
     counts = {name: _count(part) for name, part in _named(method).items()}
     rows, flops = tuple(_rows(recipe, batch, method, counts, seen)), counter.get_total_flops() / images * mean
-    return Flow(rows, counts, flops, unused, method.student.encoder.width, images)
+    return Flow(rows, counts, flops, unused, method.student.encoder.width, images, patches)
 
 
 @contextmanager

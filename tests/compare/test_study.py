@@ -53,13 +53,15 @@ def write(tmp_path, **changes):
     return path
 
 
-def cost(batch=8, flops=100.0, own=40, seconds=0.5):
-    return Cost(batch, flops, images=64, own=own, seconds=seconds)
+def cost(batch=8, flops=100.0, own=40, seconds=0.5, patches=20.0):
+    return Cost(batch, flops, images=64, own=own, seconds=seconds, patches=patches)
 
 
-@pytest.mark.parametrize(("equal", "wanted"), [("images", 20), ("steps", 40), ("flops", 10), ("seconds", 80)])
+@pytest.mark.parametrize(
+    ("equal", "wanted"), [("images", 20), ("steps", 40), ("flops", 10), ("tokens", 40), ("seconds", 80)]
+)
 def test_a_budget_holds_what_it_says(equal, wanted):
-    ours, base = cost(batch=16, flops=200.0, seconds=0.25), cost()
+    ours, base = cost(batch=16, flops=200.0, seconds=0.25, patches=10.0), cost()
     assert steps_for(ours, base, Budget(equal=equal)) == wanted
 
 

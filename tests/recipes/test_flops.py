@@ -8,6 +8,7 @@ from sslzoo.recipe import fit
 from sslzoo.recipe.build import build
 from sslzoo.recipe.recipe import load
 from sslzoo.run.data import fake_batch
+from sslzoo.run.metrics import mask_shares
 from sslzoo.step import compute_loss
 
 LEGACY = "masks.image={use: multiblock-legacy, min_keep: 1}"
@@ -21,9 +22,23 @@ def test_flops_are_the_mean_over_draws_at_the_real_micro_batch(sets, monkeypatch
     method, sources = build(recipe, installed)
     method.to("meta")
     each = []
-    for at in fit._spread(recipe):
-        batch = fake_batch(sources, method.student.encoder, images, "meta", seed=recipe.run.seed, at=at)
+    for seed, at in enumerate(fit._spread(recipe, 12)):
+        batch = fake_batch(sources, method.student.encoder, images, "meta", seed=seed, at=at)
         with FlopCounterMode(display=False) as counter:
             compute_loss(method, batch, Progress(0, 1))[0].backward()
         each.append(counter.get_total_flops() / images)
     assert fit.check(recipe, installed).flops == pytest.approx(sum(each) / len(each), rel=0.03)
+
+
+def test_what_a_recipe_costs_is_no_matter_of_its_seed_and_patches_are_those_that_training_counts():
+    recipe, installed = load("tiny/ijepa", ["run.seed=3"])
+    flow = fit.check(recipe, installed)
+    assert flow == fit.check(*load("tiny/ijepa"))
+    assert flow.flops == pytest.approx(fit.check(*load("tiny/ijepa", ["run.steps=20"])).flops, rel=0.03)
+    method, sources = build(recipe, installed)
+    encoder = method.student.encoder
+    seen = [
+        mask_shares([fake_batch(sources, encoder, 16, "cpu", seed=9, at=at)], sources.grids(encoder))["context_patches"]
+        for at in fit._spread(recipe, 256)
+    ]
+    assert flow.patches == pytest.approx(sum(seen) / len(seen), rel=0.03)
