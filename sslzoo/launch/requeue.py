@@ -18,7 +18,7 @@ BARREN = "barren.txt"  # in the run folder: a line for each attempt in a row tha
 _BEFORE = f"""\
 run=${{runs[${{SLURM_ARRAY_TASK_ID:-0}}]}}
 job=$SLURM_JOB_ID  # of an array's last element it is the array's own, which would mean all elements
-[ -z "$SLURM_ARRAY_TASK_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+[ -z "${{SLURM_ARRAY_TASK_ID-}}" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 trap : TERM HUP USR1 USR2  # the processes save and leave; this script waits for them and decides
 starts() {{ cat "$run/attempts.jsonl" 2> /dev/null | wc -l; }}
 number() {{ sed -n "s/.*\\"$2\\": \\([0-9][0-9]*\\).*/\\1/p" "$run/$1" 2> /dev/null | tail -n 1; }}
