@@ -14,8 +14,8 @@ import click
 
 COMMANDS = {
     "plugins": "Who is installed, and what each offers.",
-    "list": "Parts of one family, or recipes.",
-    "show": "A part's keys, or a recipe with every default.",
+    "list": "Parts of one family, recipes, studies or clusters.",
+    "show": "A part's or section's keys, or a recipe with every default.",
     "check": "Validate a recipe; shapes and counts of one step.",
     "new": "Begin a plugin: a working package or file.",
     "verify": "Does a part keep its contract? Checks for authors.",
@@ -75,7 +75,9 @@ class Lazy(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
         formatter.write_paragraph()
-        formatter.write_text("Plugins add commands of their own, such as `sslzoo index`: `sslzoo plugins` lists them.")
+        formatter.write_text(
+            "Plugins add commands of their own, such as `sslzoo index` and `sslzoo data pack`; see `sslzoo plugins`."
+        )
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -97,7 +99,7 @@ def add_plugin_commands(group: click.Group) -> None:
     load().hook.sslzoo_commands(cli=group)
 
 
-@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="sslzoo")
 def cli() -> None:
     """Self-supervised learning from images, as recipes of named parts.

@@ -1,4 +1,4 @@
-"""`sslzoo list`: parts of one family, or recipes."""
+"""`sslzoo list`: parts of one family, recipes, studies or cluster profiles."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ COLUMNS = ("method", "network", "data", "length")  # of recipes: one line each, 
 @click.argument("what", required=False)
 @json_option
 def command(what: str | None, as_json: bool) -> None:
-    """Parts of one family with the first line of their docstring, or recipes; everything if WHAT is left out.
+    """Parts of one family, recipes, studies or cluster profiles; everything if WHAT is left out.
 
-    WHAT: datasets, views, masks, encoders, predictors, targets, losses, optimizers, probes
-    or recipes; these with their network, data and length; with --json what is told of their cost, too.
+    WHAT is one of datasets, views, masks, encoders, predictors, targets, losses, optimizers, probes: their names, with
+    the first line of their docstring. Or recipes, with their network, data and length (with --json also what is told
+    of their cost); studies, for `sslzoo compare`; clusters, for `sslzoo submit --cluster`.
 
     \b
     Examples:
       sslzoo list masks
       sslzoo list recipes
+      sslzoo list studies
       sslzoo list predictors --json
     """
     from rich.console import Console
@@ -36,10 +38,11 @@ def command(what: str | None, as_json: bool) -> None:
 
     from sslzoo.cli import echo_json
     from sslzoo.errors import UserError, did_you_mean
+    from sslzoo.launch import profile
     from sslzoo.plugins import FAMILIES, catalogue
-    from sslzoo.recipe.recipe import names
+    from sslzoo.recipe.recipe import names, studies
 
-    known = (*FAMILIES, "recipes")
+    known = (*FAMILIES, "recipes", "studies", "clusters")
     if what is not None and what not in known:
         raise UserError(f"nothing is called {what!r}{did_you_mean(what, known)}\naccepted: {', '.join(known)}")
     installed = catalogue()
@@ -50,6 +53,9 @@ def command(what: str | None, as_json: bool) -> None:
     }
     if what in (None, "recipes"):
         found["recipes"] = {name: _facts(path) for name, path in names(installed).items()}
+    for name, files in {"studies": studies, "clusters": profile.names}.items():
+        if what in (None, name):
+            found[name] = {one: _about(path.read_text(errors="replace")) for one, path in files(installed).items()}
     if as_json:
         echo_json(found)
         return
@@ -67,8 +73,7 @@ def command(what: str | None, as_json: bool) -> None:
 def _facts(path: Path) -> dict[str, str]:
     """A recipe in a line, from its text alone: what may be wrong in it is told by `check`."""
     text = path.read_text(errors="replace")
-    lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
-    about = lines[0].split("   ", 1)[0] if lines else ""  # the source of the method is left to the file itself
+    lines, about = _comments(text), _about(text)
     cost = next((line.removeprefix("Cost:").strip() for line in lines if line.startswith("Cost:")), "")
     try:
         tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -79,6 +84,15 @@ def _facts(path: Path) -> dict[str, str]:
     method = re.split(r"'s |,| on | under | with | that ", about)[0].rstrip(".")
     seen = {"method": method, "network": _network(sections["encoder"]), "data": _data(sections["data"])}
     return seen | {"length": _length(sections["run"]), "about": about, "cost": cost}
+
+
+def _comments(text: str) -> list[str]:
+    return [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+
+
+def _about(text: str) -> str:
+    """What a file's first line says; the source that may follow is left to the file itself."""
+    return next(iter(_comments(text)), "").split("   ", 1)[0]
 
 
 def _network(spec: Mapping[str, Any]) -> str:

@@ -110,7 +110,7 @@ def _part_of_that_name(word: str, plugins: tuple[Path, ...]) -> tuple[str, ...]:
     if len(families) > 1:
         raise UserError(f"several parts are called {word!r}: say which of {', '.join(families)}")
     parts = [name for family in installed.parts.values() for name in family]
-    if not families and nearest(word, [*recipes, *parts]) in parts:
+    if not families and "/" not in word and nearest(word, [*recipes, *parts]) in parts:
         close = did_you_mean(word, parts)
         raise UserError(f"no recipe, part or run folder is called {word!r}{close}\n`sslzoo list` lists all")
     return (families[0], word) if families else (word,)

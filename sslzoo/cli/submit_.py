@@ -46,7 +46,7 @@ def command(
 ) -> None:
     """Train RECIPE on a SLURM cluster: one process a GPU, requeued after preemption and at the time limit.
 
-    Profiles are looked for among your own (in the folder that an unknown name's error tells) and those that ship.
+    Profiles go by name: your own, ~/.config/sslzoo/clusters/NAME.yaml, and those that ship (`sslzoo list clusters`).
 
     \b
     Examples:
@@ -69,6 +69,13 @@ def command(
         click.echo(f"# {len(found)} run{'s' if len(found) > 1 else ''}; {split}; {made.nodes} nodes x {made.gpus} GPUs")
         for one in found:
             click.echo(f"# {one.folder}")
+        each = " (for each run)" if len(found) > 1 else ""
+        alone = f"1 process on {min(1, made.gpus)} GPU, submitted along, that waits until"
+        if evaluate and found[0].recipe.evaluate is not None:
+            click.echo(f"# probing{each}: a job of {alone} the run has succeeded; --time {made.profile.probing_time}")
+        for words in then:
+            called = " ".join(with_folder(words, found[0].folder))
+            click.echo(f"# then{each}: a job of {alone} all before it has succeeded: sslzoo {called}")
         return
     jobs = submit(found, asked, sys.argv[1:], upgrade=allow_upgrade)
     submitted = [{"run": str(one.folder), "job": job} for one, job in zip(found, jobs, strict=True)]

@@ -25,7 +25,7 @@ from sslzoo.errors import Problem, UserError, did_you_mean, did_you_mean_beside
 from sslzoo.plugins import Catalogue, catalogue
 from sslzoo.recipe import signature, yamltext
 from sslzoo.recipe.fit import check
-from sslzoo.recipe.recipe import Recipe, find, load
+from sslzoo.recipe.recipe import Recipe, find, load, studies
 
 METHOD = ("views", "masks", "predictor", "targets", "losses", "optim")  # what makes a method, with equal encoders
 LENGTH = ("run.steps", "run.epochs")  # the budget's business
@@ -114,11 +114,7 @@ def find_study(name: Path, plugins: Sequence[Path] = ()) -> Path | None:
         return name
     if name.is_dir():
         return None
-    known = {
-        str(path.relative_to(folder / "studies").with_suffix("")): path
-        for folder in catalogue(plugins).recipes
-        for path in sorted((folder / "studies").rglob("*.yaml"))
-    }
+    known = studies(catalogue(plugins))
     if str(name) in known:
         return known[str(name)]
     if name.suffix in (".yaml", ".yml"):

@@ -311,9 +311,12 @@ def find(name: str, plugins: Sequence[Path] = ()) -> Path:
             return path / "recipe.yaml"
     except (OSError, ValueError) as error:  # a name too long for a file, or with a NUL, or a folder without access
         raise UserError(f"no recipe, file or run folder is called {shown(name)}: {error}") from error
-    known = names(catalogue(plugins))
+    installed = catalogue(plugins)
+    known = names(installed)
     if name in known:
         return known[name]
+    if name in studies(installed):
+        raise UserError(f"{name} is a study, which compares recipes: `sslzoo compare {name}` runs it")
     beside = did_you_mean_beside(path) if "/" in name or path.suffix in (".yaml", ".yml") else ""
     close = beside or did_you_mean(name, known)
     raise UserError(f"no recipe, file or run folder is called {shown(name)}{close}\n`sslzoo list recipes` lists all")
@@ -326,6 +329,15 @@ def names(installed: Catalogue) -> dict[str, Path]:
         for folder in installed.recipes
         for path in sorted(folder.rglob("*.yaml"))
         if path.relative_to(folder).parts[0] not in ("clusters", "studies")
+    }
+
+
+def studies(installed: Catalogue) -> dict[str, Path]:
+    """Every study that plugins ship, by name."""
+    return {
+        str(path.relative_to(folder / "studies").with_suffix("")): path
+        for folder in installed.recipes
+        for path in sorted((folder / "studies").rglob("*.yaml"))
     }
 
 

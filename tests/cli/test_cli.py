@@ -285,3 +285,35 @@ def test_what_cannot_be_written_is_told_before_any_work(sslzoo, tmp_path, monkey
 def test_the_help_of_list_and_new_names_every_family():
     assert all(f" {word}" in new_.command.help for word in KINDS)
     assert all(f" {family}" in list_.command.help for family in FAMILIES)
+
+
+def test_help_tells_defaults_and_what_plugins_add(sslzoo):
+    said = {name: " ".join(sslzoo(name, "--help")[1].split()) for name in ("drill", "bench", "draw", "submit")}
+    assert "Time limit of each job. [default: 30m]" in said["drill"]
+    assert "[default: 5; x>=1]" in said["bench"]
+    assert "[default: 14x14]" in said["draw"]
+    assert "Nodes. [default: 1; x>=1]" in said["submit"]
+    assert "sslzoo data pack" in " ".join(sslzoo("--help")[1].split())
+
+
+def test_studies_and_clusters_are_listed_and_a_study_is_no_recipe(sslzoo):
+    listed = json.loads(sslzoo("list", "--json")[1])
+    assert listed["studies"]["tiny/masks"].startswith("Which masks?")
+    assert listed["clusters"].keys() >= {"a100-80gb", "a100-80gb-shared"}
+    assert "tiny/sampler_tokens" in sslzoo("list", "studies")[1]
+    for command in ("show", "check", "train"):
+        code, _, complaint = sslzoo(command, "tiny/masks")
+        assert (code, "is a study" in complaint, "`sslzoo compare tiny/masks`" in complaint) == (2, True, True)
+
+
+def test_a_dry_run_tells_the_jobs_that_follow(sslzoo, tmp_path, monkeypatch):
+    for tool in ("sbatch", "srun"):  # never called
+        (tmp_path / tool).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    words = ["submit", "tiny/ijepa", "--cluster", "a100-80gb", "--gpus", "1", "--dry-run", "--then", "eval --untrained"]
+    code, out, _ = sslzoo(*words)
+    assert code == 0
+    assert "# probing: a job of 1 process on 1 GPU" in out
+    assert "sslzoo eval runs/ijepa-tiny --untrained" in out
+    assert "# probing" not in sslzoo(*words, "--no-evaluate")[1]
