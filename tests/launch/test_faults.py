@@ -165,7 +165,7 @@ def test_a_process_that_never_comes_is_lost_and_no_error_of_the_run(tmp_path, mo
         monkeypatch.setenv(name, str(value))
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(LostContact, match="rank 0 of 2 could not join the others") as left:
-        work.work(*load("tiny/ijepa"), tmp_path / "run", Stop(), evaluate=False, asked=work.Asked(2, 0, 10))
+        work.work(*load("tiny/ijepa"), tmp_path / "run", Stop(), evaluate=False, promised=work.Promised(2, 0, 10))
     assert left.value.exit_code == 75
     assert State(tmp_path / "run").failure == ""
     assert "could not join the others" in (tmp_path / "run" / "hint.txt").read_text()
