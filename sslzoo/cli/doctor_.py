@@ -27,12 +27,12 @@ def command(folder: Path, as_json: bool) -> None:
     from sslzoo.errors import RunError
     from sslzoo.launch.follow import folders
     from sslzoo.report.doctor import diagnose
-    from sslzoo.report.records import read
+    from sslzoo.report.records import own
 
     runs, found, unread = folders(folder), {}, 0
     for run in runs:
         try:
-            record = read(run)
+            record = own(run)
         except RunError as error:
             if len(runs) == 1:
                 raise

@@ -68,6 +68,10 @@ class Evaluation:
         """The column of the run's own encoder."""
         return "trained" if "trained" in self.content["figures"] else next(iter(self.content["figures"]))
 
+    def images(self, side: str) -> int | None:
+        """How many images of train or test there were."""
+        return ((self.content.get("data") or {}).get(side) or {}).get("images")
+
     @property
     def settings(self) -> dict[str, Any]:
         """Everything its figures depend on beside the encoder."""
@@ -127,13 +131,14 @@ def read(folder: Path, name: str, seed: int) -> tuple[list[Evaluation], list[str
     return sorted(found, key=lambda one: one.time), faults
 
 
-def latest(evaluations: list[Evaluation], step: int, network: str) -> Columns:
-    """Figures of a network at a step: of the newest evaluation that has an untrained encoder too, else the newest."""
-    found: Columns = {}
-    for one in evaluations:
-        if (one.step, one.network) == (step, network) and ("untrained" in one.columns or "untrained" not in found):
-            found = one.columns
-    return found
+def chosen(evaluations: list[Evaluation], step: int, asked: Mapping[str, Any] | None) -> dict[str, Evaluation]:
+    """An evaluation of each network at a step: one that answers what is `asked`, if there is one (`answers`).
+
+    Else, or of several, one that has an untrained encoder too; of those the newest.
+    """
+    own = lambda one: asked is not None and one.answers(asked)  # noqa: E731
+    there = sorted((one for one in evaluations if one.step == step), key=lambda one: one.time)
+    return {one.network: one for one in sorted(there, key=lambda one: (own(one), "untrained" in one.columns))}
 
 
 _FIELDS = files.typed(network=str, step=int, figures=dict)

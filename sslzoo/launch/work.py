@@ -271,7 +271,7 @@ def _probe(
     method.to(world.device)
     figures = finish(recipe, installed, method, step, out, world.device, display.say, networks)
     display.print(table(figures))
-    display.say(f"page: {write(recipe, installed, method, step, out, figures)}")
+    display.say(f"page: {write(recipe, installed, method, step, out)}")
 
 
 def _judged(error: BaseException, world: World | None, state: State) -> BaseException:

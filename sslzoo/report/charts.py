@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-# Okabe and Ito's colors, told apart by people who are color-blind too; and a mark for each, for print.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B", "#8A6D00")
+# Okabe and Ito's colors, told apart by people who are color-blind too (the blue lighter, to be seen on black); and a
+# mark for each, for print.
+COLORS = ("#2487C7", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B", "#8A6D00")
 MARKS = "osD^vP*X"
 SVG: Any = {"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 SVG |= {"text.color": "#777777", "axes.labelcolor": "#777777", "axes.edgecolor": "#999999", "xtick.color": "#777777"}
@@ -78,7 +79,7 @@ def curve(ax: Axes, x: Points, y: Points, color: str, label: str) -> None:
 
 
 def legend(page: Figure, ax: Axes) -> None:
-    """One legend for a figure, below it: what the marks of one of its axes are."""
+    """One legend for a figure, below it: what the marks of one of its axes are; on the left, which a phone shows."""
     handles, labels = ax.get_legend_handles_labels()
     if handles:
-        page.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
+        page.legend(handles, labels, loc="outside lower left", ncols=min(3, len(labels)), frameon=False, fontsize=9)

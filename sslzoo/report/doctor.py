@@ -7,6 +7,8 @@ Signs, in the order in which they are asked, since a run may show several:
     teacher frozen       the teacher kept most of its starting weights
     dimensional collapse few directions are left, and the effective rank or the spread of predictions fell far
     not learning         probes find no more in the trained encoder than in the same encoder untrained
+    failed               none of these, and it ended by an error
+    unknown              nothing was recorded to judge by
     healthy              none of these
 
 RankMe: Garrido et al. 2023. Dimensional collapse: Jing et al. 2022.
@@ -77,6 +79,8 @@ REMEDIES: Mapping[str, tuple[str, str]] = {
         "train longer, or raise optim.lr: compare lr and the loss in the run's curves",
         "make the task harder or easier: look at its masks with `sslzoo draw`",
     ),
+    "failed": ("see failure.txt of the run folder; the same command tries again", ""),
+    "unknown": ("", ""),
     "healthy": ("", ""),
 }
 
@@ -97,13 +101,16 @@ class Diagnosis:
 
 def diagnose(record: Record) -> Diagnosis:
     """The first sign that a run shows, with what was seen; a run without metrics has nothing to be judged by."""
+    failure = (f"it ended at step {record.step}: {State(record.folder).reason or 'no reason was kept'}",)
+    failure = failure if record.state == "failed" else ()
     if not record.lines:
-        return Diagnosis("healthy", ("no line of metrics yet, so nothing to judge by",))
+        nothing = "no line of metrics yet, so nothing to judge by"
+        return Diagnosis("failed" if failure else "unknown", (*failure, nothing))
     for verdict, sign in _SIGNS:
         evidence = tuple(sign(record))
         if evidence:
             return Diagnosis(verdict, evidence, _hint(verdict, record))
-    return Diagnosis("healthy", tuple(_vital(record)))
+    return Diagnosis("failed" if failure else "healthy", (*failure, *_vital(record)))
 
 
 def _hint(verdict: str, record: Record) -> str:
@@ -159,10 +166,8 @@ def _dimensional(record: Record) -> Iterator[str]:
 def _not_learning(record: Record) -> Iterator[str]:
     if not record.figures:
         yield from _not_learning_yet(record)
-    for kind, figures in record.figures.items():
-        before = record.untrained.get(kind, {})
-        gains = {key: figures[key] - before[key] for key in figures if key.endswith("/top1") and key in before}
-        yield from _no_gain(f"no probe of the {kind}", gains)
+    for kind in record.figures:
+        yield from _no_gain(f"no probe of the {kind}", record.gains(kind))
 
 
 def _not_learning_yet(record: Record) -> Iterator[str]:
@@ -198,11 +203,7 @@ def _vital(record: Record) -> Iterator[str]:
         yield f"loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
     if ranks:
         yield f"effective rank between {min(ranks):.1f} and {max(ranks):.1f}, {ranks[-1]:.1f} at last"
-    for kind, figures in record.figures.items():
-        before = record.untrained.get(kind, {})
-        for key, value in figures.items():
-            if key.endswith("/top1") and key in before:
-                yield f"{kind} {key.removesuffix('/top1')}: {value:.1f} %, untrained {before[key]:.1f} %"
+    yield from map(_gained, record.figures, [record] * len(record.figures))
     if not record.figures:
         yield "not probed yet, so whether it learns is not known: `sslzoo eval`"
 
@@ -212,6 +213,19 @@ def _all_series(record: Record, ending: str) -> Iterator[tuple[str, Sequence[flo
     for key in sorted({key for line in record.lines for key in line if key.endswith(ending)}):
         if values := _series(record, key):
             yield key, values
+
+
+def _gained(kind: str, record: Record) -> str:
+    """On how many of its figures a network is above and below the same encoder untrained."""
+    gains, images = record.gains(kind), record.evaluated[kind].images("test")
+    if not gains:
+        return f"the {kind} was not compared with the same encoder untrained: `sslzoo eval RUN --untrained`"
+    above, below = [name for name in gains if gains[name] > GAIN], [name for name in gains if gains[name] < -GAIN]
+    words = f"{kind} above untrained on {len(above)} of {len(gains)} figures"
+    if below:
+        worst = min(below, key=lambda name: gains[name])
+        words += f", below untrained on {len(below)} of {len(gains)} (most: {worst} {gains[worst]:+z.1f})"
+    return words + (f", of {images} test images" if images else "")
 
 
 def _series(record: Record, key: str) -> Sequence[float]:

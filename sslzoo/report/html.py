@@ -42,6 +42,8 @@ class Page:
     tables: Sequence[Table]
     charts: Sequence[Chart]
     sources: Sequence[tuple[str, str]]  # a heading, and plain text
+    evidence: Sequence[str] = ()  # what the verdict rests on, folded
+    made: Sequence[tuple[str, str]] = ()  # of what it was made: a word, and what there is to say
     left_out: Sequence[str] = ()
     sides: Sequence[tuple[str, str, Any]] = field(default=())  # of the fairness box
 

@@ -101,8 +101,9 @@ def of_masks(looks: Sequence[Look]) -> Chart:
                 rows.append({"run": one.title, "row": r, "column": c, "seen": float(seen), "asked": float(asked)})
     caption = (
         "What the encoder sees (clear) and which blocks it must predict (outlined), on the same images, drawn for as "
-        "many images at once as in training. Maps: share of masks in which a patch is seen, and asked for; one color "
-        "scale for all rows. Right: share of the image that is seen, over all draws."
+        "many images at once as in training. Pale and not outlined: neither seen nor asked for; so are patches that a "
+        "sampler drops to make all contexts equally long. Maps: share of masks in which a patch is seen and asked for; "
+        "one color scale for all rows. Right: share of the image that is seen, over all draws."
     )
     return chart("masks", "Masks", caption, page, rows)
 

@@ -10,21 +10,21 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sslzoo.evaluate import written
-from sslzoo.evaluate.bench import Say, restored, untrained
+from sslzoo.evaluate.bench import Say, asked, restored, untrained
 from sslzoo.evaluate.figures import main_figures
 from sslzoo.evaluate.written import Columns
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import make
 from sslzoo.recipe.recipe import Recipe, load
-from sslzoo.report import doctor, html, insides, records
+from sslzoo.report import doctor, html, insides, records, words
 from sslzoo.report.charts import COLORS, SVG, Chart, Rows, chart, curve, legend
+from sslzoo.report.doctor import Diagnosis
 from sslzoo.report.html import Cell, Page, Table, number
 from sslzoo.report.insides import Look
 from sslzoo.report.predictions import of_predictions
+from sslzoo.report.records import Record
 from sslzoo.run.data import first_views
-from sslzoo.run.folder import Folder
-from sslzoo.run.networks import evaluated_encoder, network_of
+from sslzoo.run.networks import evaluated_encoder
 from sslzoo.step import Method
 
 SEEN = 256  # test images that are shown to the encoder
@@ -40,47 +40,37 @@ def of(folder: Path, say: Say = lambda _: None) -> Path:
     """
     recipe, installed = load(str(folder))
     method, step = restored(recipe, installed, folder, say=say)
-    found = written.read(folder, recipe.name, recipe.run.seed)[0]
-    figures = written.latest(found, step, network_of(method, _network(recipe)))
     for fault in records.read(folder).faults:
         say(f"warning: {fault}")
-    return write(recipe, installed, method, step, folder, figures)
+    return write(recipe, installed, method, step, folder)
 
 
-def write(
-    recipe: Recipe,
-    installed: Catalogue,
-    method: Method,
-    step: int,
-    folder: Path,
-    figures: Columns,
-) -> Path:
+def write(recipe: Recipe, installed: Catalogue, method: Method, step: int, folder: Path) -> Path:
     """Writes the page of a run, report/index.html: of its method as trained for `step` steps, with its figures.
 
-    The doctor's verdict stands first.
+    Of several evaluations it shows those that answer the recipe. The doctor's verdict stands first.
     """
-    lines = Folder(folder).metrics.read()
+    record = records.own(folder, step)
+    health = doctor.diagnose(record)
     trained = look(recipe, installed, method, f"{recipe.name}, seed {recipe.run.seed}, {step} steps")
     start = evaluated_encoder(untrained(recipe, installed), _network(recipe))
-    looks = [trained, Look("the same encoder untrained", start, trained.pixels)]
+    looks = [trained, Look(f"the same encoder untrained, seed {recipe.run.seed}", start, trained.pixels)]
     guessed = of_predictions(recipe, installed, method, trained.title)
     page = Page(
         title=recipe.name,
         subtitle=f"seed {recipe.run.seed}, {step} steps of {recipe.run.batch} images",
-        verdict=[*_health(folder), *_learned(figures)],
-        tables=list(_tables(figures, network_of(method, _network(recipe)))),
-        charts=[*_charts(lines, figures, recipe.run.batch), *insides.charts(looks), *([guessed] if guessed else [])],
-        sources=[
-            ("Command", f"sslzoo report {folder}"),
-            ("Resolved recipe", (folder / "recipe.yaml").read_text()),
-        ],
+        verdict=[*_health(health), *_learned(record)],
+        evidence=health.evidence,
+        tables=list(_tables(record, recipe, installed)),
+        charts=[*_charts(record), *insides.charts(looks), *([guessed] if guessed else [])],
+        made=words.made(record),
+        sources=words.sources(record),
     )
     return html.write(folder / "report", page)
 
 
-def _health(folder: Path) -> Iterator[str]:
-    found = doctor.diagnose(records.read(folder))
-    yield f"Health: {found.verdict} ({'; '.join(found.evidence)})."
+def _health(found: Diagnosis) -> Iterator[str]:
+    yield f"Health: {found.verdict}."
     if found.remedies:
         yield f"To try: {'; or '.join(found.remedies)}."
 
@@ -124,35 +114,49 @@ def _pixels(recipe: Recipe, installed: Catalogue) -> Tensor:
     return first_views(data, view, len(data), SEEN, recipe.run.seed)
 
 
-def _learned(figures: Columns) -> Iterator[str]:
-    """What the figures allow to say, in a sentence."""
-    if "untrained" not in figures:
+def _learned(record: Record) -> Iterator[str]:
+    """What the figures of each network allow to say, in a sentence."""
+    compared = {kind: record.gains(kind) for kind in record.networks}
+    if not any(compared.values()):
         yield "Not compared with the same encoder untrained: sslzoo eval RUN --untrained does it."
         return
-    trained = next(column for name, column in figures.items() if name not in ("untrained", "chance"))
-    gains = {name: trained[name] - figures["untrained"][name] for name in trained if name.endswith("/top1")}
-    listed = lambda names: ", ".join(f"{name.removesuffix('/top1')} ({gains[name]:+z.1f})" for name in names)  # noqa: E731
-    better = [name for name in gains if gains[name] > doctor.GAIN]
-    rest = [name for name in gains if name not in better]
-    if better:
-        yield f"Above the same encoder untrained, in points of percent: {listed(better)}."
-    if rest:
-        yield f"Not above it by more than {doctor.GAIN}: {listed(rest)}."
+    for kind, gains in compared.items():
+        listed = lambda names, of: ", ".join(f"{name} ({of[name]:+z.1f})" for name in names) or "none"  # noqa: E731
+        better = sorted((name for name in gains if gains[name] > doctor.GAIN), key=lambda name: -gains[name])
+        worse = [name for name in gains if gains[name] < -doctor.GAIN]
+        if gains:
+            more = f", most on {listed(better[:2], gains)}" if better else ""
+            less = f"; below it on {listed(worse, gains)}" if worse else ""
+            many = f"{len(better)} of {len(gains)} figures"
+            yield f"The {kind} is above the same encoder untrained by over {doctor.GAIN} points on {many}{more}{less}."
     yield "One run: another seed may give other figures; sslzoo compare says how sure they are."
 
 
-def _tables(figures: Columns, network: str) -> Iterator[Table]:
-    if figures:
-        rows = [[Cell(name, name), *(number(value) for value in values)] for name, values in main_figures(figures)]
-        note = "Top-1 in percent on test images, read from frozen features. Chance: telling the commonest class."
-        yield Table(f"Figures of the {network}", note, ["probe/task", *figures], rows)
+def _tables(record: Record, recipe: Recipe, installed: Catalogue) -> Iterator[Table]:
+    wanted = recipe.evaluate and asked(recipe, installed)
+    for kind, one in record.evaluated.items():
+        gains = record.gains(kind)
+        rows = [
+            [Cell(name, name), *(number(value) for value in values), *([_signed(gains[name])] if name in gains else [])]
+            for name, values in main_figures(one.columns)
+        ]
+        head = ["probe/task", *one.columns, *(["gain"] if gains else [])]
+        note = f"Top-1 in percent on test images, read from frozen features. {words.read_how(one, installed)} "
+        note += "Chance: telling the commonest class. "
+        note += "Gain: trained less untrained. " if gains else ""
+        other = "" if wanted and one.answers(wanted) else " These are not the settings of the run's own recipe."
+        yield Table(f"Figures of the {kind}", f"{note}{words.how(one)}{other}", head, rows)
 
 
-def _charts(lines: Lines, figures: Columns, batch: int) -> Iterator[Chart]:
-    if lines:
-        yield _curves(lines, batch)
-    if figures:
-        yield _bars(figures)
+def _signed(value: float) -> Cell:
+    return Cell(f"{value:+z.1f}", value)
+
+
+def _charts(record: Record) -> Iterator[Chart]:
+    if record.lines:
+        yield _curves(record.lines, record.batch)
+    if record.evaluated:
+        yield _bars(next(iter(record.evaluated.values())).columns)
 
 
 def _curves(lines: Lines, batch: int) -> Chart:
@@ -172,9 +176,10 @@ def _curves(lines: Lines, batch: int) -> Chart:
         axes = page.subplots(1, max(1, len(panels)), squeeze=False)[0]
         for ax, (title, keys) in zip(axes, panels.items(), strict=False):
             for number, key in enumerate(keys):
+                label = words.spread_told(key)
                 points = [(line["step"] * batch, line[key]) for line in lines if line.get(key) is not None]
                 x, y = zip(*points, strict=True)
-                curve(ax, x, smooth(y), COLORS[number % len(COLORS)], key)
+                curve(ax, x, smooth(y), COLORS[number % len(COLORS)], label)
                 rows += [{"metric": key, "images": images, "value": value} for images, value in points]
             ax.set_title(title, fontsize=10, loc="left")
             ax.set_xlabel("images seen")

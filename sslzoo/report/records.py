@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ import yaml
 from numpy.typing import NDArray
 
 from sslzoo import files
-from sslzoo.errors import RunError
+from sslzoo.errors import RunError, UserError
 from sslzoo.evaluate import written
+from sslzoo.evaluate.bench import asked as asked_for
 from sslzoo.evaluate.written import Evaluation
 from sslzoo.progress import Progress
+from sslzoo.recipe.recipe import load
 from sslzoo.recipe.resuming import leaves
 from sslzoo.recipe.schedule import Schedule
 from sslzoo.run.folder import Folder
@@ -121,6 +123,12 @@ class Record:
         """The same of the encoder as it started."""
         return {kind: one.columns.get("untrained", {}) for kind, one in self.evaluated.items()}
 
+    def gains(self, kind: str) -> dict[str, float]:
+        """By "probe/task", points of percent that a kind of network is above the same encoder untrained."""
+        figures, before = self.figures.get(kind, {}), self.untrained.get(kind, {})
+        both = [key for key in figures if key.endswith("/top1") and key in before]
+        return {key.removesuffix("/top1"): figures[key] - before[key] for key in both}
+
     @cached_property
     def chance(self) -> Mapping[str, float]:
         """What telling the commonest class scores, by task."""
@@ -216,6 +224,28 @@ def read(folder: Path, variant: str = "", asked: Mapping[str, Any] | None = None
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise RunError(f"{folder / 'recipe.yaml'} is damaged: {type(error).__name__}: {error}") from error
     return made
+
+
+def own(folder: Path, step: int | None = None) -> Record:
+    """The record of one run by itself: of each kind of network, the evaluation that answers the run's own recipe.
+
+    Where none does, the newest (`written.chosen`); at a step, the last if left out.
+
+    Raises:
+        RunError: it holds no recipe that can be read.
+    """
+    record = read(folder)
+    try:
+        recipe, installed = load(str(folder))
+        wanted = recipe.evaluate and asked_for(recipe, installed)
+    except UserError:  # a plugin that is not here says nothing of the run's health
+        wanted = None
+    there = written.read(folder, str(record.tree["name"]), record.seed)[0]
+    found = written.chosen(there, record.step if step is None else step, wanted or None)
+    first = [*(record.tree.get("targets") or {}), "student"]
+    ordered = sorted(found, key=lambda name: first.index(name) if name in first else len(first), reverse=True)
+    evaluated = {kind(name): found[name] for name in ordered}  # of several teachers the first
+    return replace(record, evaluated=dict(reversed(evaluated.items())))
 
 
 def by_recipe(folders: list[Path]) -> dict[str, list[Record]]:

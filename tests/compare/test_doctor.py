@@ -61,6 +61,28 @@ def test_a_run_that_learnt_nothing_is_told_and_one_that_learnt_is_not():
     assert told(**probed(3.0)).verdict == "healthy"
 
 
+def test_a_run_that_tells_nothing_is_not_healthy(tmp_path):
+    assert told(()).verdict == "unknown"
+    (tmp_path / "failure.txt").write_text("Traceback\nRunError: the disk is full")
+    for lines in ((), HEALTHY):
+        found = told(lines, state="failed", folder=tmp_path)
+        assert found.verdict == "failed"
+        assert "the disk is full" in found.evidence[0]
+
+
+def test_an_encoder_below_the_untrained_one_on_half_of_its_figures_is_told_so():
+    figures = {"trained": {f"knn/{task}/top1": 30.0 + gain for task, gain in zip("abcd", (3, 2, -2, -4), strict=True)}}
+    figures["untrained"] = dict.fromkeys(figures["trained"], 30.0)
+    data = {"test": {"images": 200}}
+    found = told(evaluated=evaluated("teacher", figures=figures, data=data))
+    assert found.verdict == "healthy"
+    (line,) = [line for line in found.evidence if "teacher" in line]
+    words = (
+        "teacher above untrained on 2 of 4 figures, below untrained on 2 of 4 (most: knn/d -4.0), of 200 test images"
+    )
+    assert line == words
+
+
 def test_momentum_as_shipped_is_not_frozen():
     assert told(tree={"targets": TREE["targets"]}).verdict == "healthy"
 

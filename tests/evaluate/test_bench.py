@@ -168,7 +168,7 @@ def test_all_problems_come_at_once():
 
 def test_four_training_images_are_enough_for_a_page(run):
     out, recipe, installed, method = run
-    page = write_page(recipe, installed, method, 2, out, {})
+    page = write_page(recipe, installed, method, 2, out)
     assert {path.stem for path in (out / "report").glob("*.svg")} >= {"curves", "masks", "features"}
     assert "Not compared with the same encoder untrained" in page.read_text()
 

@@ -1,6 +1,7 @@
 """Features of a frozen encoder, the figures at the end of a run, and what is drawn and logged of it."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -10,13 +11,14 @@ from click.testing import CliRunner
 from sslzoo import RunError, UserError
 from sslzoo.cli import cli
 from sslzoo.evaluate import written
-from sslzoo.evaluate.bench import bench, restored, untrained
+from sslzoo.evaluate.bench import asked, bench, restored, untrained
 from sslzoo.evaluate.during import During
 from sslzoo.evaluate.features import extract
 from sslzoo.evaluate.figures import finish, probe
 from sslzoo.recipe.build import build, make
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
+from sslzoo.report import page, records, words
 from sslzoo.report.page import write
 from sslzoo.run.data import ready
 from sslzoo.run.networks import evaluated_encoder
@@ -103,15 +105,15 @@ def test_figures_stand_beside_the_untrained_encoder_and_chance(run):
     assert told["figures"] == figures
     labels = [bench(recipe, installed).test.label(i)["shape"] for i in range(40)]
     assert figures["chance"]["shape"] == pytest.approx(max(map(labels.count, set(labels))) / 40 * 100)
-    page = write(recipe, installed, method, 4, out, figures)
-    text = page.read_text()
+    text = write(recipe, installed, method, 4, out).read_text()
     assert 'class="sortable"' in text
     assert "ijepa-tiny, seed 0, 4 steps" in text
+    assert "the same encoder untrained, seed 0" in text
+    assert "Figures of the teacher" in text
     (found,), faults = written.read(out, "ijepa-tiny", 0)
     assert not faults
-    assert written.latest([found], 4, found.network) == figures
-    assert written.latest([found], 2, found.network) == {}
-    assert written.latest([found], 4, "student") == {}  # figures of one network never stand for those of another
+    assert written.chosen([found], 4, None)[found.network].columns == figures
+    assert written.chosen([found], 2, None) == {}
 
 
 def test_a_checkpoint_restores_the_encoder_that_was_trained(run):
@@ -175,6 +177,41 @@ def test_a_run_tells_all_that_is_promised(run):
     assert any(name.endswith("target_std") for name in line)
 
 
+def test_a_run_is_told_by_the_evaluation_that_its_own_recipe_asks_for(run, tmp_path):
+    out, recipe, installed, _ = run
+    shutil.copytree(out, tmp_path / "run", ignore=shutil.ignore_patterns("eval", "report"))
+    own = asked(recipe, installed)
+    spec = {"train": {"images": 60}, "test": {"images": 40}}
+    for made_at, many in enumerate((40, 20)):  # the newer one is another's
+        data = {side: own["data"][side] | spec[side] for side in spec}
+        data["test"] |= {"length": many, "images": many}
+        about = {
+            "run": recipe.name,
+            "run_seed": 0,
+            "step": 4,
+            "network": "teacher",
+            **own,
+            "data": data,
+            "time": made_at,
+        }
+        figures = {name: {"knn/count/top1": float(many)} for name in ("trained", "untrained")}
+        written.write(tmp_path / "run", figures, about, {})
+    found = records.own(tmp_path / "run")
+    assert found.figures == {"teacher": {"knn/count/top1": 40.0}}
+    (table,) = page._tables(found, recipe, installed)
+    assert "learned from 60 images of scenes (split train, length 60" in table.note
+    assert "tested on 40 images" in table.note
+    assert "weighted k-NN" in table.note
+    assert "not the settings of the run's own recipe" not in table.note
+    (tmp_path / "run" / "eval" / found.evaluated["teacher"].path.name).unlink()
+    (table,) = page._tables(records.own(tmp_path / "run"), recipe, installed)
+    assert "tested on 20 images" in table.note
+    assert "not the settings of the run's own recipe" in table.note
+    made = dict(words.made(found))
+    assert made["training data"].startswith("scenes (split train, length 40")
+    assert {"arithmetic", "time", "machine", "versions", "commit"} <= made.keys()
+
+
 def test_a_view_and_probe_come_from_the_recipe(run):
     _, recipe, installed, _ = run
     assert set(bench(recipe, installed, ("knn",)).probes) == {"knn"}
@@ -225,6 +262,6 @@ def test_report_writes_the_page_of_a_run_and_refuses_what_is_none(run, tmp_path)
     assert done.exit_code == 0
     assert "Health: " in (out / "report" / "index.html").read_text()
     assert (out / "report" / "predictions.svg").is_file()
-    for words, told in (([str(tmp_path)], "no run"), (["tiny/masks", "--out", str(tmp_path)], "nothing of the study")):
+    for given, told in (([str(tmp_path)], "no run"), (["tiny/masks", "--out", str(tmp_path)], "nothing of the study")):
         with pytest.raises(UserError, match=told):
-            CliRunner().invoke(cli, ["report", *words], catch_exceptions=False)
+            CliRunner().invoke(cli, ["report", *given], catch_exceptions=False)

@@ -36,10 +36,11 @@ def written(two, tmp_path_factory):
     table = Table("Figures", "Percent.", ["variant", "a figure with a name that is quite long"], rows)
     lines = [{"step": n, "loss": 1 / n, "rankme": 5.0, "lr": 0.1, "guess/target_std": 0.9} for n in range(1, 60)]
     figures = {"trained": {"knn/x/top1": 30.0}, "untrained": {"knn/x/top1": 20.0}, "chance": {"x": 10.0}}
-    drawn = [*page._charts(lines, figures, 16), *insides.charts(two)]
-    words = ["<b>No</b> markup of a name is believed; " + "a_long_word" * 12]
+    drawn = [page._curves(lines, 16), page._bars(figures), *insides.charts(two)]
+    said = ["<b>No</b> markup of a name is believed; " + "a_long_word" * 12]
+    more = {"evidence": ["rank 5"], "made": [("versions", "torch " + "2" * 90)]}
     return html.write(
-        tmp_path_factory.mktemp("page"), Page("trial", "", words, [table], drawn, [("Command", "x" * 900)])
+        tmp_path_factory.mktemp("page"), Page("trial", "", said, [table], drawn, [("Command", "x" * 900)], **more)
     )
 
 
