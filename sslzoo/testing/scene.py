@@ -16,7 +16,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sslzoo.contracts import Batch, Grid, Group, Mask, Pairing, Patches, Reading, Signal, Student, Tokens, true_entries
+from sslzoo.contracts import (
+    Batch,
+    Grid,
+    Group,
+    Mask,
+    Pairing,
+    Patches,
+    Reading,
+    Role,
+    Signal,
+    Student,
+    Tokens,
+    true_entries,
+)
 from sslzoo.nn import patchify
 from sslzoo.progress import Progress
 from sslzoo.recipe.shapes import wanted_shape
@@ -112,7 +125,49 @@ def batch(images: int = 3, views: int = 1, side: int = 4 * PATCH, role: Any = "b
     whole = (side // PATCH) ** 2
     order = torch.stack([torch.randperm(whole, generator=rng) for _ in range(views * images)])
     mask = Mask(Patches(order[:, : whole // 2]), Patches(order[:, whole // 2 :].unflatten(1, (2, -1))))
-    groups = {"image": Group(pixels, torch.zeros(views, images, 4), mask, role)}
+    return _batch({"image": Group(pixels, torch.zeros(views, images, 4), mask, role)})
+
+
+def gathering(images: int = 3) -> Batch:
+    """Groups of every kind: `image` in the middle, of two views with two masks each, whose blocks differ in length.
+
+    Beside it one that the student reads alone and one that the teacher reads alone, neither with a mask.
+    """
+    plain = batch(images, 2).groups["image"]
+    rng, rows = torch.Generator().manual_seed(4), 2 * 2 * images  # copies, views
+    order = torch.stack([torch.randperm(16, generator=rng) for _ in range(rows)])
+    length = 1 + torch.arange(2 * rows).reshape(rows, 2) % 4
+    asked = order[:, 8:].unflatten(1, (2, 4))
+    asked = torch.where(torch.arange(4) < length[..., None], asked, asked[..., :1])
+    mask = Mask(Patches(order[:, :8]), Patches(asked, length), torch.arange(2 * images).repeat(2))
+    alone = (torch.randn(1, images, 3, *plain.pixels.shape[-2:], generator=rng) for _ in range(2))
+    near, far = (Group(pixels, plain.boxes[:1], None, role) for pixels, role in zip(alone, _ALONE, strict=True))
+    return _batch({"near": near, "image": replace(plain, mask=mask), "far": far})
+
+
+_ALONE: tuple[Role, Role] = ("context", "target")
+
+
+def one_view(given: Batch, view: int) -> Batch:
+    """A view of the group `image` as if there were nothing else, with its masks."""
+    group = given.groups["image"]
+    mask, images = group.mask, group.pixels.shape[1]
+    assert mask is not None
+    assert mask.source is not None
+    rows = mask.source // images == view
+
+    def some(patches: Patches) -> Patches:
+        return Patches(patches.index[rows], None if patches.length is None else patches.length[rows])
+
+    own = Mask(some(mask.context), some(mask.target), mask.source[rows] - view * images)
+    return _batch({"image": replace(group, pixels=group.pixels[view][None], boxes=group.boxes[view][None], mask=own)})
+
+
+def _batch(groups: Mapping[str, Group]) -> Batch:
+    from sslzoo.run.data import pair, weigh
+    from sslzoo.run.parallel import World
+
+    images = next(iter(groups.values())).pixels.shape[1]
     return weigh([Batch(groups, pair(groups), tuple(range(images)), seen=pair(groups, "context"))], World())[0]
 
 

@@ -18,7 +18,9 @@ from sslzoo.testing.scene import (
     declared,
     elsewhere,
     equal,
+    gathering,
     kept,
+    one_view,
     reading,
     seeded,
     size_of,
@@ -199,10 +201,8 @@ def restores(make: Make) -> str:
 def weightless(make: Make) -> None:
     """What it says of an image does not depend on the other images."""
     part, who = _part(make)
-    if getattr(part, "whole_batch", False):
-        raise Skip("declares whole_batch")
-    if any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in part.modules()):
-        raise Skip("it normalises over the batch")
+    if _relates(part):
+        raise Skip("declares whole_batch, or normalises over the batch")
     part.eval()
     who.eval()
     for many in (2, 3, 5, 9):
@@ -218,6 +218,35 @@ def weightless(make: Make) -> None:
                 raise Violation("the same target beside other images", found, f"image 0 of {many}")
 
 
+@check(outputs, repeats)
+def groups(make: Make) -> None:
+    """It answers for each view that a teacher reads, in the recipe's order, as for that view alone."""
+    part, who = _part(make)
+    part.eval()
+    where = "groups near (context), image (both; 2 views, 2 masks each, blocks of 1 to 4 patches), far (target)"
+    said, given, _ = _called(part, who, gathering())
+    declared(part.outputs, said, len(given.pairing.sequence), (3, 3), f"3 images; {where}")
+    if _relates(part):
+        return
+    source = given.groups["image"].mask.source  # type: ignore[union-attr]
+    for view in (0, 1):
+        alone, _, _ = _called(part, who, one_view(given, view))
+        own = source[given.pairing.sequence] // 3 == view  # type: ignore[index]
+        rows = {name: own if signal.kind == "patch" else view for name, signal in part.outputs.items()}
+        there = {name: said[name][at] for name, at in rows.items()}
+        here = {name: x if part.outputs[name].kind == "patch" else x[0] for name, x in alone.items()}
+        found = equal(here, there, 1e-5)
+        if found:
+            hint = "; mind roles, mask.rows, target.flat and the order [u b]"
+            raise Violation("what it says of that view alone", found + hint, f"view {view} of image; {where}")
+
+
+def _relates(part: nn.Module) -> bool:
+    """Whether what it says of an image may depend on the others."""
+    norms = nn.modules.batchnorm._BatchNorm
+    return getattr(part, "whole_batch", False) or any(isinstance(one, norms) for one in part.modules())
+
+
 CHECKS: tuple[Check, ...] = (
     made,
     outputs,
@@ -231,6 +260,7 @@ CHECKS: tuple[Check, ...] = (
     looks,
     restores,
     weightless,
+    groups,
 )
 
 

@@ -21,9 +21,12 @@ class Follow(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch, student, at):
-        group = batch.groups["image"]
-        tokens = self.encoder(group.pixels.flatten(0, 1))
-        return {"patch": group.mask.target.flat(tokens.at(group.mask.target)) + self.shift}
+        rows = [self.of(group) for group in batch.groups.values() if group.mask is not None]
+        return {"patch": torch.cat(rows) + self.shift}
+
+    def of(self, group):
+        x, target = self.encoder(group.pixels.flatten(0, 1)).patches, group.mask.target
+        return target.flat(target.take(group.mask.rows(x)))
 
     @torch.no_grad()
     def after_step(self, student, at):
@@ -102,6 +105,54 @@ class Centred(Follow):
     def forward(self, batch, student, at):
         x = super().forward(batch, student, at)["patch"]
         return {"patch": x - x.mean(0)}
+
+
+class Copies(Follow):
+    """Forgets that several masks may be of one view."""
+
+    def of(self, group):
+        return super().of(group)[: group.pixels.shape[:2].numel() * group.mask.target.index[0].numel()]
+
+
+class Padded(Follow):
+    """Answers for padding too."""
+
+    def of(self, group):
+        x, target = self.encoder(group.pixels.flatten(0, 1)).patches, group.mask.target
+        return target.take(group.mask.rows(x)).flatten(0, -2)
+
+
+class Summary(Follow):
+    """A teacher of whole images that keeps its contract."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.outputs = {"image": Signal("image", student.encoder.width)}
+
+    @torch.no_grad()
+    def forward(self, batch, student, at):
+        return {"image": torch.cat([self.images(group) for group in batch.groups.values() if self.reads(group)])}
+
+    def images(self, group):
+        return self.encoder(group.pixels.flatten(0, 1)).summary.unflatten(0, group.pixels.shape[:2])
+
+    def reads(self, group):
+        return group.role != "context"
+
+
+class AnyRole(Summary):
+    """Answers for views that are the student's alone."""
+
+    def reads(self, group):
+        return True
+
+
+class ImagesFirst(Summary):
+    """Takes images for views, where there are as many."""
+
+    def images(self, group):
+        v, b = group.pixels.shape[:2]
+        return super().images(group).flatten(0, 1).unflatten(0, (b, v)).transpose(0, 1)
 
 
 class Words(Follow):
@@ -204,6 +255,10 @@ TARGETS = {
     Unsaved: "restores",
     UnsavedCount: "restores",
     Centred: "weightless",
+    Copies: "groups",
+    Padded: "groups",
+    AnyRole: "groups",
+    ImagesFirst: "groups",
 }
 
-SOUND = {"targets": (Follow, Words)}
+SOUND = {"targets": (Follow, Words, Summary)}
