@@ -200,10 +200,15 @@ def _offers(manager: pluggy.PluginManager, hook: str, plugin: Plugin) -> dict[st
         return {}
     others = [module for name, module in manager.list_name_plugin() if name != plugin.name]
     try:
-        (found,) = manager.subset_hook_caller(hook, others)()
-        return dict(found)
+        found = [dict(one) for one in manager.subset_hook_caller(hook, others)()]
     except Exception as error:
         raise PluginError(f"plugin {plugin.name}: {hook}() failed: {type(error).__name__}: {error}") from error
+    if not found:  # pluggy leaves None out
+        raise PluginError(f"plugin {plugin.name}: {hook}() returned nothing; a mapping of classes by name is wanted")
+    for name, make in found[0].items():
+        if not isinstance(make, type):
+            raise PluginError(f"plugin {plugin.name}: {hook}() gives {shown(make)} for {name!r}; a class is wanted")
+    return found[0]
 
 
 def _installed() -> list[EntryPoint]:

@@ -74,13 +74,17 @@ def keys_of(make: Any) -> type[Keys]:
     """The keys a part takes, as a pydantic model.
 
     Raises:
-        PluginError: a keyword-only argument has no annotation, or the signature swallows any key.
+        PluginError: a keyword-only argument has no annotation, one that cannot be read, or a name that is pydantic's; or
+            the signature swallows any key.
     """
     try:
         hints = typing.get_type_hints(make.__init__, include_extras=True)
     except NameError as error:
         what = f"its constructor is annotated with {error.name}, which is not there when it runs"
         raise PluginError(f"{_home(make)}: {what}; import it outside `if TYPE_CHECKING`") from error
+    except Exception as error:  # whatever the text of an annotation raises
+        what = f"an annotation of its constructor cannot be read: {type(error).__name__}: {error}"
+        raise PluginError(f"{_home(make)}: {what}") from error
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(make).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -88,6 +92,8 @@ def keys_of(make: Any) -> type[Keys]:
         if parameter.kind is parameter.KEYWORD_ONLY:
             if name not in hints:
                 raise PluginError(f"{_home(make)}: the key {name} has no annotation")
+            if name.startswith("_") or hasattr(Keys, name):
+                raise PluginError(f"{_home(make)}: no key can be called {name}, which pydantic keeps for itself")
             fields[name] = (hints[name], ... if parameter.default is parameter.empty else parameter.default)
     return create_model(make.__name__, __base__=Keys, **fields)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import keyword
 import re
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -31,11 +34,19 @@ def write(kind: str, name: str, into: Path, *, lone: bool, installed: Catalogue)
     if name in installed.parts[family]:
         owner = installed.parts[family][name].plugin
         raise UserError(f"the plugin {owner} already offers a {kind} called {name!r}; choose another name")
+    if _class(name) in _taken(family):
+        raise UserError(
+            f"NAME: found {name!r}; its class {_class(name)} would hide a name of Python or of the plugin's"
+        )
+    if name in installed.plugins:
+        raise UserError(f"NAME: found {name!r}; a plugin is called so, of {installed.plugins[name].origin}")
     texts = {f"{_module(name)}.py": _part(family, name)} if lone else _package(kind, family, name)
     top = into if lone else into / f"sslzoo-{name.replace('_', '-')}"
     there = [top / path for path in texts if (top / path).exists()]
     if there:
         raise UserError(f"{there[0]} is there already, and nothing is written over")
+    if find_spec(_module(name)):
+        raise UserError(f"NAME: found {name!r}; its module {_module(name)} would hide one that is installed")
     for path, text in texts.items():
         (top / path).parent.mkdir(parents=True, exist_ok=True)
         (top / path).write_text(text)
@@ -48,6 +59,14 @@ def _module(name: str) -> str:
 
 def _class(name: str) -> str:
     return "".join(word.capitalize() for word in re.split("[-_]", name))
+
+
+def _taken(family: str) -> set[str]:
+    """Names that a class cannot have: Python's keywords, and those that the template reads, such as what it imports."""
+    nodes = list(ast.walk(ast.parse((PARTS / f"{family}.py").read_text())))
+    read = {node.id for node in nodes if isinstance(node, ast.Name)}
+    imported = {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
+    return read | imported | set(keyword.kwlist)
 
 
 def _part(family: str, name: str) -> str:

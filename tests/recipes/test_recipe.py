@@ -224,6 +224,14 @@ def test_two_plugins_with_one_name_are_an_error_naming_both(recipe, tmp_path):
         ("import os; os._exit(0)", "cannot be imported: SystemExit: os._exit(0), which ends the whole run"),
         (MASK.replace("sslzoo_masks()", "sslzoo_maks()"), "did you mean sslzoo_masks?"),
         (MASK.replace("*, where: int = 0", "**keys").replace("= where", "= 0"), "swallow misspelt keys"),
+        (
+            MASK.replace("where: int", "where: 'torch.Foo'"),
+            "annotation of its constructor cannot be read: AttributeError",
+        ),
+        (MASK.replace("where: int", "copy: int").replace("= where", "= copy"), "no key can be called copy"),
+        (MASK.replace("where: int", "_where: int").replace("= where", "= _where"), "no key can be called _where"),
+        (MASK.replace('return {"NAME": Corner}', "Corner"), "sslzoo_masks() returned nothing; a mapping of classes"),
+        (MASK.replace('"NAME": Corner', '"NAME": lambda: Corner()'), "for 'corner'; a class is wanted"),
     ],
 )
 def test_a_broken_plugin_is_an_error_with_its_name(recipe, tmp_path, text, says):
