@@ -74,8 +74,8 @@ def keys_of(make: Any) -> type[Keys]:
     """The keys a part takes, as a pydantic model.
 
     Raises:
-        PluginError: a keyword-only argument has no annotation, one that cannot be read, or a name that is pydantic's; or
-            the signature swallows any key.
+        PluginError: a keyword-only argument has no annotation, one that cannot be read, or a name of pydantic's; or the
+            signature swallows any key.
     """
     try:
         hints = typing.get_type_hints(make.__init__, include_extras=True)
