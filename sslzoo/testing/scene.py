@@ -164,9 +164,6 @@ def one_view(given: Batch, view: int) -> Batch:
 
 
 def _batch(groups: Mapping[str, Group]) -> Batch:
-    from sslzoo.run.data import pair, weigh
-    from sslzoo.run.parallel import World
-
     images = next(iter(groups.values())).pixels.shape[1]
     return weigh([Batch(groups, pair(groups), tuple(range(images)), seen=pair(groups, "context"))], World())[0]
 
