@@ -53,4 +53,4 @@ def command(
     element = short(replace(element, folder=folder), steps)
     verdict = here(element, click.echo) if asked is None else on_cluster(element, asked, click.echo)
     click.echo(str(verdict))
-    sys.exit(0 if verdict.weights < 1e-3 else 1)
+    sys.exit(0 if verdict.sound else 1)

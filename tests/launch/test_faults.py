@@ -16,10 +16,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sslzoo import RunError
+from sslzoo import RunError, files
 from sslzoo.cli.options import allow_changed_data
 from sslzoo.launch import slurm, work
-from sslzoo.launch.drill import _counts, _gap
+from sslzoo.launch.drill import _counts, _gap, compare
 from sslzoo.launch.grace import Grace
 from sslzoo.progress import Progress
 from sslzoo.recipe.recipe import load
@@ -290,6 +290,32 @@ def test_lost_contact_is_known_by_type_and_state_not_by_words(tmp_path):
     store.set("failed/1", "here")
     assert not lost(error)  # it failed too, so it lives
     assert lost(error, explained=True)
+
+
+def test_a_drill_allows_what_unbroken_runs_differ_by_and_nothing_else(tmp_path):
+    """One bound stood for all machines: GPUs, where AdamW turns noise into steps, were told not to trust any resuming."""
+    from sslzoo.run import checkpoint
+
+    def wrote(name, noisy, learnt, loss=1.0):
+        method = torch.nn.ParameterDict({"noisy": torch.tensor([noisy]), "learnt": torch.tensor([learnt])})
+        folder = Folder(tmp_path / name)
+        checkpoint.save(folder.checkpoints, 6, method, torch.optim.SGD(method.parameters()))
+        folder.metrics.write({"step": 6, "loss": loss})
+        for begun in (0, 2):
+            row = {"from": begun, "repeats": 0, "time": 1.0, "host": "a"}
+            files.append(tmp_path / name / "attempts.jsonl", [row])
+        return tmp_path / name
+
+    whole, other = wrote("whole", 1.0, 1.0), wrote("other", 0.8, 1.0001, loss=1.1)
+    noise, bad, same = wrote("noise", 0.5, 1.0002), wrote("bad", 0.9, 1.1), wrote("same", 1.0, 1.0)
+    assert compare(whole, same).exact
+    assert compare(whole, noise, other).sound
+    assert not compare(whole, noise).sound
+    found = compare(whole, bad, other)
+    assert (found.sound, found.where, found.bound) == (False, "method.learnt", pytest.approx(1e-3, rel=0.01))
+    found = compare(whole, noise, same)
+    assert not found.sound
+    assert "unbroken runs do not differ here: do NOT trust resuming" in str(found)
 
 
 def test_a_drill_scales_each_tensor_by_itself_and_counts_no_steps():
