@@ -1,7 +1,7 @@
 """Does a run survive here? A rehearsal: one run unbroken, one stopped and resumed, and what they give compared.
 
-Where they differ, a second unbroken run is the control: kernels that do not sum in a fixed order, as those of GPUs, give
-every run other last digits, and an optimizer such as AdamW makes whole steps of them where gradients are next to nothing.
+Where they differ, a second unbroken run is the control: kernels that do not sum in a fixed order, as those of GPUs,
+give every run other last digits, and AdamW makes whole steps of them where gradients are next to nothing.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Verdict:
 
 NAMES = ("unbroken", "broken")
 CONTROL = "control"
-# A run that resumed may differ by so many times what an unbroken one does, of each tensor; and, where those differ at all,
-# by so much: data parallel on GPUs orders its sums anew after a start.
+# A run that resumed may differ by so many times what an unbroken one does, of each tensor; and, where those differ at
+# all, by so much: data parallel on GPUs orders its sums anew after a start.
 TIMES, LEAST = 10.0, 1e-3
 
 
