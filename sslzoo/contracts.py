@@ -113,16 +113,17 @@ class Group:
     mask: Mask | None = None
     role: Role = "both"  # who reads it: the student (context), the teacher (target) or both
     normal: Float[Tensor, "2 3 1 1"] | None = None  # factor and shift of each channel that normalize bytes
+    lots: Int[Tensor, " s"] | None = None  # of each sequence, what its chances follow from (`sslzoo.nn.DropPath`)
 
     def map(self, move: Move) -> Group:
         """The same views, each tensor passed through `move`."""
         mask = None if self.mask is None else self.mask.map(move)
         normal = None if self.normal is None else move(self.normal)
-        return Group(move(self.pixels), move(self.boxes), mask, self.role, normal)
+        return Group(move(self.pixels), move(self.boxes), mask, self.role, normal, _maybe(move, self.lots))
 
     def normalized(self) -> Group:
         """The same views with pixels as encoders read them."""
-        return Group(normalized(self.pixels, self.normal), self.boxes, self.mask, self.role)
+        return replace(self, pixels=normalized(self.pixels, self.normal), normal=None)
 
 
 @dataclass(frozen=True)

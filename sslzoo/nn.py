@@ -57,18 +57,27 @@ def Block(  # noqa: N802
 class DropPath(nn.Module):
     """Leaves a residual branch out of some sequences (stochastic depth, Huang et al. 2016): [s ..] -> [s ..].
 
+    In an encoder, which sequences these are is a function of seed, step and sample: the engine puts `chances`, a number
+    in [0, 1) of each, here before it is called. Without them, and of rows in another number, torch draws.
+
     The share that is kept is a tensor: so blocks that differ in nothing else share a compiled graph.
     """
+
+    chances: Tensor | None
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.kept = torch.tensor(1.0 - rate)  # no buffer: nothing that a step could change
+        self.chances = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Kept sequences are scaled up, so that the mean stays; all are kept outside training."""
         if not self.training:
             return x
-        drawn = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < self.kept
+        lots = self.chances
+        if lots is None or len(lots) != len(x):
+            lots = torch.rand(len(x), device=x.device)
+        drawn = lots.view(-1, *[1] * (x.ndim - 1)) < self.kept
         return x * (drawn / self.kept).to(x.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -59,6 +59,28 @@ def generator(*words: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*words))
 
 
+def row_keys(rows: Sequence[int], *words: int | str) -> Tensor:
+    """64 bits for each row under these words, int64 [rows]: what its `chances` follow from on any device."""
+    start = np.full(len(rows), derive_seed(*words), np.uint64)
+    return torch.from_numpy(_absorb(start, _words(rows)).view(np.int64))
+
+
+def chances(keys: Tensor, count: int) -> Tensor:
+    """`count` numbers in [0, 1) for each key, float32 [count rows]: the same on every device, and nobody waits."""
+    x = keys + torch.arange(1, count + 1, device=keys.device)[:, None] * _signed(_INCREMENT)
+    x = (x ^ _shifted(x, 30)) * _signed(_FIRST)  # `_hash`, in the integers that torch has
+    x = (x ^ _shifted(x, 27)) * _signed(_SECOND)
+    return _shifted(x, 40).float() * 2.0**-24
+
+
+def _signed(x: int) -> int:
+    return x - 2**64 if x >> 63 else x
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    return (x >> by) & (2 ** (64 - by) - 1)  # torch shifts the sign in
+
+
 def seed_shared(seed: int) -> None:
     """Seeds the generators that all code of a process shares, on the CPU: torch's, random's and numpy's."""
     torch.default_generator.manual_seed(seed)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sslzoo.contracts import Batch, Group, Reading, Signal, Student
 from sslzoo.errors import RunError
 from sslzoo.progress import Progress
+from sslzoo.rng import chances
 
 if TYPE_CHECKING:
     from sslzoo.recipe.schedule import Schedule
@@ -95,6 +96,7 @@ def encode_and_predict(student: Student, batch: Batch, at: Progress) -> Reading:
             continue
         mask = group.mask
         pixels = sequences(group)
+        hand_out(student.encoder, group.lots)  # type: ignore[arg-type]
         tokens[name] = student.encoder(pixels, None if mask is None else mask.context)
         said = student.predictor(tokens[name], None if mask is None else mask.target, at)
         for key, signal in student.predictor.outputs.items():
@@ -103,6 +105,18 @@ def encode_and_predict(student: Student, batch: Batch, at: Progress) -> Reading:
             elif mask is not None:
                 found[key].append(said[key])
     return Reading(tokens, {key: rows[0] if len(rows) == 1 else torch.cat(rows) for key, rows in found.items()})
+
+
+def hand_out(encoder: nn.Module, lots: Tensor | None) -> None:
+    """Gives what leaves branches out by chance (`sslzoo.nn.DropPath`) the chances of the sequences that are read next.
+
+    They are the samples' own, wherever they are computed. None: torch draws.
+    """
+    drops = [module for module in encoder.modules() if "chances" in vars(module)] if encoder.training else []
+    if drops:
+        given = [None] * len(drops) if lots is None else chances(lots, len(drops)).unbind()
+        for module, own in zip(drops, given, strict=True):
+            module.chances = own  # type: ignore[assignment]
 
 
 def _check_ids(name: str, outputs: Mapping[str, Signal], signals: Mapping[str, Tensor], log: bool) -> None:

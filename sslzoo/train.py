@@ -186,7 +186,8 @@ class Learner:
         for micro, batch in enumerate(batches):
             with stage("data"):
                 batch = batch.normalized()
-            torch.manual_seed(derive_seed(self.run.seed, "noise", at.step, self.world.rank, micro))
+            number = micro * self.world.size + self.world.rank  # of the step's, whichever rank has it (`Split.slots`)
+            torch.manual_seed(derive_seed(self.run.seed, "noise", at.step, number))
             with no_sync(self.model, micro + 1 == len(fresh)):
                 with stage("forward"), self.cast():
                     value, figures = self.model(batch, at, log)

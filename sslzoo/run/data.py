@@ -34,7 +34,7 @@ from sslzoo.contracts import (
 )
 from sslzoo.errors import ImageError, RunError, UserError
 from sslzoo.progress import Progress
-from sslzoo.rng import derive_seed, generator, seed_shared
+from sslzoo.rng import derive_seed, generator, row_keys, seed_shared
 from sslzoo.run.masking import draw_mask
 from sslzoo.run.parallel import all_sum
 from sslzoo.run.processes import World
@@ -150,10 +150,23 @@ class Micros(TorchDataset[Batch | UserError]):
         for name, views in self.sources.views.items():
             sampler, seed = self.sources.masks.get(name), derive_seed(self.order.seed, name)
             mask = None if sampler is None else draw_mask(sampler, self.grids[name], seed, at, slots, views.count)
-            groups[name] = make_group(views, [look.seen[name] for look in looks], mask)
+            group = make_group(views, [look.seen[name] for look in looks], mask)
+            groups[name] = replace(group, lots=self._lots(name, step, slots, group))
         samples = tuple(look.index for look in looks)
         unreadable = tuple(one for look in looks for one in look.unreadable)
         return Batch(groups, pair(groups), samples, unreadable, pair(groups, "context"))
+
+    def _lots(self, name: str, step: int, slots: range, group: Group) -> Tensor:
+        """What the chances of each sequence follow from: its image's slot, its view and its mask, (c v b)."""
+        rows = group.pixels.shape[0] * len(slots)
+        copies = 1 if group.mask is None else len(group.mask.context.index) // rows
+        keys = [
+            copy << 48 | view << 32 | slot
+            for copy in range(copies)
+            for view in range(group.pixels.shape[0])
+            for slot in slots
+        ]
+        return row_keys(keys, self.order.seed, name, "lots", step)
 
     def _index(self, step: int, slot: int) -> int:
         epoch, step = divmod(step, self.order.epoch_steps)

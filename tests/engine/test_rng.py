@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sslzoo.rng import Rng, derive_seed, generator
+from sslzoo.rng import Rng, chances, derive_seed, generator, row_keys
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():
@@ -84,3 +84,13 @@ def test_choose_takes_true_places_at_random_whatever_the_batch(n):
 def test_choose_is_even():
     taken = Rng(0, 0, range(20_000)).choose(torch.ones(20_000, 10, dtype=torch.bool), 3).flatten().bincount()
     assert (taken / 6000 - 1).abs().max() < 0.05
+
+
+def test_chances_are_uniform_and_those_of_the_row():
+    whole = chances(row_keys(range(4000), 7, "lots"), 3)
+    assert torch.equal(chances(row_keys(range(1000, 1010), 7, "lots"), 3), whole[:, 1000:1010])
+    assert whole.min() >= 0
+    assert whole.max() < 1
+    assert torch.allclose(torch.histc(whole, 10, 0, 1), torch.tensor(1200.0), rtol=0.12)
+    assert (torch.corrcoef(whole) - torch.eye(3)).abs().max() < 0.05
+    assert not torch.equal(chances(row_keys(range(4000), 8, "lots"), 3), whole)

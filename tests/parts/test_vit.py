@@ -6,10 +6,14 @@ import pytest
 import torch
 from sslzoo_vit import ViT
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from sslzoo import Patches
+from sslzoo import Patches, Progress, step
+from sslzoo.contracts import Student
 from sslzoo.nn import patchify, sincos
+from sslzoo.run.data import Micros, Order, Sources, Views, split
+from sslzoo.step import encode_and_predict
 
 SMALL = {"width": 24, "depth": 2, "heads": 2, "patch": 4}
 
@@ -283,3 +287,46 @@ def test_the_patch_embedding_starts_as_asked(patch_init, std):
     assert vit.patch_embed.proj.weight.std().item() == pytest.approx(std, rel=0.03)
     assert vit.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.1, rel=0.03)
     assert bool(vit.patch_embed.proj.bias.any()) == (patch_init == "torch")
+
+
+def test_branches_are_left_out_by_sample_whatever_the_split(monkeypatch):
+    """They followed the rank and the micro-batch: two ranks did not give what one gives."""
+
+    class Drawn:
+        tasks, size = {}, (8, 8)
+
+        def __len__(self):
+            return 4
+
+        def image(self, i):
+            return torch.full((3, 8, 8), i / 4.0)
+
+        def __call__(self, image):
+            return image + torch.rand(3, 8, 8), torch.zeros(4)
+
+    class Nothing(nn.Module):
+        outputs, projector = {}, None
+
+        def forward(self, tokens, target, at):
+            return {}
+
+    torch.manual_seed(0)
+    encoder = ViT(width=12, depth=3, heads=1, patch=4, drop_path=0.6).train()
+    sources, order = Sources(Drawn(), {"image": Views(Drawn(), 2)}, {}), Order(4, 4, 0)
+
+    def tokens(ranks, most):
+        shares, found = split(4, ranks, most), []
+        for micro in range(shares.accumulate):
+            for rank in range(ranks):
+                batch = Micros(sources, {"image": (2, 2)}, order, shares, rank)[3 * shares.accumulate + micro]
+                read = encode_and_predict(Student(encoder, Nothing()), batch.normalized(), Progress(3, 9))
+                found.append(read.tokens["image"].patches.detach().unflatten(0, (2, -1)))
+        return torch.cat(found, 1)
+
+    whole = tokens(1, None)
+    for ranks, most in ((1, 1), (2, None), (2, 1)):
+        assert torch.allclose(tokens(ranks, most), whole, atol=1e-5)
+    dropped = [block.drop_path2.chances for block in encoder.blocks]
+    assert len({tuple(one.tolist()) for one in dropped}) == 3, "each block has its own"
+    monkeypatch.setattr(step, "chances", lambda lots, count: torch.zeros(count, len(lots)))
+    assert not torch.allclose(tokens(1, None), whole, atol=1e-2), "nothing was dropped"
