@@ -1,4 +1,4 @@
-"""Where on the grid does a block lie? Geometry that samplers of masks share; vectorised over rows.
+"""Where on the grid does a block lie? Geometry that samplers of masks share; vectorized over rows.
 
 A block's scale is its share of the grid's patches; its aspect is height over width, in patches.
 """

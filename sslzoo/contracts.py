@@ -397,7 +397,7 @@ class Loss(Protocol):
     def __call__(
         self, prediction: Tensor, target: Tensor | None, pairing: Pairing, at: Progress
     ) -> tuple[Float[Tensor, ""], Mapping[str, Float[Tensor, ""]]]:
-        """The value to minimise, and figures to log."""
+        """The value to minimize, and figures to log."""
         ...
 
 

@@ -138,7 +138,7 @@ def sslzoo_optimizers() -> Mapping[str, type]:
 def sslzoo_probes() -> Mapping[str, type]:
     """Probes (evaluations of frozen features) by recipe name, for `evaluate.probes` and `sslzoo eval --probe`.
 
-    A probe turns labelled features into figures, `(train, test, seed) -> {figure: value}`
+    A probe turns labeled features into figures, `(train, test, seed) -> {figure: value}`
     (`sslzoo.contracts.Probe`).
 
         @hookimpl

@@ -106,7 +106,7 @@ class Shortcut(_TimmBlock):
         """[s k d] -> [s k d]; `apart`: also what the MLP says, before it is scaled and added, [s k d].
 
         With `source` [s n d], the tokens `x` ask and those of `source` are read: only x has queries and an MLP. With
-        `shared` [s/m n d], these tokens stand ahead of each of m neighbours in x: -> [s n+k d]. Nothing has happened
+        `shared` [s/m n d], these tokens stand ahead of each of m neighbors in x: -> [s n+k d]. Nothing has happened
         to them yet, so norm, queries, keys and values are worked out once for all m.
         """
         qkv = self.attn.qkv
@@ -151,10 +151,10 @@ def fused_is_slow(q: Tensor) -> bool:
 
 
 def ahead(shared: Tensor, x: Tensor) -> Tensor:
-    """Tokens that stand ahead of each of m neighbours: [s n d] and [(s m) k d] -> [(s m) n+k d]."""
-    neighbours = x.unflatten(0, (len(shared), -1))
-    first = shared[:, None].expand(-1, neighbours.shape[1], -1, -1)
-    return torch.cat([first, neighbours], 2).flatten(0, 1)
+    """Tokens that stand ahead of each of m neighbors: [s n d] and [(s m) k d] -> [(s m) n+k d]."""
+    neighbors = x.unflatten(0, (len(shared), -1))
+    first = shared[:, None].expand(-1, neighbors.shape[1], -1, -1)
+    return torch.cat([first, neighbors], 2).flatten(0, 1)
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -228,7 +228,7 @@ def batch_norm_over_ranks(module: nn.Module) -> nn.Module:
 class WeightNorm(nn.Module):
     """A linear layer without bias whose rows are directions with a gain: [.. n] -> [.. p] (Salimans & Kingma 2016).
 
-    On normalised inputs it says the cosine to each of p prototypes, times the gain (DINO's last layer).
+    On normalized inputs it says the cosine to each of p prototypes, times the gain (DINO's last layer).
 
     Args:
         inputs: channels in.

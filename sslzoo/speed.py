@@ -99,7 +99,7 @@ def read(found: Mapping[str, Any]) -> Result:
 
 
 def ratios(one: Result, other: Result, apart: bool = False) -> tuple[float, float]:
-    """How many times as fast one is as another: median over rounds (each beside its neighbour), and best by best.
+    """How many times as fast one is as another: median over rounds (each beside its neighbor), and best by best.
 
     `apart`: their rounds were not taken in turn, so the medians are compared.
     """

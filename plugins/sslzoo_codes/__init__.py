@@ -18,7 +18,7 @@ class Codebook(nn.Module):
     """The code of a patch is the nearest of random directions to its pixels, projected at random: nothing learns.
 
     The random-projection quantizer of BEST-RQ (Chiu et al. 2022, arXiv 2202.01855), on pixels: each patch is
-    normalised, projected to a few numbers by a fixed random matrix (Xavier-uniform), and compared by cosine with fixed
+    normalized, projected to a few numbers by a fixed random matrix (Xavier-uniform), and compared by cosine with fixed
     normal vectors. It needs no download, and stands where BEiT and CAE use a trained tokenizer.
 
     Args:

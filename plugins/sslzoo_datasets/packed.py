@@ -47,7 +47,7 @@ class Shards:
             raise ValueError(f"files: no images in {files}")
         self.tasks: Mapping[str, int] = {}
         self.class_names: Mapping[str, Sequence[str]] = {}
-        if label_key is not None and self._labelled():
+        if label_key is not None and self._labeled():
             names = _class_names(self.paths[0].parent / CLASSES)
             self.tasks = {"class": classes or len(names) or 1 + max(self._class(i) for i in range(len(self)))}
             self.class_names = {"class": names} if len(names) == self.tasks["class"] else {}
@@ -68,7 +68,7 @@ class Shards:
         """The class of image i."""
         return {"class": self._class(i)} if self.tasks else {}
 
-    def _labelled(self) -> bool:
+    def _labeled(self) -> bool:
         bare = [sample for sample in self.samples if "cls" not in sample and "json" not in sample]
         if bare and len(bare) < len(self):
             where = f"{bare[0]['name']} in {self.paths[bare[0]['shard']]}"

@@ -15,7 +15,7 @@ from sslzoo_datasets.images import rgb
 
 
 class Torchvision:
-    """A torchvision data set of labelled images, by name: CIFAR10, STL10, Flowers102, ...
+    """A torchvision data set of labeled images, by name: CIFAR10, STL10, Flowers102, ...
 
     Task: class.
 

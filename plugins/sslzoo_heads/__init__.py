@@ -32,7 +32,7 @@ class Head(nn.Module):
         last_bias: give the last layer a bias.
         last_norm: put a norm after the last layer too.
         embed: channels of a linear layer before the head, if given (LeJEPA's embedding).
-        prototypes: score the normalised projection against this many directions; 0 for the projection itself.
+        prototypes: score the normalized projection against this many directions; 0 for the projection itself.
         gain: let each prototype learn a gain (DINO: norm_last_layer false).
         guess: hidden channels of a guesser, one hidden layer more, that the teacher does not have; 0 for none (BYOL).
         patches: say the same of target patches: signal patch [t e]. The encoder keeps hidden patches (hidden: fill).

@@ -75,7 +75,7 @@ class Mse(nn.Module):
 
 
 class Cosine(nn.Module):
-    """One minus the cosine, times `scale` (2: the squared distance of normalised vectors, as BYOL).
+    """One minus the cosine, times `scale` (2: the squared distance of normalized vectors, as BYOL).
 
     Args:
         scale: what the distance is multiplied by.

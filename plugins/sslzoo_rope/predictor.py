@@ -22,7 +22,7 @@ class RopeCross(nn.Module):
     Args:
         depth: layers.
         heads: attention heads.
-        prototypes: score each normalised guess against this many directions, each with a gain; 0 for the guess itself.
+        prototypes: score each normalized guess against this many directions, each with a gain; 0 for the guess itself.
         init: deviation of the starting weights.
     """
 

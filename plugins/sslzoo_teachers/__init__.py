@@ -33,7 +33,7 @@ class Ema(nn.Module):
         momentum: share of the teacher kept at a step.
         norm: layer (normalise each target over its channels, without scale and shift), image (each channel over the
             patches of its image: data2vec 2.0), or none.
-        layers: 0 for the tokens after the final norm; n for the mean of the last n blocks, each normalised.
+        layers: 0 for the tokens after the final norm; n for the mean of the last n blocks, each normalized.
         read: what of those blocks: their output, or what their mlp adds to it (data2vec 2.0).
         renorm: normalise the mean of the layers once more.
         sees: the whole image, or each target block by itself (then there is no image signal).
@@ -165,7 +165,7 @@ class Ema(nn.Module):
         return self._mean(found)
 
     def _mean(self, layers: Sequence[Tensor]) -> Tensor:
-        # Normalising acts on each token alone, so only the targets' tokens need it.
+        # Normalizing acts on each token alone, so only the targets' tokens need it.
         normal = [self._normal(layer.float(), self.norm == "layer") for layer in layers]
         return self._normal(torch.stack(normal).mean(0) if len(normal) > 1 else normal[0], self.renorm)
 

@@ -71,10 +71,10 @@ class Bench:
 
     def chance(self) -> Figures:
         """What always telling the commonest class of the test set scores: "task"."""
-        labelled = [self.test.label(i) for i in range(len(self.test))]
+        labeled = [self.test.label(i) for i in range(len(self.test))]
         found = {}
         for task, classes in self.test.tasks.items():
-            labels = torch.tensor([one[task] for one in labelled])
+            labels = torch.tensor([one[task] for one in labeled])
             found[task] = labels.bincount(minlength=classes).max().item() / len(labels) * 100
         return found
 

@@ -73,7 +73,7 @@ REMEDIES: Mapping[str, tuple[str, str]] = {
     ),
     "dimensional collapse": (
         "raise the teacher's momentum, or average more of its layers as targets (layers: 4)",
-        "lower optim.lr; or mask larger blocks, so that copying neighbours no longer does",
+        "lower optim.lr; or mask larger blocks, so that copying neighbors no longer does",
     ),
     "not learning": (
         "train longer, or raise optim.lr: compare lr and the loss in the run's curves",

@@ -47,7 +47,7 @@ def covered_by(mask: Mask, patches: int) -> tuple[Tensor, Tensor]:
 
 
 def shown(pixels: Tensor) -> Tensor:
-    """Normalised pixels [n 3 H W] as something to look at, [n H W 3] in [0, 1]: stretched over all of them."""
+    """Normalized pixels [n 3 H W] as something to look at, [n H W 3] in [0, 1]: stretched over all of them."""
     low, high = pixels.float().amin((0, 2, 3), keepdim=True), pixels.float().amax((0, 2, 3), keepdim=True)
     return ((pixels - low) / (high - low).clamp(min=1e-6)).permute(0, 2, 3, 1)
 

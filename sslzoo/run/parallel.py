@@ -69,7 +69,7 @@ def data_parallel(
 ) -> nn.Module:
     """The method, ready to train on all ranks: copies (DDP), or each parameter split over `shard` ranks (FSDP2).
 
-    With fewer shards than ranks, every `shard` neighbours hold one copy together. Gradients are means over all ranks.
+    With fewer shards than ranks, every `shard` neighbors hold one copy together. Gradients are means over all ranks.
     In bf16 half the bytes travel: `gather_bf16` is of the weights of blocks that are split (their masters stay fp32),
     `reduce_bf16` of all gradients, which are rounded before they are summed.
 

@@ -89,6 +89,19 @@ def test_the_evaluation_of_its_page_is_one(tmp_path):
     assert load(str(tmp_path / "r.yaml"))[0].evaluate is not None
 
 
+def test_the_study_of_its_page_is_one(tmp_path):
+    from sslzoo.compare.study import read
+
+    text = (ROOT / "docs" / "compare.md").read_text()
+    blocks = re.findall(r"```yaml\n((?:study|evaluate):.*?)```", text, flags=re.S)
+    assert len(blocks) == 2
+    (tmp_path / "masks.yaml").write_text("".join(blocks))
+    (tmp_path / "my_masks.py").write_text("")
+    study = read(tmp_path / "masks.yaml", tmp_path / "out")
+    assert len(study.cells) == 9
+    assert list(study.cells[0].recipe.evaluate.probes) == ["linear"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):

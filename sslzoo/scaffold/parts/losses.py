@@ -29,7 +29,7 @@ class Example(nn.Module):
     def forward(
         self, prediction: Tensor, target: Tensor | None, pairing: Pairing, at: Progress
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Value to minimise, and figures to log. Summing `pairing.weight * row` gives the mean over ranks and parts."""
+        """Value to minimize, and figures to log. Summing `pairing.weight * row` gives the mean over ranks and parts."""
         assert target is not None
         x = (prediction - target).abs() * self.sharpness
         rows = (x + F.softplus(-2 * x) - math.log(2)).mean(-1)  # log cosh x, without overflow

@@ -9,7 +9,7 @@ from sslzoo.keys import Positive
 
 
 class Example:
-    """Nearest class mean on standardised features.
+    """Nearest class mean on standardized features.
 
     Figures, for each task in percent: top1.
 
