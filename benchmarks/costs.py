@@ -143,8 +143,9 @@ PAGE = """# What training costs
 
 Written by `python benchmarks/costs.py`. A step of each recipe is rehearsed on nothing and its operations are counted (a
 multiplication and an addition are two), forward and backward, teachers and decoders included; that, times the images
-seen. In the table are the recipes whose header tells a published linear probe on ImageNet-1k; the others are left out, as
-are those of the legacy sampler. Accuracies are published ones, from the recipes' headers. Hours are those of one A100 at {busy:.0f} % of its
+seen. In the table are the recipes whose header tells a published linear probe on ImageNet-1k;
+the others are left out, as are those of the legacy sampler. Accuracies are published ones, from
+the recipes' headers. Hours are those of one A100 at {busy:.0f} % of its
 {peak:.0f} TFLOP/s, a guess, and one for all: nothing here was measured.
 
 ![published accuracy against counted cost](images/costs.png)
