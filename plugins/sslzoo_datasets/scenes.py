@@ -253,21 +253,23 @@ def _slab(start: Array, ray: Array) -> tuple[Array, Array]:
 
 def _surfaces(scene: Layout, point: Array, owner: NDArray[np.int64]) -> tuple[Array, Array, Array]:
     """Normal and colour [3 H W], and gloss [H W], of what each pixel shows."""
-    normal = np.zeros_like(point)
+    points, flat = point.reshape(3, -1), owner.ravel()
+    normal = np.zeros_like(points)
     normal[2] = 1
-    colour, shine = np.full_like(point, 0.42), np.zeros(owner.shape, np.float32)
+    colour, shine = np.full_like(points, 0.42), np.zeros(flat.shape, np.float32)
     for k in range(len(scene.radius)):
-        here = owner == k
-        if not here.any():
+        here = np.flatnonzero(flat == k)  # numbers of pixels: faster than a mask over three planes
+        if not len(here):
             continue
         c, s = np.cos(scene.turn[k]), np.sin(scene.turn[k])
-        x, y, z = (point[:, here] - scene.centre[k][:, None]) / scene.radius[k]
+        x, y, z = (points.take(here, 1) - scene.centre[k][:, None]) / scene.radius[k]
         x, y = c * x + s * y, c * y - s * x
         x, y, z = _local_normal(SHAPES[scene.shape[k]], x, y, z)
-        normal[:, here] = np.stack([c * x - s * y, s * x + c * y, z])
-        colour[:, here] = (RGB[scene.colour[k]] ** 2)[:, None]
+        for row, value in enumerate((c * x - s * y, s * x + c * y, z)):
+            normal[row, here] = value
+            colour[row, here] = RGB[scene.colour[k], row] ** 2
         shine[here] = 1.0 if scene.metal[k] else 0.12
-    return normal, colour, shine
+    return normal.reshape(point.shape), colour.reshape(point.shape), shine.reshape(owner.shape)
 
 
 def _local_normal(shape: str, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
@@ -300,13 +302,15 @@ def _light(
 
 def _shadow(scene: Layout, point: Array, to_light: Array, far: Array) -> Array:
     """1 where an object stands between a point and the light: [H W]."""
-    dark = np.zeros(far.shape, bool)
+    points, lights, distances = point.reshape(3, -1), to_light.reshape(3, -1), far.ravel()
+    dark = np.zeros(distances.shape, bool)
     for k in range(len(scene.radius)):
-        start = point - scene.centre[k][:, None, None]
-        along = (start * to_light).sum(0)
+        start = points - scene.centre[k][:, None]
+        along = start[0] * lights[0] + start[1] * lights[1] + start[2] * lights[2]
+        apart = start[0] * start[0] + start[1] * start[1] + start[2] * start[2]
         reach = scene.radius[k] * np.float32(1.75)
-        near = ((start * start).sum(0) - along * along < reach * reach) & (along < reach) & ~dark
-        if near.any():
-            enter, leave = _interval(scene, k, start[:, near], to_light[:, near])
-            dark[near] |= (enter < leave) & (leave > EPS) & (enter < far[near])
-    return dark.astype(np.float32)
+        near = np.flatnonzero((apart - along * along < reach * reach) & (along < reach) & ~dark)
+        if len(near):
+            enter, leave = _interval(scene, k, start.take(near, 1), lights.take(near, 1))
+            dark[near] = (enter < leave) & (leave > EPS) & (enter < distances[near])
+    return dark.reshape(far.shape).astype(np.float32)

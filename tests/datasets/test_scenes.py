@@ -9,6 +9,7 @@ import torch
 from sslzoo import catalogue
 
 Scenes = catalogue().find("datasets", "scenes").make
+from sslzoo_datasets import scenes  # noqa: E402
 from sslzoo_datasets.scenes import COLOURS, DEPTHS, RADII, Layout, render  # noqa: E402
 
 
@@ -133,3 +134,44 @@ def test_each_shape_fills_about_its_own_area(shape):
 
 def test_sizes_need_not_be_square():
     assert Scenes(size=(20, 40)).image(0).shape == (3, 20, 40)
+
+
+def shadow_by_masks(scene, point, to_light, far):
+    """As it was written before it was made faster."""
+    dark = np.zeros(far.shape, bool)
+    for k in range(len(scene.radius)):
+        start = point - scene.centre[k][:, None, None]
+        along = (start * to_light).sum(0)
+        reach = scene.radius[k] * np.float32(1.75)
+        near = ((start * start).sum(0) - along * along < reach * reach) & (along < reach) & ~dark
+        if near.any():
+            enter, leave = scenes._interval(scene, k, start[:, near], to_light[:, near])
+            dark[near] |= (enter < leave) & (leave > scenes.EPS) & (enter < far[near])
+    return dark.astype(np.float32)
+
+
+def surfaces_by_masks(scene, point, owner):
+    """The same."""
+    normal = np.zeros_like(point)
+    normal[2] = 1
+    colour, shine = np.full_like(point, 0.42), np.zeros(owner.shape, np.float32)
+    for k in range(len(scene.radius)):
+        here = owner == k
+        if not here.any():
+            continue
+        c, s = np.cos(scene.turn[k]), np.sin(scene.turn[k])
+        x, y, z = (point[:, here] - scene.centre[k][:, None]) / scene.radius[k]
+        x, y = c * x + s * y, c * y - s * x
+        x, y, z = scenes._local_normal(scenes.SHAPES[scene.shape[k]], x, y, z)
+        normal[:, here] = np.stack([c * x - s * y, s * x + c * y, z])
+        colour[:, here] = (scenes.RGB[scene.colour[k]] ** 2)[:, None]
+        shine[here] = 1.0 if scene.metal[k] else 0.12
+    return normal, colour, shine
+
+
+def test_rendering_by_numbers_of_pixels_gives_the_bits_of_rendering_by_masks(monkeypatch):
+    data = Scenes(size=(48, 64))
+    found = [data.image(i) for i in range(40)]
+    monkeypatch.setattr(scenes, "_shadow", shadow_by_masks)
+    monkeypatch.setattr(scenes, "_surfaces", surfaces_by_masks)
+    assert all(torch.equal(data.image(i), image) for i, image in enumerate(found))
