@@ -13,44 +13,59 @@ from sslzoo.compare.statistics import Difference
 from sslzoo.report.charts import SVG, Chart, Rows, chart, color, curve, legend
 from sslzoo.report.records import Record
 
+COSTS: tuple[tuple[str, Callable[[Record], float | None]], ...] = (
+    ("images seen", lambda record: record.images),
+    ("training FLOPs", lambda record: record.flops),
+    ("device seconds", lambda record: record.seconds),
+)
+EQUAL = 0.02  # costs that lie nearer to each other than this are one point of an axis
+
 
 def against_cost(
-    variants: Mapping[str, Sequence[Record]],
-    figure: Callable[[Record], float | None],
-    unit: str,
-    lines: Mapping[str, float],
-    title: str,
+    variants: Mapping[str, Sequence[Record]], levels: Mapping[str, Mapping[str, float]], title: str
 ) -> Chart:
-    """A figure against images, arithmetic and device time, every seed a point; untrained and chance as lines."""
-    axes_of = (
-        ("images seen", lambda record: record.images),
-        ("training FLOPs", lambda record: record.flops),
-        ("device seconds", lambda record: record.seconds),
-    )
+    """Figures ("network probe/task") against what runs cost, a row each; every seed a point; `levels` as lines.
+
+    A cost that all runs share has no panels, but a word in the caption.
+    """
+    records = [one for each in variants.values() for one in each]
+    apart = [(label, cost) for label, cost in COSTS if _differ([cost(one) for one in records])] or [COSTS[0]]
+    equal = [label for label, cost in COSTS if (label, cost) not in apart and any(cost(one) for one in records)]
     rows: Rows = []
     with rc_context(SVG):
-        page = Figure(figsize=(10, 3.2), layout="constrained")
-        for ax, (label, cost) in zip(page.subplots(1, 3, sharey=True), axes_of, strict=True):
-            for name, records in variants.items():
-                points = [(cost(record), figure(record), record.seed) for record in records]
-                known = [(x, y, seed) for x, y, seed in points if x is not None and y is not None]
-                c, mark = color(list(variants), name)
-                ax.scatter(
-                    [x for x, *_ in known], [y for _, y, _ in known], s=34, c=c, marker=mark, alpha=0.85, label=name
-                )
-                rows += [{"variant": name, "seed": seed, "cost": label, "x": x, "y": y} for x, y, seed in known]
-            _levels(ax, lines)
+        page = Figure(figsize=(10, 0.4 + 2.4 * len(levels)), layout="constrained")
+        grid = page.subplots(len(levels), len(apart), sharey="row", sharex="col", squeeze=False)
+        for line, what in zip(grid, levels, strict=True):
+            network, _, key = what.partition(" ")
+            for ax, (label, cost) in zip(line, apart, strict=True):
+                for name, each in variants.items():
+                    points = [(cost(one), one.figures.get(network, {}).get(f"{key}/top1"), one.seed) for one in each]
+                    known = [(x, y, seed) for x, y, seed in points if x is not None and y is not None]
+                    c, mark = color(list(variants), name)
+                    xs, ys = [x for x, *_ in known], [y for _, y, _ in known]
+                    ax.scatter(xs, ys, s=34, c=c, marker=mark, alpha=0.85, label=name)
+                    told: dict[str, object] = {"figure": what, "cost": label, "variant": name}
+                    rows += [told | {"seed": seed, "x": x, "y": y} for x, y, seed in known]
+                _levels(ax, levels[what])
+                ax.margins(x=0.15, y=0.12)
+                ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+            line[0].set_title(what, fontsize=9, loc="left")
+            line[0].set_ylabel("top-1, %")
+        for ax, (label, _) in zip(grid[-1], apart, strict=True):
             ax.set_xlabel(label)
-            ax.margins(x=0.15, y=0.12)
-            ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
-        page.axes[0].set_ylabel(unit)
         legend(page, page.axes[0])
     caption = (
-        f"{title} ({unit}) of each run against what its training cost: images seen, arithmetic (multiply and add count "
-        "as two, forward and backward, mean over mask draws) and time in the training loop times processes. Every seed "
-        "is a point; lines: the same encoder before training, and the commonest class."
+        "Top-1 in percent of each run against what its training cost: arithmetic (FLOPs: multiply and add count as "
+        "two, forward and backward, mean over mask draws), time in the training loop times processes, images seen. Every "
+        "seed is a point; lines: the same encoder before training, and the commonest class."
     )
+    caption += f" Alike for all runs, and so not drawn: {', '.join(equal)}." if equal else ""
     return chart("cost", title, caption, page, rows)
+
+
+def _differ(values: Sequence[float | None]) -> bool:
+    known = [one for one in values if one is not None]
+    return bool(known) and max(known) - min(known) > EQUAL * max(known)
 
 
 def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str, variants: Sequence[str]) -> Chart:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sslzoo.compare import charts
-from sslzoo.compare.fairness import Box, count
-from sslzoo.compare.statistics import Summary, mean, wording
+from sslzoo.compare.fairness import Box, Finding, count
+from sslzoo.compare.statistics import Difference, Summary, mean, summary, wording
 from sslzoo.compare.table import Comparison, verdict
 from sslzoo.errors import UserError
-from sslzoo.report import html, insides
+from sslzoo.plugins import catalogue
+from sslzoo.report import html, insides, words
 from sslzoo.report import page as page_of_run
 from sslzoo.report.charts import Chart
-from sslzoo.report.html import Cell, Table
+from sslzoo.report.html import Cell, Table, number
 from sslzoo.report.insides import Look
 from sslzoo.report.records import Record
 
@@ -23,6 +25,19 @@ SIDES = (
     ("unfair", "Unfair"),
     ("same", "The same"),
 )
+# What the sections of a recipe are about, in words; and costs, by their names in the fairness box.
+FAMILIES = {
+    "data": "the training data",
+    "views": "how images are cropped and changed",
+    "masks": "what is hidden",
+    "encoder": "the network",
+    "predictor": "what guesses",
+    "targets": "what is guessed",
+    "losses": "how a guess is judged",
+    "optim": "how it is optimized",
+    "run": "length, batch and machine",
+    "flops": "arithmetic of the training",
+}
 
 
 def write(
@@ -39,12 +54,18 @@ def write(
             subtitle=f"{many} variant{'s' if many != 1 else ''}, seeds {seeds}; baseline {found.baseline}",
             verdict=verdict(found),
             left_out=[*found.left_out, *blind],
-            sides=[(name, heading, getattr(fair, name)) for name, heading in SIDES] if many > 1 else [],
+            sides=[(name, heading, _in_words(getattr(fair, name))) for name, heading in SIDES] if many > 1 else [],
             tables=list(_tables(variants, found)),
             charts=[*_charts(variants, found), *insides.charts(looks)],
             sources=_sources(records, commands),
         ),
     )
+
+
+def _in_words(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings with a few words beside each place of a recipe."""
+    told = {one.what: FAMILIES.get(one.what.partition(".")[0]) for one in findings}
+    return [replace(one, what=f"{told[one.what]} ({one.what})") if told[one.what] else one for one in findings]
 
 
 def opened_looks(variants: Mapping[str, Sequence[Record]]) -> tuple[list[Look], list[str]]:
@@ -67,32 +88,77 @@ def opened_looks(variants: Mapping[str, Sequence[Record]]) -> tuple[list[Look], 
 def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iterator[Table]:
     for network in found.networks:
         yield _figures(network, variants, found)
+        yield from _gains(network, variants, found)
         if found.differences:
             yield _differences(network, found)
     rows = [_cost_row(name, records) for name, records in variants.items()]
-    head = ["variant", "images", "steps", "training FLOPs", "device s", "patch tokens", "parameters", "peak bytes"]
+    head = [
+        "variant",
+        "images",
+        "steps",
+        "training FLOPs",
+        "device s",
+        "patches seen",
+        "parameters",
+        "peak memory, bytes",
+    ]
     yield Table("Cost", "Means over finished runs. FLOPs: forward and backward, mean over mask draws.", head, rows)
 
 
 def _figures(network: str, variants: Mapping[str, Sequence[Record]], found: Comparison) -> Table:
     own = _of_network(network, found)
-    rows = [[Cell(name, name), *(_spread(one[what]) for what in own)] for name, one in found.summaries.items()]
-    levels = [_levels(variants, network, key) for key in own.values()]
-    for line in ("untrained", "chance"):
-        if all(line in one for one in levels):
-            rows.append([Cell(f"({line})", f"~{line}"), *(Cell(f"{one[line]:.1f}", one[line]) for one in levels)])
+    levels = {key: _levels(variants, network, key) for key in own.values()}
+    beside = [line for line in ("untrained", "chance") if all(line in one for one in levels.values())]
+    rows = [
+        [
+            Cell(key, key),
+            *(_spread(one[what]) for one in found.summaries.values()),
+            *(number(levels[key][line]) for line in beside),
+        ]
+        for what, key in own.items()
+    ]
     note = (
         "Top-1 in percent on test images: mean ± standard deviation over seeds. Untrained: the mean of the same "
-        "encoders before training. Chance: the commonest class."
+        f"encoders before training. Chance: the commonest class. {_settings(network, variants)}"
     )
-    return Table(f"Figures of the {network}", note, ["variant", *own.values()], rows)
+    return Table(f"Figures of the {network}", note, ["probe/task", *found.summaries, *beside], rows)
+
+
+def _settings(network: str, variants: Mapping[str, Sequence[Record]]) -> str:
+    """How figures were read: by the first run that has some; that all have the same is the fairness box's to say."""
+    some = [one.evaluated[network] for each in variants.values() for one in each if network in one.evaluated]
+    return f"{words.read_how(some[0], catalogue())} {words.how(some[0])}" if some else ""
+
+
+def _gains(network: str, variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iterator[Table]:
+    """Trained less untrained, each run with its own start; over the seeds that were probed untrained too."""
+    own = {name: [one.gains(network) for one in variants[name] if one.gains(network)] for name in found.summaries}
+    if not any(own.values()):
+        return
+    rows = []
+    for key in _of_network(network, found).values():
+        values = {name: [gains[key] for gains in each if key in gains] for name, each in own.items()}
+        rows.append([Cell(key, key), *(_gain(each, len(variants[name])) for name, each in values.items())])
+    note = (
+        "Points of percent above the same encoder before training, run by run: mean ± standard deviation over seeds. "
+        "Where some seeds were not probed untrained, how many were."
+    )
+    yield Table(f"Gains of the {network} over the untrained encoder", note, ["probe/task", *own], rows)
+
+
+def _gain(values: Sequence[float], runs: int) -> Cell:
+    if not values:
+        return Cell("", -1e308)
+    one = summary(values)
+    many = "" if len(values) == runs else f" ({len(values)} of {runs})"
+    return Cell(f"{one.mean:+z.1f}" + ("" if one.std is None else f" ± {one.std:.1f}") + many, one.mean)
 
 
 def _differences(network: str, found: Comparison) -> Table:
     own = _of_network(network, found)
     rows = [
-        [Cell(name, name), *(Cell(wording(one[what]), one[what].mean) for what in own)]
-        for name, one in found.differences.items()
+        [Cell(key, key), *(Cell(_in_lines(one[what]), one[what].mean) for one in found.differences.values())]
+        for what, key in own.items()
     ]
     note = (
         f"Points of percent above {found.baseline}, paired by seed; 95 % interval by a bootstrap over seeds "
@@ -101,7 +167,12 @@ def _differences(network: str, found: Comparison) -> Table:
     )
     whys = sorted({one[what].why for one in found.differences.values() for what in own} - {""})
     note += f" Where no p stands, there was no test: {'; '.join(whys)}." if whys else ""
-    return Table(f"Differences of the {network}", note, ["variant", *own.values()], rows)
+    return Table(f"Differences of the {network}", note, ["probe/task", *found.differences], rows)
+
+
+def _in_lines(one: Difference) -> str:
+    """A difference in a narrow cell: mean and interval above, p below."""
+    return wording(one).replace(", p ", "\np ", 1)
 
 
 def _of_network(network: str, found: Comparison) -> dict[str, str]:
@@ -129,11 +200,9 @@ def _cost_row(name: str, records: Sequence[Record]) -> list[Cell]:
 
 def _charts(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iterator[Chart]:
     if found.figures:
-        what = _main_figure(found)
-        network, _, key = what.partition(" ")
-        levels = _levels(variants, network, key)
-        value = lambda one: one.figures.get(network, {}).get(f"{key}/top1")  # noqa: E731
-        yield charts.against_cost(variants, value, "top-1 in percent", levels, f"{what} against cost")
+        some = _main_figures(found)
+        levels = {what: _levels(variants, *what.split(" ", 1)) for what in some}
+        yield charts.against_cost(variants, levels, "Figures against cost")
     if found.differences:
         yield charts.differences(found.differences, found.baseline, list(variants))
     lines = {key for records in variants.values() for one in records for line in one.lines for key in line}
@@ -150,9 +219,11 @@ def _charts(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iter
         yield charts.curves(variants, keys, "curves", caption)
 
 
-def _main_figure(found: Comparison) -> str:
-    linear = [what for what in found.figures if " linear" in what]
-    return (linear or list(found.figures))[0]
+def _main_figures(found: Comparison) -> list[str]:
+    """All tasks by one probe of the first network: a linear one where there is."""
+    first = [what for what in found.figures if what.startswith(f"{found.networks[0]} ")]
+    chosen = next((what for what in first if " linear" in what), first[0]).rpartition("/")[0]
+    return [what for what in first if what.rpartition("/")[0] == chosen]
 
 
 def _levels(variants: Mapping[str, Sequence[Record]], network: str, key: str) -> dict[str, float]:

@@ -9,6 +9,7 @@ from made_up import evaluated, record
 
 from sslzoo import RunError
 from sslzoo.compare import charts, page
+from sslzoo.compare.fairness import Finding
 from sslzoo.compare.page import _tables
 from sslzoo.compare.table import compare, verdict
 
@@ -109,18 +110,44 @@ def test_tables_have_untrained_and_chance_and_many_panels_have_room():
     found = compare(variants, "base")
     first = next(iter(_tables(variants, found)))
     assert first.heading == "Figures of the teacher"
-    assert [[cell.text for cell in row] for row in first.rows[-2:]] == [
-        ["(untrained)", "40.0", "30.0"],
-        ["(chance)", "10.0", "20.0"],
-    ]
+    assert first.head == ["probe/task", "base", "other", "untrained", "chance"]
+    assert [[cell.text for cell in row[-2:]] for row in first.rows] == [["40.0", "10.0"], ["30.0", "20.0"]]
     few = {"base": runs("base", BASE[:1]), "other": runs("other", BASE[:1])}
-    gaps = list(_tables(few, compare(few, "base")))[1]
-    assert [cell.text for cell in gaps.rows[0]] == ["other", "+0.0", "+0.0"]
+    gaps = list(_tables(few, compare(few, "base")))[2]
+    assert [[cell.text for cell in row] for row in gaps.rows] == [["knn/x", "+0.0"], ["linear/y", "+0.0"]]
     assert gaps.note.endswith("Where no p stands, there was no test: 1 seed: a test needs at least 3.")
     many = {f"teacher knn/{n}": found.differences["other"]["teacher knn/x"] for n in range(16)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns where panels have no room
         assert charts.differences({"other": many}, "base", ["base", "other"]).svg
+
+
+def test_gains_are_paired_with_the_untrained_encoder_of_each_run_and_tell_how_many_were():
+    variants = {"base": runs("base", BASE), "other": runs("other", BASE)}
+    bare = {"trained": {"knn/x/top1": 99.0, "linear/y/top1": 99.0}}
+    variants["other"][0] = record(0, variant="other", evaluated=evaluated("teacher", figures=bare))
+    gains = list(_tables(variants, compare(variants, "base")))[1]
+    assert gains.heading == "Gains of the teacher over the untrained encoder"
+    assert [cell.text for cell in gains.rows[0]] == ["knn/x", "+11.0 ± 1.0", "+11.5 ± 0.7 (2 of 3)"]
+
+
+def test_every_task_is_drawn_against_the_costs_that_differ():
+    variants = {"base": runs("base", BASE), "other": runs("other", BASE)}
+    for one in variants["other"]:
+        one.facts["flops_per_image"] = 20.0
+    for each in variants.values():
+        for one in each:
+            one.figures["teacher"]["linear/x/top1"] = 50.0
+    found = compare(variants, "base")
+    drawn = next(page._charts(variants, found))
+    told = {tuple(row.split(",")[:2]) for row in drawn.csv.splitlines()[1:]}
+    assert told == {(f"teacher linear/{task}", "training FLOPs") for task in "xy"}
+    assert "Alike for all runs, and so not drawn: images seen, device seconds." in drawn.caption
+
+
+def test_places_of_a_recipe_have_words_beside_them():
+    one, other = page._in_words([Finding("masks.image.use", {}), Finding("steps", {})])
+    assert (one.what, other.what) == ("what is hidden (masks.image.use)", "steps")
 
 
 @pytest.mark.parametrize("order", [("student", "teacher"), ("teacher", "student")])
