@@ -161,7 +161,7 @@ def _differences(network: str, found: Comparison) -> Table:
         for what, key in own.items()
     ]
     note = (
-        f"Points of percent above {found.baseline}, paired by seed; 95 % interval by a bootstrap over seeds "
+        f"Points of percent above {found.baseline}, paired by seed; 95 % interval: Student's t on the error of a bootstrap over seeds "
         "and test images; p of a paired t-test over seeds, corrected by Holm's method for all cells of all "
         "tables of differences (alone: as if it were the only one)."
     )
