@@ -106,8 +106,8 @@ def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str, va
             ax.set_axis_off()
     caption = (
         f"Difference to {baseline} in points of percent, seed by seed (dots), their mean (diamond), and a 95 % "
-        "interval by a bootstrap over seeds and test images together (over seeds alone for a probe that does not tell "
-        "which images it got right). Left of the line: worse than the baseline."
+        "interval (Student's t on the error of a bootstrap over seeds and test images together, or over seeds alone "
+        "for a probe that does not tell which images it got right). Left of the line: worse than the baseline."
     )
     return chart("differences", f"Differences to {baseline}", caption, page, rows)
 

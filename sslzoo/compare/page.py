@@ -161,9 +161,9 @@ def _differences(network: str, found: Comparison) -> Table:
         for what, key in own.items()
     ]
     note = (
-        f"Points of percent above {found.baseline}, paired by seed; 95 % interval: Student's t on the error of a bootstrap over seeds "
-        "and test images; p of a paired t-test over seeds, corrected by Holm's method for all cells of all "
-        "tables of differences (alone: as if it were the only one)."
+        f"Points of percent above {found.baseline}, paired by seed; 95 % interval: Student's t on the "
+        "error of a bootstrap over seeds and test images; p of a paired t-test over seeds, corrected by "
+        "Holm's method for all cells of all tables of differences (alone: as if it were the only one)."
     )
     whys = sorted({one[what].why for one in found.differences.values() for what in own} - {""})
     note += f" Where no p stands, there was no test: {'; '.join(whys)}." if whys else ""
