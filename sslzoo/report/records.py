@@ -70,7 +70,7 @@ class Record:
     @property
     def tokens(self) -> float | None:
         """Patches that the student's encoder saw, of all views: of an image, the mean over all that was logged."""
-        seen = [line["context_patches"] for line in self.lines if "context_patches" in line]
+        seen = [line["context_patches"] for line in self.lines if line.get("context_patches") is not None]
         return sum(seen) / len(seen) * self.images if seen else None
 
     @property
@@ -78,7 +78,7 @@ class Record:
         """Device seconds: time in the training loop, of all processes that each attempt had."""
         spent, before = 0.0, 0.0
         for line in self.lines:
-            if "seconds" not in line:
+            if line.get("seconds") is None:
                 continue
             had = [facts for facts in self.attempts if facts.get("from", 0) < line["step"]] or [self.facts]
             spent += (line["seconds"] - before) * had[-1].get("processes", 1)
