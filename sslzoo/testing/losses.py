@@ -173,7 +173,7 @@ def weights(make: Make) -> None:
 
 @check(returns)
 def meets(make: Make) -> None:
-    """Of images, only views are compared that may meet (`pairing.match`)."""
+    """Of images, only views are compared that may meet (`pairing.match`); where none may, it refuses or is finite."""
     parts = [part.eval() for part, kind in _accepted(make) if kind == "image" and part.needs_target]
     if not parts:
         raise Skip("of no images that are compared with others")
@@ -190,6 +190,12 @@ def meets(make: Make) -> None:
         came = equal(slopes[0], slopes[1], 1e-6)
     if came:
         raise Violation("that views meet where pairing.match is true, and there alone", came, _where("image"))
+    try:
+        value = _value(part, x, y, _matched(given, second & False)).item()
+    except ValueError:
+        return
+    if not math.isfinite(value):
+        raise Violation("a finite value, or a ValueError, where no view meets another", f"{value}", _where("image"))
 
 
 def _matched(given: Pairing, match: Tensor) -> Pairing:

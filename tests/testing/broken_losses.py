@@ -119,6 +119,14 @@ class WithItself(Views):
         return torch.ones_like(pairing.match)
 
 
+class OfNone(Views):
+    """Is nan where no view may meet another."""
+
+    def forward(self, prediction, target, pairing, at):
+        value, figures = super().forward(prediction, target, pairing, at)
+        return value * pairing.match.sum() / pairing.match.sum(), figures
+
+
 class Overflows(Square):
     """Is not finite for large inputs."""
 
@@ -218,6 +226,7 @@ LOSSES = {
     Unweighted: "weights",
     HalfOwnMean: "weights",
     WithItself: "meets",
+    OfNone: "meets",
     Batched: "ranks",
     Overflows: "extremes",
     Moving: "restores",
