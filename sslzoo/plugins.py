@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -164,12 +165,27 @@ def load(files: Sequence[Path | str] = ()) -> pluggy.PluginManager:
     return manager
 
 
+_IN_USE: ContextVar[Catalogue | None] = ContextVar("catalogue", default=None)
+
+
+@contextmanager
+def using(installed: Catalogue) -> Iterator[None]:
+    """Inside, as where a part is made, `catalogue()` is this one: it knows the plugin files of the recipe."""
+    token = _IN_USE.set(installed)
+    try:
+        yield
+    finally:
+        _IN_USE.reset(token)
+
+
 def catalogue(files: Sequence[Path | str] = ()) -> Catalogue:
-    """Loads plugins and collects what they offer.
+    """Loads plugins and collects what they offer; in the constructor of a part, without files: the catalogue in use.
 
     Raises:
         PluginError: as `load`; or two plugins offer one name.
     """
+    if not files and (current := _IN_USE.get()) is not None:
+        return current
     manager, entries = load(files), {entry.name: entry for entry in entry_points(group="sslzoo")}
     plugins = {
         name: _describe(manager, name, module, entries.get(name))

@@ -46,7 +46,7 @@ def command(
     from sslzoo import testing
     from sslzoo.cli import echo_folded, echo_json
     from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean, shown
-    from sslzoo.plugins import catalogue
+    from sslzoo.plugins import catalogue, using
     from sslzoo.recipe import signature, yamltext
 
     installed = catalogue(plugins)
@@ -80,7 +80,8 @@ def command(
         made = {name: signature.expand(value) for name, value in keys.items()}
     except ValueError as error:
         raise UserError(f"--set: {error}") from error
-    report = testing.examine(part.family, part.make, made, only=only, fast=fast, limit=limit, tell=tell)
+    with using(installed):
+        report = testing.examine(part.family, part.make, made, only=only, fast=fast, limit=limit, tell=tell)
     if as_json:
         echo_json(
             {"part": part.name, "family": part.family, "ok": report.ok, "checks": [r.__dict__ for r in report.results]}

@@ -13,7 +13,7 @@ from torch import nn
 
 from sslzoo.contracts import CONTRACTS, Dataset, Signal, Student, lacking
 from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
-from sslzoo.plugins import Catalogue
+from sslzoo.plugins import Catalogue, using
 from sslzoo.recipe import signature
 from sslzoo.recipe.recipe import GroupKeys, Recipe, Spec, TermKeys, split_keys
 from sslzoo.rng import derive_seed
@@ -36,7 +36,8 @@ def make(installed: Catalogue, family: str, spec: Spec, *given: Any, place: str 
     who = part.label
     if not problems:
         try:
-            made = part.make(*given, **{name: signature.expand(value) for name, value in keys.items()})
+            with using(installed):
+                made = part.make(*given, **{name: signature.expand(value) for name, value in keys.items()})
             absent = [written for _, written in lacking(made, CONTRACTS[family])] if family in CONTRACTS else []
             if not absent:
                 return made

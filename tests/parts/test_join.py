@@ -4,7 +4,7 @@ import pytest
 import torch
 from sslzoo_vit import ViT
 
-from sslzoo import Patches, Progress, RecipeError, Student, catalogue
+from sslzoo import Patches, Progress, RecipeError, Student, catalogue, make
 
 AT = Progress(0, 10)
 TWO = {
@@ -75,3 +75,16 @@ def test_one_alone_or_an_unknown_one_is_refused():
         joined({"head": TWO["head"]})
     with pytest.raises(ValueError, match=r"parts\.odd\.use: found 'odd'; installed: "):
         joined(TWO | {"odd": {"use": "odd"}})
+
+
+def test_a_part_may_come_from_a_plugin_file(tmp_path):
+    file = tmp_path / "mine.py"
+    offer = "@hookimpl\ndef sslzoo_predictors():\n    return {'mine': Mine}\n"
+    file.write_text(
+        f"from sslzoo import hookimpl\nfrom sslzoo_heads import Head\n\nclass Mine(Head):\n    pass\n\n{offer}"
+    )
+    encoder = ViT(width=24, depth=1, heads=2, patch=4)
+    spec = {"use": "join", "parts": TWO | {"head": TWO["head"] | {"use": "mine"}}}
+    assert type(make(catalogue([file]), "predictors", spec, encoder).parts["head"]).__name__ == "Mine"
+    with pytest.raises(RecipeError, match=r"parts.head.use: found 'mine'; installed"):
+        make(catalogue(), "predictors", spec, encoder)
