@@ -209,7 +209,7 @@ def test_a_run_is_evaluated_in_the_precision_that_it_chose(run, tmp_path, monkey
     told = CliRunner().invoke(cli, ["eval", str(out), "--set", "run.precision=auto", "--probe", "knn"])
     assert told.exit_code == 0, told.output
     assert f"{began}, as this run began" in told.stderr
-    State(out).tell("done")
+    State(out).tell("done", step=2)
     cell = Cell("one", 0, out, recipe, installed)
     study = SimpleNamespace(cells=[cell], keys=SimpleNamespace(networks="student"), folder=tmp_path)
     evaluate(study, Console(quiet=True))
