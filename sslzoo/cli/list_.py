@@ -12,7 +12,7 @@ import yaml
 
 from sslzoo.cli.options import json_option
 
-COLUMNS = ("method", "network", "data", "length")  # of recipes: one line each, at 80 columns
+COLUMNS = ("method", "network", "data", "FLOPs")  # of recipes: one line each, at 80 columns
 
 
 @click.command("list")
@@ -22,8 +22,9 @@ def command(what: str | None, as_json: bool) -> None:
     """Parts of one family, recipes, studies or cluster profiles; everything if WHAT is left out.
 
     WHAT is one of datasets, views, masks, encoders, predictors, targets, losses, optimizers, probes: their names, with
-    the first line of their docstring. Or recipes, with their network, data and length (with --json also what is told
-    of their cost); studies, for `sslzoo compare`; clusters, for `sslzoo submit --cluster`.
+    the first line of their docstring. Or recipes, with their network, data and the operations that the whole run takes,
+    counted (FLOPs; with --json also their length, and what else is told of their cost); studies, for `sslzoo compare`;
+    clusters, for `sslzoo submit --cluster`.
 
     \b
     Examples:
@@ -75,6 +76,7 @@ def _facts(path: Path) -> dict[str, str]:
     text = path.read_text(errors="replace")
     lines, about = _comments(text), _about(text)
     cost = next((line.removeprefix("Cost:").strip() for line in lines if line.startswith("Cost:")), "")
+    counted = re.match(r"(\S+) FLOPs, counted", cost)
     try:
         tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError:
@@ -83,7 +85,12 @@ def _facts(path: Path) -> dict[str, str]:
     sections = {name: tree[name] if isinstance(tree.get(name), dict) else {} for name in ("encoder", "data", "run")}
     method = re.split(r"'s |,| on | under | with | that ", about)[0].rstrip(".")
     seen = {"method": method, "network": _network(sections["encoder"]), "data": _data(sections["data"])}
-    return seen | {"length": _length(sections["run"]), "about": about, "cost": cost}
+    return seen | {
+        "length": _length(sections["run"]),
+        "FLOPs": counted[1] if counted else "",
+        "about": about,
+        "cost": cost,
+    }
 
 
 def _comments(text: str) -> list[str]:

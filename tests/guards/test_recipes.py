@@ -1,6 +1,7 @@
 """Every shipped recipe passes check, carries its header, and resolves to itself; the tiny ones train."""
 
 import math
+import re
 
 import pytest
 import yaml
@@ -25,12 +26,24 @@ PUBLISHED = {
 }
 
 
+IMAGES = {"IMAGENET": 1_281_167, "IMAGENET22K": 14_200_000, "CIFAR10": 50_000}
+
+
+def images_seen(recipe):
+    if recipe.run.steps:
+        return recipe.run.steps * recipe.run.batch
+    root = re.match(r"\$\{(\w+)\}", recipe.data["root"])[1]
+    return recipe.run.epochs * (IMAGES[root] // recipe.run.batch) * recipe.run.batch
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_recipe_passes_check_and_resolves_to_itself(name, tmp_path):
     recipe, installed = load(name)
     flow = check(recipe, installed)
     assert not flow.unused
     assert flow.flops > 0
+    told = float(re.search(r"^# Cost: +(\S+) FLOPs, counted", FILES[name].read_text(), flags=re.M)[1])
+    assert told == pytest.approx(flow.flops * images_seen(recipe), rel=0.1)
     if name in PUBLISHED:
         assert (flow.parameters["encoder"], flow.parameters["predictor"]) == PUBLISHED[name]
     written = resolve(recipe, installed)
