@@ -19,7 +19,7 @@ NAMES = {  # by letters of the shape; b is 8
     "in float32 [n]": "weights of rows, replaced on the device",
     "in bool [1 1]": "which views may meet",
     "out float32 [2]": "votes: numbers that are not finite, wishes to stop",
-    "out float64 []": "a metric",
+    "out float64 [n]": "the metrics, all at once",
     "out float32 []": "RankMe",
 }
 
