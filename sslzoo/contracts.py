@@ -468,8 +468,8 @@ class Probe(Protocol):
     def __call__(self, train: Features, test: Features, seed: int) -> Mapping[str, float | Tensor]:
         """Figures by name, such as `count/top1`, in percent or in the unit that the docstring names.
 
-        `TASK/correct`, a bool tensor [n], may stand beside: which test images were told right. It is kept in a file of
-        its own, for comparisons that resample test images.
+        `TASK/correct`, a bool tensor [n], may stand beside: which test images were told right (of several draws: in
+        what share of them, as floats). It is kept in a file of its own, for comparisons that resample test images.
         """
         ...
 

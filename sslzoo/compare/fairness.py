@@ -255,7 +255,8 @@ def _skipped(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
 
 def _health(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
     verdicts = {
-        name: {diagnose(r).verdict for r in records} - {"healthy", "unknown"} for name, records in variants.items()
+        name: {diagnose(r).verdict for r in records} - {"healthy", "unknown", "failed"}
+        for name, records in variants.items()
     }
     bad = {name: ", ".join(sorted(found)) for name, found in verdicts.items() if found}
     if bad:

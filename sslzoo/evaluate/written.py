@@ -77,7 +77,7 @@ class Evaluation:
         """Everything its figures depend on beside the encoder."""
         return {key: value for key, value in self.content.items() if key not in BESIDE}
 
-    def correct(self, key: str) -> NDArray[np.bool_] | None:
+    def correct(self, key: str) -> NDArray[np.generic] | None:
         """Whether each test image was told right by the run's own encoder, for "probe/task"; None if not known."""
         try:
             found = tensors.read(self.path.with_suffix(".safetensors"), "evaluation", "the file of answers")

@@ -134,7 +134,7 @@ class Record:
         """What telling the commonest class scores, by task."""
         return next((one.columns.get("chance", {}) for one in self.evaluated.values()), {})
 
-    def correct(self, what: str) -> NDArray[np.bool_] | None:
+    def correct(self, what: str) -> NDArray[np.generic] | None:
         """Whether each test image was told right, for "NETWORK probe/task"; None where it was not kept."""
         kind, _, key = what.partition(" ")
         return self.evaluated[kind].correct(key)

@@ -39,9 +39,11 @@ def figures(make: Make) -> str:
     shown = "200 and 100 images, task kind"
     for name, value in found.items():
         if isinstance(value, Tensor):
-            if name != "kind/correct" or value.dtype != torch.bool or value.shape != (100,):
+            shares = value.is_floating_point() and bool(((value >= 0) & (value <= 1)).all())
+            if name != "kind/correct" or not (value.dtype == torch.bool or shares) or value.shape != (100,):
                 came = f"{name!r}: {value.dtype} {list(value.shape)}"
-                raise Violation("tensors named TASK/correct, bool [n] of the test images", came, shown)
+                wanted = "tensors named TASK/correct, bool or shares of draws [n] of the test images"
+                raise Violation(wanted, came, shown)
         elif not name.startswith("kind/") or not math.isfinite(value):
             raise Violation("finite numbers named TASK/FIGURE", f"{name!r}: {value!r}", shown)
     if not found:
