@@ -191,6 +191,9 @@ class Tuned(nn.Module):
         self.encoder, self.feature = deepcopy(encoder), feature
         for parameter in self.encoder.parameters():
             parameter.requires_grad_(True)  # a teacher's are not
+        for module in self.encoder.modules():
+            if "chances" in vars(module):
+                module.chances = None  # type: ignore[assignment]  # those of a training step
         width: Any = self.encoder.width
         self.fc_norm = nn.LayerNorm(width, eps=1e-6) if feature == "mean" else nn.Identity()
         self.head = nn.Linear(width, classes)

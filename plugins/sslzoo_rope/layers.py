@@ -77,7 +77,8 @@ class RopeBlock(nn.Module):
         self.norm1, self.norm2 = nn.RMSNorm(width, EPS), nn.RMSNorm(width, EPS)
         self.q, self.k, self.v, self.proj = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
-        self.drop = DropPath(drop_path) if drop_path else nn.Identity()
+        # One for each branch: a module drops the same samples all through a step.
+        self.drop1, self.drop2 = (DropPath(drop_path) if drop_path else nn.Identity() for _ in range(2))
 
     def forward(
         self,
@@ -97,7 +98,7 @@ class RopeBlock(nn.Module):
         )
         q, k = turn(q, angle).to(v.dtype), turn(k, source_angle).to(v.dtype)
         read = attention(q, k, v, mask).transpose(1, 2).flatten(2)
-        x = x + self.drop(self.proj(read))
+        x = x + self.drop1(self.proj(read))
         said = self.fc2(F.gelu(self.fc1(self.norm2(x))))
-        x = x + self.drop(said)
+        x = x + self.drop2(said)
         return (x, said) if apart else x

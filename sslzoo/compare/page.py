@@ -88,7 +88,7 @@ def opened_looks(variants: Mapping[str, Sequence[Record]]) -> tuple[list[Look], 
 def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iterator[Table]:
     for network in found.networks:
         yield _figures(network, variants, found)
-        yield from _gains(network, variants, found)
+        yield from _gains(network, found.ready, found)
         if found.differences:
             yield _differences(network, found)
     rows = [_cost_row(name, records) for name, records in variants.items()]
@@ -107,7 +107,7 @@ def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iter
 
 def _figures(network: str, variants: Mapping[str, Sequence[Record]], found: Comparison) -> Table:
     own = _of_network(network, found)
-    levels = {key: _levels(variants, network, key) for key in own.values()}
+    levels = {key: _levels(found.ready, network, key) for key in own.values()}
     beside = [line for line in ("untrained", "chance") if all(line in one for one in levels.values())]
     rows = [
         [
@@ -201,7 +201,7 @@ def _cost_row(name: str, records: Sequence[Record]) -> list[Cell]:
 def _charts(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iterator[Chart]:
     if found.figures:
         some = _main_figures(found)
-        levels = {what: _levels(variants, *what.split(" ", 1)) for what in some}
+        levels = {what: _levels(found.ready, *what.split(" ", 1)) for what in some}
         yield charts.against_cost(variants, levels, "Figures against cost")
     if found.differences:
         yield charts.differences(found.differences, found.baseline, list(variants))

@@ -26,6 +26,7 @@ class Comparison:
     summaries: Mapping[str, Mapping[str, Summary]]  # by variant, by figure
     differences: Mapping[str, Mapping[str, Difference]]  # without the baseline
     gains: Mapping[str, Mapping[str, float]]  # trained less untrained
+    ready: Mapping[str, Sequence[Record]]  # the runs whose figures these are
     left_out: Sequence[str] = field(default=())  # what could not be compared, and why
 
 
@@ -64,7 +65,7 @@ def compare(variants: Mapping[str, Sequence[Record]], baseline: str) -> Comparis
     for (name, what, _), one in zip(flat, corrected, strict=True):
         found.setdefault(name, {})[what] = one
     networks = tuple(dict.fromkeys(what.split(" ")[0] for what in figures))
-    return Comparison(baseline, networks, tuple(figures), summaries, found, gains, tuple(left_out))
+    return Comparison(baseline, networks, tuple(figures), summaries, found, gains, ready, tuple(left_out))
 
 
 def _is_ready(one: Record) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sslzoo.contracts import Dataset
+from sslzoo.errors import RunError
 from sslzoo.evaluate.bench import bench, untrained
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe
@@ -58,7 +59,7 @@ class During:
         self.until = time.monotonic() + self.most
         try:
             figures, _ = self.bench.probe(evaluated_encoder(method, self.network), self.device)
-        except _LeftOut as error:
+        except (_LeftOut, RunError) as error:  # such as features that are not finite: no reason to end a run
             self.say(f"warning: a probe during the run was left out: {error}")
             return {}
         return {name.removesuffix("/top1"): value for name, value in figures.items() if name.endswith("/top1")}

@@ -16,6 +16,7 @@ from sslzoo.run.state import HINT
 BARREN = "barren.txt"  # in the run folder: a line for each attempt in a row that saved nothing
 
 _BEFORE = f"""\
+set +eu; set +o pipefail  # whatever the lines of a profile's setup have set
 run=${{runs[${{SLURM_ARRAY_TASK_ID:-0}}]}}
 job=$SLURM_JOB_ID  # of an array's last element it is the array's own, which would mean all elements
 [ -z "${{SLURM_ARRAY_TASK_ID-}}" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID

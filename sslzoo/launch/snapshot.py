@@ -51,10 +51,14 @@ class Snapshot:
             self.top.mkdir(parents=True, exist_ok=True)
             (self.top / MARK).write_text(_MARKED)
             fresh = self.top / f".writing-{uuid.uuid4().hex}"
-            for name, content in self.files.items():
-                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-                (fresh / name).write_bytes(content)
-            fresh.rename(self.folder)
+            try:
+                for name, content in self.files.items():
+                    (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+                    (fresh / name).write_bytes(content)
+                fresh.rename(self.folder)
+            except OSError:
+                shutil.rmtree(fresh, ignore_errors=True)
+                raise
         except OSError as error:
             raise RunError(f"the run folder {self.top.parent} cannot be written: {error}") from error
         return True

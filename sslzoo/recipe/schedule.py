@@ -229,7 +229,8 @@ def _piecewise(make: type[Schedule], spec: Mapping[str, Any]) -> Schedule:
         raise ValueError(f"piecewise: found {shown(given)}; wanted {wanted}, rising, in steps or in epochs")
     for (start, piece), (end, _) in pairwise(pieces):
         room = Duration(end.amount - start.amount, end.unit)
-        if piece.warm.unit == room.unit and piece.warm.amount > room.amount:
+        slack = 1 if room.unit == "steps" else 1e-5  # of rounding, such as that of a budget
+        if piece.warm.unit == room.unit and piece.warm.amount > room.amount + slack:
             raise ValueError(f"piecewise: a warm-up of {piece.warm} is longer than its piece of {room}")
     values = [x for _, piece in pieces for x in (piece.start, piece.peak, piece.end)]
     return make(min(values), max(values), pieces[-1][1].end, pieces=pieces, spec=spec)

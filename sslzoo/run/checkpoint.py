@@ -257,7 +257,7 @@ def restore(saved: Saved, method: Method, optimizer: torch.optim.Optimizer) -> N
         # Fused kernels keep the count of steps beside the weights.
         like = known[name]
         if slot.startswith("group:"):
-            groups[like][slot.removeprefix("group:")] = value.clone()
+            groups[like][slot.removeprefix("group:")] = value.to("cpu", copy=True)
         elif slot.startswith("number:"):
             optimizer.state[like][slot.removeprefix("number:")] = value.item()
         else:

@@ -89,7 +89,7 @@ def clip(method: Method, most: float | None, each: bool = False) -> Tensor:
     params = [parameter for _, parameter in trainable(method) if parameter.grad is not None]
     grads = [parameter.grad for parameter in params if parameter.grad is not None]
     norm = full_tensor(torch.nn.utils.get_total_norm(grads))
-    if most is not None and each:
+    if most is not None and each and grads:
         norms = torch._foreach_norm(grads)  # type: ignore[attr-defined]
         torch._foreach_mul_(grads, [torch.clamp(most / (one + 1e-6), max=1.0) for one in norms])  # type: ignore[attr-defined]
     elif most is not None:

@@ -143,7 +143,7 @@ def _by_srun(env: MutableMapping[str, str]) -> tuple[str, int, int, int]:
     if rank >= size or not env.get("SLURM_STEP_NODELIST"):
         raise RunError(f"SLURM_PROCID is {rank} of {size} and SLURM_STEP_NODELIST {env.get('SLURM_STEP_NODELIST')!r}")
     meeting = {"MASTER_ADDR": _first_host(env["SLURM_STEP_NODELIST"]), "MASTER_PORT": _port(job)}
-    meeting |= {"RANK": rank, "WORLD_SIZE": size}
+    meeting |= {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": size}  # asked again, it answers the same
     for name, value in meeting.items():
         env.setdefault(name, str(value))
     return "srun", rank, size, local

@@ -129,6 +129,9 @@ def test_gains_are_paired_with_the_untrained_encoder_of_each_run_and_tell_how_ma
     gains = list(_tables(variants, compare(variants, "base")))[1]
     assert gains.heading == "Gains of the teacher over the untrained encoder"
     assert [cell.text for cell in gains.rows[0]] == ["knn/x", "+11.0 ± 1.0", "+11.5 ± 0.7 (2 of 3)"]
+    variants["base"] += [*runs("base", [(99.0, 99.0)]), record(3, variant="base", state="running")]  # are left out
+    gains = list(_tables(variants, compare(variants, "base")))[1]
+    assert gains.rows[0][1].text == "+11.0 ± 1.0"
 
 
 def test_every_task_is_drawn_against_the_costs_that_differ():

@@ -103,7 +103,7 @@ def test_values_stay_at_their_end():
         ({"warmup": {"from": 0, "to": 1}}, "epochs or steps"),
         ({"warmup": {"steps": 8, "from": 0, "to": 1}, "each": "epoch"}, "found 8 steps beside each: epoch"),
         ({"linear": [0, 1], "over": 8, "each": "epoch"}, "such as '8 epochs'"),
-        ({"piecewise": {0: {"warmup": {"steps": 9, "from": 0, "to": 1}}, 8: 1}}, "longer than its piece of 8 steps"),
+        ({"piecewise": {0: {"warmup": {"steps": 10, "from": 0, "to": 1}}, 8: 1}}, "longer than its piece of 8 steps"),
         ({"warmup": {"steps": 3, "to": 1}}, "epochs or steps"),
         ({"warmup": {"steps": 3, "from": 0, "to": 1, "then": {"step": 0}}}, "cosine: end"),
         ({"cosine": [1, 2], "counting": "two"}, "zero, one, inclusive"),
@@ -133,3 +133,8 @@ def test_each_epoch_changes_the_value_between_epochs_only():
     assert found == pytest.approx([0.04, 0.04, 0.055, 0.055] + [0.07] * 6)
     with pytest.raises(ValueError, match="each: found 'year'; accepted: step, epoch"):
         Schedule.parse({"linear": [0, 1], "each": "year"})
+
+
+def test_a_warm_up_may_fill_its_piece_whatever_rounding_says():
+    warm = {"warmup": {"epochs": 0.2, "from": 0, "to": 1, "then": 1}}
+    assert Schedule.parse({"piecewise": {0: 1, "0.1 epochs": warm, "0.3 epochs": 0}})

@@ -384,3 +384,15 @@ def test_changed_data_are_allowed_by_the_first_process_alone_under_srun_too(tmp_
     monkeypatch.setattr(Folder, "forget_data", lambda folder: calls.append(folder))
     allow_changed_data(tmp_path, True)
     assert bool(calls) == forgotten
+
+
+def test_asked_twice_who_started_a_process_the_answer_is_the_same(monkeypatch):
+    """Under srun the first answer sets what torchrun would, for torch; the second must not take it for torchrun's."""
+    told = {"STEP_ID": "0", "STEP_NUM_TASKS": "4", "PROCID": "2", "LOCALID": "1", "JOB_ID": "7", "STEP_NODELIST": "n1"}
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in told.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert processes.launched() == ("srun", 2, 4, 1)
+    assert processes.launched()[1:] == (2, 4, 1)

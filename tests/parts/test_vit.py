@@ -330,3 +330,9 @@ def test_branches_are_left_out_by_sample_whatever_the_split(monkeypatch):
     assert len({tuple(one.tolist()) for one in dropped}) == 3, "each block has its own"
     monkeypatch.setattr(step, "chances", lambda lots, count: torch.zeros(count, len(lots)))
     assert not torch.allclose(tokens(1, None), whole, atol=1e-2), "nothing was dropped"
+
+
+def test_the_branches_of_a_rope_block_leave_out_samples_of_their_own():
+    from sslzoo_rope.layers import RopeBlock
+
+    assert sum("chances" in vars(module) for module in RopeBlock(16, 2, drop_path=0.5).modules()) == 2
