@@ -136,5 +136,5 @@ def test_each_epoch_changes_the_value_between_epochs_only():
 
 
 def test_a_warm_up_may_fill_its_piece_whatever_rounding_says():
-    warm = {"warmup": {"epochs": 0.2, "from": 0, "to": 1, "then": 1}}
+    warm = {"warmup": {"epochs": 0.2, "from": 0, "to": 1}}
     assert Schedule.parse({"piecewise": {0: 1, "0.1 epochs": warm, "0.3 epochs": 0}})
