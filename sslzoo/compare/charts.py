@@ -9,6 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sslzoo.compare.fairness import CLOSE
 from sslzoo.compare.statistics import Difference
 from sslzoo.report.charts import SVG, Chart, Rows, chart, color, curve, legend
 from sslzoo.report.records import Record
@@ -18,7 +19,6 @@ COSTS: tuple[tuple[str, Callable[[Record], float | None]], ...] = (
     ("training FLOPs", lambda record: record.flops),
     ("device seconds", lambda record: record.seconds),
 )
-EQUAL = 0.02  # costs that lie nearer to each other than this are one point of an axis
 
 
 def against_cost(
@@ -65,7 +65,7 @@ def against_cost(
 
 def _differ(values: Sequence[float | None]) -> bool:
     known = [one for one in values if one is not None]
-    return bool(known) and max(known) - min(known) > EQUAL * max(known)
+    return bool(known) and max(known) - min(known) > CLOSE * max(known)
 
 
 def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str, variants: Sequence[str]) -> Chart:

@@ -82,7 +82,8 @@ def _lacking(ready: Mapping[str, Sequence[Record]], common: Sequence[str]) -> li
 
 
 def _gain(records: Sequence[Record], what: str) -> float:
-    return float(np.mean([_value(one, what) - _value(one, what, untrained=True) for one in records]))
+    network, _, key = what.partition(" ")
+    return float(np.mean([one.gains(network).get(key, math.nan) for one in records]))
 
 
 def _why_not(one: Record) -> str:
@@ -105,10 +106,9 @@ def _own(one: Record) -> set[str]:
     }
 
 
-def _value(one: Record, what: str, *, untrained: bool = False) -> float:
+def _value(one: Record, what: str) -> float:
     network, _, key = what.partition(" ")
-    figures = one.untrained.get(network, {}) if untrained else one.figures[network]
-    return figures.get(f"{key}/top1", float("nan"))
+    return one.figures[network].get(f"{key}/top1", math.nan)
 
 
 def _paired(ours: Sequence[Record], theirs: Sequence[Record], what: str) -> Difference:

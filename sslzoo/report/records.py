@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -203,8 +203,6 @@ def read(folder: Path, variant: str = "", asked: Mapping[str, Any] | None = None
         evaluated, bad = written.read(folder, tree["name"], tree["run"]["seed"])
         step = now.get("step") or last
         fitting = [one for one in evaluated if one.step == step and (asked is None or one.answers(asked))]
-        first = list(tree.get("targets") or {})  # of several teachers the first counts, as in pictures
-        fitting.sort(key=lambda one: first.index(one.network) if one.network in first else len(first), reverse=True)
         made = Record(
             folder=folder,
             variant=variant or str(tree["name"]),
@@ -217,7 +215,7 @@ def read(folder: Path, variant: str = "", asked: Mapping[str, Any] | None = None
             attempts=starts,
             plugins=there.plugins,
             lines=tuple(lines),
-            evaluated={kind(one.network): one for one in fitting},
+            evaluated=_by_kind(fitting, tree),
             faults=tuple(one for one in (*state.faults, torn, changed, *bad) if one),
         )
         _ = made.batch, made.kept, made.warm_up  # all that is asked of the recipe
@@ -242,10 +240,15 @@ def own(folder: Path, step: int | None = None) -> Record:
         wanted = None
     there = written.read(folder, str(record.tree["name"]), record.seed)[0]
     found = written.chosen(there, record.step if step is None else step, wanted or None)
-    first = [*(record.tree.get("targets") or {}), "student"]
-    ordered = sorted(found, key=lambda name: first.index(name) if name in first else len(first), reverse=True)
-    evaluated = {kind(name): found[name] for name in ordered}  # of several teachers the first
-    return replace(record, evaluated=dict(reversed(evaluated.items())))
+    return replace(record, evaluated=_by_kind(found.values(), record.tree))
+
+
+def _by_kind(evaluations: Iterable[Evaluation], tree: Mapping[str, Any]) -> dict[str, Evaluation]:
+    """The teacher's, then the student's: of several teachers the first's, as in pictures; of each the last given."""
+    names = [*(tree.get("targets") or {}), "student"]
+    place = {name: number for number, name in enumerate(names)}
+    last_first = sorted(evaluations, key=lambda one: place.get(one.network, len(names)), reverse=True)
+    return dict(reversed({kind(one.network): one for one in last_first}.items()))
 
 
 def by_recipe(folders: list[Path]) -> dict[str, list[Record]]:

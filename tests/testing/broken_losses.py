@@ -9,11 +9,12 @@ class Square(nn.Module):
     """A loss that keeps its contract."""
 
     needs_target = True
+    reads = "patch"
 
     def __init__(self, signal):
         super().__init__()
-        if signal.kind != "patch":
-            raise ValueError("of patch signals")
+        if signal.kind != self.reads:
+            raise ValueError(f"of {self.reads} signals")
 
     def forward(self, prediction, target, pairing, at):
         return (self.rows(prediction, target) * pairing.weight).sum(), {}
@@ -79,30 +80,20 @@ class HalfOwnMean(Square):
     own_mean = True
 
 
-class Batched(nn.Module):
+class Batched(Square):
     """Compares images of this rank only."""
 
-    needs_target = True
-
-    def __init__(self, signal):
-        super().__init__()
-        if signal.kind != "image":
-            raise ValueError("of image signals")
+    reads = "image"
 
     def forward(self, prediction, target, pairing, at):
         x, y = F.normalize(prediction.flatten(0, 1), dim=1), F.normalize(target.flatten(0, 1), dim=1)
         return F.cross_entropy(x @ y.T, torch.arange(len(x))), {}
 
 
-class Views(nn.Module):
+class Views(Square):
     """A loss on images that keeps its contract."""
 
-    needs_target = True
-
-    def __init__(self, signal):
-        super().__init__()
-        if signal.kind != "image":
-            raise ValueError("of image signals")
+    reads = "image"
 
     def forward(self, prediction, target, pairing, at):
         each = (prediction[:, None] - target[None]).square().mean((2, 3))
