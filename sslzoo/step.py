@@ -104,7 +104,8 @@ def encode_and_predict(student: Student, batch: Batch, at: Progress) -> Reading:
                 found[key].append(said[key].unflatten(0, (-1, group.pixels.shape[1])))  # (c v b) e -> (c v) b e
             elif mask is not None:
                 found[key].append(said[key])
-    return Reading(tokens, {key: rows[0] if len(rows) == 1 else torch.cat(rows) for key, rows in found.items()})
+    said = {key: rows[0] if len(rows) == 1 else torch.cat(rows) for key, rows in found.items() if rows}
+    return Reading(tokens, said)  # without masks no patch is guessed, and then there is no such signal
 
 
 def hand_out(encoder: nn.Module, lots: Tensor | None) -> None:

@@ -98,6 +98,8 @@ def train(
         checkpoint.refuse_folders(folder.checkpoints, start)
     watch.begin(start, steps)
     ready(folder, recipe, catalogue, found, start, world, watch.say)
+    for remark in flow.remarks:
+        watch.say(f"warning: {remark}")
     watch.say(
         f"steps {start} to {steps}, {order.epoch_steps} an epoch; batch {run.batch} = {world.size} process"
         f"{'es' if world.size > 1 else ''} x {shares.accumulate} x {shares.micro}, on {world.device}, {run.precision}"

@@ -31,10 +31,12 @@ class NtXent(nn.Module):
         self.temperature = temperature
 
     def forward(self, prediction: Tensor, target: Tensor | None, pairing: Pairing, at: Progress) -> Result:
-        """Projections [2 b e]. Raises ValueError for another number of views."""
+        """Projections [2 b e]. Raises ValueError for another number of views, and for a batch of one image."""
         views, b, _ = prediction.shape
         if views != 2:
             raise ValueError(f"contrasts 2 views of each image, found {views}")
+        if b * world_size() < 2:
+            raise ValueError("contrasts each image with others, but the batch has one: 2 images or more")
         mine = F.normalize(prediction, dim=-1)
         everyone = torch.cat([gather(mine[0]), gather(mine[1])])  # (2 images) e
         images = len(everyone) // 2

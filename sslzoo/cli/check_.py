@@ -35,7 +35,7 @@ def command(recipe: str, sets: tuple[str, ...], plugins: tuple[Path, ...], as_js
     if as_json:
         rows = [dict(zip(("part", "shape", "remark"), row, strict=True)) for row in flow.rows]
         more = {"parameters": flow.parameters, "flops_per_image": flow.flops, "no_gradient": flow.unused}
-        more |= {"data_not_here": missing}
+        more |= {"remarks": flow.remarks, "data_not_here": missing}
         echo_json({"name": read.name, "rows": rows} | more)
         return
     click.echo(str(flow))

@@ -197,6 +197,16 @@ _: Dataset = _NoData()
 
 def located(error: Exception) -> str:
     """An error with the file and line it arose in: the part's own, where it arose in torch on the part's behalf."""
-    frames, torchs = traceback.extract_tb(error.__traceback__), str(Path(torch.__file__).parent)
-    last = next((frame for frame in reversed(frames) if not frame.filename.startswith(torchs)), frames[-1])
+    frames = traceback.extract_tb(error.__traceback__)
+    last = next((frame for frame in reversed(frames) if not _of_torch(frame)), frames[-1])
     return f"{type(error).__name__}: {error}\nin {last.filename}, line {last.lineno}, {last.name}()"
+
+
+def refuses(error: Exception) -> bool:
+    """Whether a part raised this ValueError itself: words for a person, who need not know where the code stands."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return isinstance(error, ValueError) and (last.line or "").startswith("raise ") and not _of_torch(last)
+
+
+def _of_torch(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith(str(Path(torch.__file__).parent))

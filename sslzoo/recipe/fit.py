@@ -17,12 +17,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslzoo.contracts import Batch, Grid, Mask, letters
+from sslzoo.contracts import Batch, Grid, Mask, Tokens, letters
 from sslzoo.errors import Problem, RecipeError, RunError, UserError, did_you_mean
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe import shapes
-from sslzoo.recipe.build import assemble, located, make, no_signal, signals_of
+from sslzoo.recipe.build import assemble, located, make, no_signal, refuses, signals_of
 from sslzoo.recipe.recipe import Recipe, turns
 from sslzoo.rng import derive_seed
 from sslzoo.run import optim
@@ -50,13 +50,17 @@ class Flow:
     width: int = 0  # of the encoder
     images: int = DRY_IMAGES  # whose shapes these are
     patches: float = 0.0  # of one image that the student sees, over all its views and masks
+    idle: tuple[str, ...] = ()  # what else serves nothing, in words
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person may not have meant, though it can be trained."""
+        return [*([f"no gradient reaches {', '.join(self.unused)}"] if self.unused else []), *self.idle]
 
     def __str__(self) -> str:
         wide = [max(len(row[column]) for row in self.rows) for column in (0, 1)]
         lines = [f"{name:<{wide[0]}}  {shape:<{wide[1]}}  {remark}".rstrip() for name, shape, remark in self.rows]
-        if self.unused:
-            lines.append(f"no gradient reaches {', '.join(self.unused)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.remarks])
 
 
 def check(recipe: Recipe, installed: Catalogue) -> Flow:
@@ -82,6 +86,9 @@ def _wiring(recipe: Recipe, installed: Catalogue, method: Method, sources: Sourc
             yield Problem(
                 f"masks.{name}", f"no group of views is called {name!r}{close}\nviews: {', '.join(sources.views)}"
             )
+        elif sources.views[name].role == "target":
+            text = "hides nothing: the student does not read this group, whose role is target"
+            yield Problem(f"masks.{name}", f"{text}; accepted is a mask of a group with the role both or context")
     for name in sources.views:
         yield from _grid_and_masks(name, recipe, installed, method, sources)
     names = [name for name, _ in trainable(method)]
@@ -263,7 +270,8 @@ def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
     batch = fake_batch(sources, method.student.encoder, images, "meta", seed=seed, at=typical, drawn=drawn)
     at = Progress(0, 1)
     seen: dict[str, str] = {}
-    with _shapes(method, seen), FlopCounterMode(display=False) as counter:
+    read: list[tuple[Tokens, bool]] = []  # what the student's encoder said, and whether its summary is a token
+    with _shapes(method, seen, read), FlopCounterMode(display=False) as counter:
         try:
             loss, _ = compute_loss(method, batch, at)
             loss.backward()
@@ -273,16 +281,38 @@ def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
             raise
         except Exception as error:  # a plugin's own mistake, whatever it raised
             where = seen.get("last", "the step")
-            raise recipe.text.error([Problem(where, f"failed in a rehearsed step: {located(error)}")]) from error
+            said = str(error) if refuses(error) else f"failed in a rehearsed step: {located(error)}"
+            raise recipe.text.error([Problem(where, said)]) from error
     unused = tuple(name for name, parameter in trainable(method) if parameter.grad is None)
     counts = {name: _count(part) for name, part in _named(method).items()}
     rows, flops = tuple(_rows(recipe, batch, method, counts, seen)), counter.get_total_flops() / images * mean
-    return Flow(rows, counts, flops, unused, method.student.encoder.width, images, patches)
+    idle = tuple(_idle_parts(recipe, method, read))
+    return Flow(rows, counts, flops, unused, method.student.encoder.width, images, patches, idle)
+
+
+def _idle_parts(recipe: Recipe, method: Method, read: list[tuple[Tokens, bool]]) -> Iterator[str]:
+    """Target generators that no loss reads; and a summary that probes read, but no loss."""
+    owners = {name.split(".")[0] for term in method.terms.values() for name in (term.predict, term.target) if name}
+    probed = "" if recipe.evaluate is None else recipe.evaluate.network
+    for name in method.targets:
+        if name not in owners | {probed}:
+            yield f"no loss reads targets.{name}: its arithmetic serves nothing"
+    said = [(token, apart) for tokens, apart in read for token in (tokens.summary, tokens.prefix) if token is not None]
+    deaf = all(apart and token.grad is None for token, apart in said)
+    if recipe.evaluate is not None and not recipe.evaluate.layers and deaf:
+        yield "evaluate.layers: 0 probes the class token, which no loss reads; 1 probes the patches of the last block"
+
+
+def _apart(tokens: Tokens) -> bool:
+    """Whether the summary is a token of its own, and no pool of the patches."""
+    if not tokens.summary.requires_grad:
+        return False
+    return torch.autograd.grad(tokens.summary.sum(), tokens.patches, allow_unused=True, retain_graph=True)[0] is None
 
 
 @contextmanager
-def _shapes(method: Method, seen: dict[str, str]) -> Iterator[None]:
-    """Notes the shapes that parts return, and which part was entered last."""
+def _shapes(method: Method, seen: dict[str, str], read: list[tuple[Tokens, bool]]) -> Iterator[None]:
+    """Notes the shapes that parts return, which part was entered last, and all that the encoder said."""
     hooks = []
     for name, part in _named(method).items():
 
@@ -293,6 +323,11 @@ def _shapes(method: Method, seen: dict[str, str]) -> Iterator[None]:
             seen["last"] = name
             shapes.check(name.split(".")[0], module, given, out)
             seen[name] = _shape_of(out)
+            if isinstance(out, Tokens):
+                read.append((out, _apart(out)))
+                for token in (out.summary, out.prefix):
+                    if token is not None and token.requires_grad:
+                        token.retain_grad()
 
         hooks += [part.register_forward_pre_hook(enter), part.register_forward_hook(leave)]
     try:
