@@ -31,7 +31,9 @@ def files(kind):
 
 
 def read(path):
-    return load_file(path), json.loads(path.with_suffix(".json").read_text())
+    """Tensors of a file, in float32 whatever it stores, and its settings."""
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
+    return tensors, json.loads(path.with_suffix(".json").read_text())
 
 
 def under(tensors, start):
@@ -60,6 +62,14 @@ def close(ours, theirs, tolerance=1e-5, name=""):
     assert ours.shape == theirs.shape, name
     scale = theirs.abs().max().clamp(min=1e-12)
     assert ((ours - theirs).abs().max() / scale).item() < tolerance, name
+
+
+def compared(name, value):
+    """A tensor without the keys' third of a bias: it has no gradient but rounding, and no influence."""
+    value = value.detach().clone()
+    if name.endswith("qkv.bias"):
+        value.unflatten(0, (3, -1))[1] = 0
+    return value
 
 
 def allowed(facts, kind, least=2e-5):

@@ -94,7 +94,7 @@ def optim_of(facts):
         weight_decay={"cosine": [opt["weight_decay"], opt["weight_decay_end"]]},
         betas=opt["betas"],
         eps=opt["eps"],
-        clip=opt["clip_grad"],
+        clip=opt["clip_grad"] or None,
         groups={"*.bias": NONE, "*norm*": NONE, "*gamma*": NONE},
     )
 
@@ -137,7 +137,8 @@ def test_the_first_forward_and_its_gradients(path):
     loss.backward()
     encoder, predictor = weights_of(tensors, "step0.grad.")
     for module, theirs in ((method.student.encoder, encoder), (method.student.predictor, predictor)):
-        compare({name: one.grad for name, one in module.named_parameters()}, theirs, 2e-5, left_out(facts))
+        grads = {name: one.grad for name, one in module.named_parameters()}
+        compare(grads, theirs, allowed(facts, "step0.grad"), left_out(facts))
 
 
 @FILES

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tensors import Optim, adamw, allowed, close, files, numbered, part, read, under, vit_of
+from tensors import Optim, adamw, allowed, close, compared, files, numbered, part, read, under, vit_of
 
 from sslzoo import Batch, Group, Mask, Patches, Progress, Schedule, Student
 from sslzoo.recipe.recipe import Factors
@@ -18,6 +18,9 @@ def ours(name):
     """Our name of a tensor of theirs; iBOT's head for patches is the one for classes, stored twice."""
     name = name.replace("backbone.masked_embed", "encoder.mask_token").replace("backbone.", "encoder.")
     name = name.replace("last_layer2", "last_layer")
+    name = name.replace("head.mlp.weight", "head.mlp.0.weight").replace(
+        "head.mlp.bias", "head.mlp.0.bias"
+    )  # of 1 layer
     return name.replace("head.", "predictor.projector.") if name.startswith("head.") else name
 
 
@@ -36,6 +39,7 @@ def method_of(tensors, facts):
     )
     keys = {"width": head["bottleneck_dim"], "hidden": head["hidden_dim"], "layers": head["nlayers"]}
     keys |= {"prototypes": head["out_dim"], "gain": not head["norm_last_layer"], "patches": masked}
+    keys |= {"act": head.get("act_in_head", "gelu")}
     student = Student(encoder, part("predictors", "head", encoder, **keys))
     weights = named(under(tensors, "init."))
     for name, value in student.state_dict().items():
@@ -44,6 +48,8 @@ def method_of(tensors, facts):
     momentum = {"cosine": [facts["opt"]["momentum_teacher"], 1.0], "counting": "zero"}
     keys = {"project": True, "project_patches": masked, "center": loss["center_momentum"], "momentum": momentum}
     teacher = part("targets", "ema", student, **keys)
+    if masked:
+        teacher.patch_center.momentum = loss["center_momentum2"]  # theirs has two; ours one key for both
     losses, terms = {}, {}
     for kind in ("image", "patch") if masked else ("image",):
         which = "_patch" if kind == "patch" else ""
@@ -69,8 +75,8 @@ def optim_of(facts):
         weight_decay={"cosine": [opt["weight_decay"], opt["weight_decay_end"]]},
         betas=opt["betas"],
         eps=opt["eps"],
-        clip=opt["clip_grad"],
-        clip_each=True,
+        clip=opt["clip_grad"] or None,
+        clip_each=bool(opt["clip_grad"]),
         groups=groups,
     )
 
@@ -95,14 +101,6 @@ def batch_of(tensors, step):
 
 def progress(facts, step):
     return Progress(step, facts["epochs"] * facts["iterations_per_epoch"], facts["iterations_per_epoch"])
-
-
-def compared(name, value):
-    """A tensor without the keys' third of a bias: it has no gradient but rounding, and no influence."""
-    value = value.detach().clone()
-    if name.endswith("qkv.bias"):
-        value.unflatten(0, (3, -1))[1] = 0
-    return value
 
 
 def same(found, wanted, tolerance):
@@ -133,8 +131,9 @@ def test_the_first_forward_and_its_gradients(path):
         close(said["global"][0], tensors["step0.student.backbone.global"])
         close(said["global"][1][:, 0], tensors["step0.student.head.class"])
         close(said["global"][1][:, 1:], tensors["step0.student.head.patch"])
-        close(said["local"][0], tensors["step0.student.backbone.local"])
-        close(said["local"][1][:, 0], tensors["step0.student.head.local_class"])
+        if "local" in said:  # there need be none
+            close(said["local"][0], tensors["step0.student.backbone.local"])
+            close(said["local"][1][:, 0], tensors["step0.student.head.local_class"])
         close(said["teacher"][0], tensors["step0.teacher.backbone"])
         close(said["teacher"][1][:, 0], tensors["step0.teacher.head.class"])
         close(said["teacher"][1][:, 1:], tensors["step0.teacher.head.patch"])

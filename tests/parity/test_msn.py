@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tensors import Optim, adamw, allowed, close, factors, files, numbered, part, read, under, vit_of
-from test_dino import compared, progress
+from tensors import Optim, adamw, allowed, close, compared, factors, files, numbered, part, read, under, vit_of
+from test_dino import progress
 
 from sslzoo import Batch, Group, Mask, Patches, Schedule, Student
 from sslzoo.recipe.recipe import Factors

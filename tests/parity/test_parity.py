@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from tensors import OURS, Optim, adamw, batch_of, close, files, numbered, part, read, under
+from tensors import OURS, Optim, adamw, batch_of, close, compared, files, numbered, part, read, under
 
 from sslzoo import Mask, Pairing, Patches, Progress, Rng, Schedule, Signal, Student
 from sslzoo.nn import patchify, sincos
@@ -102,7 +102,7 @@ def test_ijepa_first_forward_and_gradients(path):
     wanted = under(tensors, "step0.grad.")
     for name, parameter in method.student.named_parameters():
         theirs = wanted.pop(predictor_name(name) if name.startswith("predictor.") else name)
-        close(parameter.grad, theirs, 2e-5)
+        close(compared(name, parameter.grad), compared(name, theirs), 2e-5, name)
     assert not wanted
 
 
@@ -127,7 +127,8 @@ def test_ijepa_every_step_and_the_final_weights(path):
     for name, module in finals.items():
         theirs = under(tensors, f"final.{name}.")
         for key, value in module.state_dict().items():
-            close(value, theirs[predictor_name(key) if name == "predictor" else key], 1e-4)
+            wanted = theirs[predictor_name(key) if name == "predictor" else key]
+            close(compared(key, value), compared(key, wanted), 1e-4, key)
 
 
 @pytest.mark.parametrize("path", files("ijepa"))
@@ -206,7 +207,7 @@ def test_mae_forward_and_gradients(path):
     wanted = under(tensors, "grad.")
     for module, renamed in ((method.student.encoder, lambda name: name), (method.student.predictor, _mae_decoder)):
         for name, parameter in module.named_parameters():
-            close(parameter.grad, wanted.pop(renamed(name)), 2e-5)
+            close(compared(name, parameter.grad), compared(name, wanted.pop(renamed(name))), 2e-5, name)
     assert not wanted
 
 
