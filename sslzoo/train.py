@@ -20,7 +20,7 @@ from sslzoo.recipe.fit import Flow
 from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import OptimKeys, Recipe, Run, resolve, turns
 from sslzoo.recipe.resuming import claim, refuse, refuse_foreign
-from sslzoo.rng import derive_seed
+from sslzoo.rng import derive_seed, seed_noise
 from sslzoo.run import checkpoint, data, loader, optim
 from sslzoo.run.clock import Clock
 from sslzoo.run.compiling import compile_blocks
@@ -189,7 +189,7 @@ class Learner:
             with stage("data"):
                 batch = batch.normalized()
             number = micro * self.world.size + self.world.rank  # of the step's, whichever rank has it (`Split.slots`)
-            torch.manual_seed(derive_seed(self.run.seed, "noise", at.step, number))
+            seed_noise(derive_seed(self.run.seed, "noise", at.step, number), self.world.device)
             with no_sync(self.model, micro + 1 == len(fresh)):
                 with stage("forward"), self.cast():
                     value, figures = self.model(batch, at, log)
@@ -200,7 +200,7 @@ class Learner:
                 metrics = {name: x / len(fresh) + metrics.get(name, 0.0) for name, x in figures.items()}
         with stage("optimizer"):
             optim.drop_frozen(self.optimizer)
-            norm = optim.clip(self.method, self.moves.clip, self.moves.clip_each)
+            norm = optim.clip(self.optimizer, self.moves.clip, self.moves.clip_each)
             # From here on, a step that is not finite leaves all as it was before it.
             finite = self.guard.check(at, loss, norm, fresh)
             optim.step(self.optimizer, finite)

@@ -6,6 +6,7 @@ two materials, with light, shadow and occlusion. Image i is a pure function of (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -65,7 +66,9 @@ class Layout:
         forward /= np.linalg.norm(forward)
         right = np.array([forward[1], -forward[0], 0.0], np.float32)
         right /= np.linalg.norm(right)
-        return np.stack([right, np.cross(right, forward), forward])
+        x, y, z = forward
+        up = np.array([right[1] * z, -right[0] * z, right[0] * y - right[1] * x], np.float32)  # right x forward
+        return np.stack([right, up, forward])
 
     @property
     def depth(self) -> Array:
@@ -100,29 +103,29 @@ class Scenes:
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else size
         self.split, self.length, self.seed = split, length, seed
-        self._kept = torch.zeros(length, 3, *self.size, dtype=torch.uint8).share_memory_() if cache else None
-        self._there = torch.zeros(length, dtype=torch.bool).share_memory_() if cache else None
+        self._room = _room((split, seed, self.size), length) if cache else None
 
     def __len__(self) -> int:
         return self.length
 
     def image(self, i: int) -> Tensor:
         """Image i: uint8 [3 H W]."""
-        if self._kept is None or self._there is None:
+        room = self._room
+        if room is None:
             return self._render(i)
-        if not self._there[i]:
-            self._kept[i] = self._render(i)  # two workers may both do it: they write the same
-            self._there[i] = True
-        return self._kept[i]
+        if not room.there[i]:
+            room.pixels[i] = self._render(i)  # two workers may both do it: they write the same
+            room.there[i] = True
+        return room.pixels[i]
 
     def label(self, i: int) -> dict[str, int]:
         """Classes of image i; nothing is rendered."""
-        scene = self.layout(i)
-        depth = scene.depth
-        nearest = int(depth.argmin())
-        bin_ = int(np.searchsorted(DEPTHS, depth[nearest]))
-        shape, colour = int(scene.shape[nearest]), int(scene.colour[nearest])
-        return {"count": len(depth) - FEWEST, "distance": bin_, "shape": shape, "colour": colour}
+        room = self._room
+        if room is None:
+            return self._classes(i)
+        if room.classes[i, 0] < 0:
+            room.classes[i] = torch.tensor(list(self._classes(i).values()))
+        return dict(zip(self.tasks, room.classes[i].tolist(), strict=True))
 
     def layout(self, i: int) -> Layout:
         """What stands where in image i."""
@@ -130,6 +133,45 @@ class Scenes:
 
     def _render(self, i: int) -> Tensor:
         return torch.from_numpy(render(self.layout(i), self.size))
+
+    def _classes(self, i: int) -> dict[str, int]:
+        scene = self.layout(i)
+        depth = scene.depth
+        nearest = int(depth.argmin())
+        bin_ = int(np.searchsorted(DEPTHS, depth[nearest]))
+        shape, colour = int(scene.shape[nearest]), int(scene.colour[nearest])
+        return {"count": len(depth) - FEWEST, "distance": bin_, "shape": shape, "colour": colour}
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What is known of the first n scenes of a split, in memory that loader workers share."""
+
+    pixels: Tensor  # [n 3 H W]
+    there: Tensor  # whether pixels are there: [n]
+    classes: Tensor  # of the tasks, -1 where nobody asked: [n 4]
+
+    @classmethod
+    def of(cls, length: int, size: tuple[int, int]) -> _Room:
+        pixels, there = torch.zeros(length, 3, *size, dtype=torch.uint8), torch.zeros(length, dtype=torch.bool)
+        classes = torch.full((length, len(Scenes.tasks)), -1, dtype=torch.int8)
+        return cls(pixels.share_memory_(), there.share_memory_(), classes.share_memory_())
+
+
+_Key = tuple[str, int, tuple[int, int]]
+_ROOMS: dict[_Key, _Room] = {}  # of this process: training, probing and the page look at the same scenes
+_MOST = 4
+
+
+def _room(key: _Key, length: int) -> _Room:
+    """The room of a split, seed and size; a larger one takes the place of one that is too small."""
+    known = _ROOMS.pop(key, None)
+    if known is None or len(known.there) < length:
+        known = _Room.of(length, key[-1])
+    _ROOMS[key] = known
+    while len(_ROOMS) > _MOST:
+        del _ROOMS[next(iter(_ROOMS))]
+    return known
 
 
 def draw(random: np.random.Generator) -> Layout:
@@ -165,14 +207,20 @@ def _stand(random: np.random.Generator, shape: NDArray[np.int64]) -> tuple[Array
 
 def _spots(tries: NDArray[np.float64], around: Array) -> NDArray[np.float64] | None:
     """The first of each object's tries that keeps clear of those before it; None if one has none."""
-    taken = np.empty((len(tries), 2))
-    for k in range(len(tries)):
-        apart = np.linalg.norm(tries[k][:, None] - taken[None, :k], axis=-1) - (around[:k] + around[k] + GAP)
-        free = np.flatnonzero((apart > 0).all(1))
-        if not len(free):
+    taken: list[list[float]] = []
+    least = (around[:, None] + around + np.float32(GAP)).tolist()
+    for k, spots in enumerate(tries):  # in plain numbers: one of the first tries mostly does
+        others = list(zip(taken, least[k], strict=False))
+        spot = next((one for one in spots.tolist() if _clear(one, others)), None)
+        if spot is None:
             return None
-        taken[k] = tries[k][free[0]]
-    return taken
+        taken.append(spot)
+    return np.array(taken)
+
+
+def _clear(spot: list[float], others: list[tuple[list[float], float]]) -> bool:
+    x, y = spot
+    return all(math.sqrt((x - a) * (x - a) + (y - b) * (y - b)) > least for (a, b), least in others)
 
 
 def render(scene: Layout, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -180,8 +228,11 @@ def render(scene: Layout, size: tuple[int, int]) -> NDArray[np.uint8]:
     rays = _rays(scene, size)
     depth = -scene.eye[2] / np.minimum(rays[2], -EPS)  # to the ground
     owner = np.full(size, -1)
+    offset = scene.centre - scene.eye
+    along = (offset @ rays.reshape(3, -1)).reshape(-1, *size)
+    near = (offset * offset).sum(1)[:, None, None] - along * along < (_around(scene) ** 2)[:, None, None]
     for k in range(len(scene.radius)):
-        _meet(scene, k, rays, depth, owner)
+        _meet(scene, k, near[k], rays, depth, owner)
     point = scene.eye[:, None, None] + depth * rays
     normal, colour, shine = _surfaces(scene, point, owner)
     lit = _light(scene, point, normal, rays, shine, owner)
@@ -201,17 +252,19 @@ def _rays(scene: Layout, size: tuple[int, int]) -> Array:
     return rays / np.sqrt((rays * rays).sum(0))
 
 
-def _meet(scene: Layout, k: int, rays: Array, depth: Array, owner: NDArray[np.int64]) -> None:
-    """Where object k is the nearest thing met so far, writes its depth and its number."""
-    offset = scene.centre[k] - scene.eye
-    reach = scene.radius[k] * np.float32(1.75)  # of a sphere around any of the shapes
-    along = rays[0] * offset[0] + rays[1] * offset[1] + rays[2] * offset[2]
-    near = (offset * offset).sum() - along * along < reach * reach
+def _around(scene: Layout) -> Array:
+    """Radii of spheres around the objects, whatever their shape: [n]."""
+    return scene.radius * np.float32(1.75)
+
+
+def _meet(scene: Layout, k: int, near: NDArray[np.bool_], rays: Array, depth: Array, owner: NDArray[np.int64]) -> None:
+    """Where object k is the nearest thing met so far, writes its depth and its number; `near` it rays may meet it."""
     rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
     if not len(rows):
         return
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    enter, leave = _interval(scene, k, -offset[:, None, None], rays[:, window[0], window[1]])
+    start = scene.eye - scene.centre[k]
+    enter, leave = _interval(scene, k, start[:, None, None], rays[:, window[0], window[1]])
     closer = (enter < leave) & (enter > 0) & (enter < depth[window])
     depth[window][closer] = enter[closer]
     owner[window][closer] = k
@@ -304,13 +357,17 @@ def _shadow(scene: Layout, point: Array, to_light: Array, far: Array) -> Array:
     """1 where an object stands between a point and the light: [H W]."""
     points, lights, distances = point.reshape(3, -1), to_light.reshape(3, -1), far.ravel()
     dark = np.zeros(distances.shape, bool)
+    centre, reach = scene.centre, _around(scene)[:, None]
+    # Of all objects at once: how far a point lies beyond each on its way to the light, and the square of its distance.
+    along = (points * lights).sum(0) - centre @ lights
+    squares = (points * points).sum(0)
+    apart = squares - 2 * (centre @ points) + (centre * centre).sum(1)[:, None]
+    slack = np.float32(1e-5) * squares  # what rounding may have taken
+    close = (apart - along * along < reach * reach + slack) & (along < reach + slack)
     for k in range(len(scene.radius)):
-        start = points - scene.centre[k][:, None]
-        along = start[0] * lights[0] + start[1] * lights[1] + start[2] * lights[2]
-        apart = start[0] * start[0] + start[1] * start[1] + start[2] * start[2]
-        reach = scene.radius[k] * np.float32(1.75)
-        near = np.flatnonzero((apart - along * along < reach * reach) & (along < reach) & ~dark)
+        near = np.flatnonzero(close[k] & ~dark)
         if len(near):
-            enter, leave = _interval(scene, k, start.take(near, 1), lights.take(near, 1))
+            start = points.take(near, 1) - centre[k][:, None]
+            enter, leave = _interval(scene, k, start, lights.take(near, 1))
             dark[near] = (enter < leave) & (leave > EPS) & (enter < distances[near])
     return dark.reshape(far.shape).astype(np.float32)

@@ -81,12 +81,13 @@ def drop_frozen(optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = None
 
 
-def clip(method: Method, most: float | None, each: bool = False) -> Tensor:
+def clip(optimizer: torch.optim.Optimizer, most: float | None, each: bool = False) -> Tensor:
     """Clips gradients to norm `most`, over all parameters or `each` tensor apart (as DINO does); returns the norm.
 
     The norm is that of all gradients before clipping, 0-d, and stays on the device.
     """
-    params = [parameter for _, parameter in trainable(method) if parameter.grad is not None]
+    every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    params = [parameter for parameter in every if parameter.grad is not None]
     grads = [parameter.grad for parameter in params if parameter.grad is not None]
     norm = full_tensor(torch.nn.utils.get_total_norm(grads))
     if most is not None and each and grads:

@@ -175,3 +175,23 @@ def test_rendering_by_numbers_of_pixels_gives_the_bits_of_rendering_by_masks(mon
     monkeypatch.setattr(scenes, "_shadow", shadow_by_masks)
     monkeypatch.setattr(scenes, "_surfaces", surfaces_by_masks)
     assert all(torch.equal(data.image(i), image) for i, image in enumerate(found))
+
+
+def test_what_was_rendered_for_training_is_there_for_probing(monkeypatch):
+    """In one process, of the same split, seed and size; another of these has its own."""
+    keys = {"seed": 97, "size": 24, "cache": True}
+    first = Scenes(length=6, **keys)
+    there = [(first.image(i).clone(), first.label(i)) for i in range(6)]
+    plain = Scenes(length=6, seed=97, size=24)
+    assert [first.label(i) for i in range(6)] == [plain.label(i) for i in range(6)]
+
+    monkeypatch.setattr(scenes, "render", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr(scenes, "draw", lambda *_: pytest.fail("drawn again"))
+    again = Scenes(length=4, **keys)
+    assert all(torch.equal(again.image(i), there[i][0]) and again.label(i) == there[i][1] for i in range(4))
+    monkeypatch.undo()
+    for other in (Scenes(length=6, split="test", **keys), Scenes(length=6, seed=98, size=24, cache=True)):
+        assert not torch.equal(other.image(0), there[0][0])
+    longer = Scenes(length=9, **keys)
+    assert torch.equal(longer.image(5), there[5][0])
+    assert torch.equal(longer.image(8), Scenes(length=9, seed=97, size=24).image(8))

@@ -157,7 +157,7 @@ def test_every_step_and_the_final_weights(path):
         align = facts["align_loss_weight"] * metrics["loss/align"].item()
         assert align == pytest.approx(facts["losses_align_weighted"][step], rel=1e-5)
         loss.backward()
-        assert optim.clip(method, settings.clip).item() == pytest.approx(facts["grad_norm"][step], rel=1e-4)
+        assert optim.clip(optimizer, settings.clip).item() == pytest.approx(facts["grad_norm"][step], rel=1e-4)
         optim.step(optimizer, torch.tensor(True))
         teacher.after_step(method.student, at)
     encoder, predictor = weights_of(tensors, "final.")

@@ -130,7 +130,7 @@ def test_every_step_and_the_final_weights(path):
         loss, _ = compute_loss(method, batch_of(tensors[f"step{step}.images"], mask_of(tensors, step)), at)
         assert loss.item() == pytest.approx(wanted, rel=1e-5)
         loss.backward()
-        norm = optim.clip(method, settings.clip)
+        norm = optim.clip(optimizer, settings.clip)
         assert norm.item() == pytest.approx(facts["grad_norm"][step], rel=1e-4)
         optim.step(optimizer, torch.tensor(True))
         teacher.momentum = Schedule.parse(facts["momentum"][step])  # held to the end of an epoch, where it anneals

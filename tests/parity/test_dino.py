@@ -171,7 +171,7 @@ def test_every_step_and_the_final_weights(path):
             term = method.terms[kind].weight(at) * metrics[f"loss/{kind}"].item()
             assert term == pytest.approx(facts[listed][step], rel=1e-5)
         loss.backward()
-        optim.clip(method, settings.clip, settings.clip_each)
+        optim.clip(optimizer, settings.clip, settings.clip_each)
         optim.drop_frozen(optimizer)
         optim.step(optimizer, torch.tensor(True))
         teacher.after_step(method.student, at)
