@@ -253,6 +253,7 @@ class Features:
     device: torch.device = CPU  # where a probe may compute; x and labels lie on the CPU
     pools: Mapping[str, Float[Tensor, "n e"]] = field(default_factory=dict)  # those that a probe asked for, by name
     images: Images | None = None  # what they are features of
+    prints: Int[Tensor, " n"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # a hash of its pixels
 
 
 class Student(nn.Module):
@@ -462,7 +463,9 @@ class Probe(Protocol):
     One that reads more than the recipe's own pooling `x` names it in `pools`, and finds it in `Features.pools`: mean
     (over patches of the last block, after the final norm), mean4 (of the last four, each after the final norm, side by
     side), class and class4 (the class token). The images are behind `Features.images`; it may have
-    `check(encoder)`, which raises RunError where it cannot use an encoder, and is asked before a run.
+    `check(encoder)`, which raises RunError where it cannot use an encoder, and is asked before a run; and `protocol`,
+    a whole number (1 where it has none) that grows when figures of the same keys come to mean another thing: figures
+    of unlike protocols are told apart.
     """
 
     def __call__(self, train: Features, test: Features, seed: int) -> Mapping[str, float | Tensor]:

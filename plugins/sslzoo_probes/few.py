@@ -36,6 +36,8 @@ class FewLabels:
             2.5e-4; with 5 images of each class 2.5e-3).
     """
 
+    protocol = 2  # before, the penalty was not divided by the number of labeled images, and there was an intercept
+
     def __init__(
         self, *, share: Share | None = None, shots: Shots | None = None, draws: Count = 3, penalty: NotNegative = 2.5e-4
     ) -> None:

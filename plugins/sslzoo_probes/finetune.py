@@ -65,6 +65,8 @@ class FineTune:
         feature: mean (over patches), class (token, after the final norm) or summary (the encoder's own).
     """
 
+    protocol = 2  # before, min_lr was for 256 images
+
     def __init__(
         self,
         *,

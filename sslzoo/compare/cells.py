@@ -38,9 +38,9 @@ class Running:
 
 
 def refuse_edited(study: Study, *, more: bool = True) -> None:
-    """Before anything runs: every folder that exists holds the cell as the study now says it.
+    """Before anything runs: every cell that has begun is one as the study, and its base recipes, now say it.
 
-    Where `more` is to run, plugins must be those of before, too.
+    Where `more` is to run, plugins must be those of before, too. Of a cell that has not begun nothing can be mixed up.
 
     Raises:
         UserError: the study, or a plugin, was edited after some of it ran; names those cells and what changed.
@@ -50,7 +50,7 @@ def refuse_edited(study: Study, *, more: bool = True) -> None:
     for cell in study.cells:
         folder, rows = Folder(cell.folder), []
         folder.refuse_others()
-        if folder.recipe.exists():
+        if has_begun(cell):
             try:
                 refuse(folder, cell.recipe, cell.installed)
             except RunError as error:
@@ -62,10 +62,17 @@ def refuse_edited(study: Study, *, more: bool = True) -> None:
     if edited:
         many = sum(map(len, edited.values()))
         raise UserError(
-            f"the study was edited after {many} of its {len(study.cells)} cells had begun:\n"
+            f"the study, or a recipe it names, was edited after {many} of its {len(study.cells)} cells had begun:\n"
             + "".join(f"  {what}\n    in {', '.join(names)}\n" for what, names in edited.items())
-            + f"put the study back, remove those folders, or run it elsewhere with --out (here: {study.folder})"
+            + f"put it back, remove those folders, or run it elsewhere with --out (here: {study.folder}); "
+            f"`sslzoo compare {study.folder}/*/*` compares what has run, as it ran"
         )
+
+
+def has_begun(cell: Cell) -> bool:
+    """Whether anything was done in a cell's folder, beyond writing down its recipe."""
+    folder = Folder(cell.folder)
+    return folder.recipe.exists() and (State(cell.folder).begun or folder.checkpoints.exists())
 
 
 def is_done(cell: Cell) -> bool:
@@ -78,6 +85,8 @@ def prepare(study: Study) -> list[Cell]:
     refuse_edited(study)
     left = [cell for cell in study.cells if not is_done(cell)]
     for cell in left:
+        if not has_begun(cell):
+            Folder(cell.folder).recipe.unlink(missing_ok=True)  # as the study said it before
         claim(Folder(cell.folder), cell.recipe, cell.installed, print)
     return left
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from sslzoo.compare.fairness import CLOSE
 from sslzoo.compare.statistics import Difference
-from sslzoo.report.charts import SVG, Chart, Rows, chart, color, curve, legend
+from sslzoo.report.charts import SVG, Chart, Rows, chart, color, curve, dash, legend
 from sslzoo.report.records import Record
 
 COSTS: tuple[tuple[str, Callable[[Record], float | None]], ...] = (
@@ -57,7 +57,7 @@ def against_cost(
     caption = (
         "Top-1 in percent of each run against what its training cost: arithmetic (FLOPs: multiply and add count as "
         "two, forward and backward, mean over mask draws), time in the training loop times processes, images seen. "
-        "Every seed is a point; lines: the same encoder before training, and the commonest class."
+        "Every seed is a point; lines: the same encoders before training (their mean), and the commonest class."
     )
     caption += f" Alike for all runs, and so not drawn: {', '.join(equal)}." if equal else ""
     return chart("cost", title, caption, page, rows)
@@ -124,7 +124,7 @@ def curves(variants: Mapping[str, Sequence[Record]], keys: Mapping[str, str], na
                     continue
                 c, _ = color(list(variants), variant)
                 mean = lines.mean(0)
-                curve(ax, x, mean, c, variant)
+                curve(ax, x, mean, c, variant, dash(list(variants), variant))
                 ax.fill_between(x, lines.min(0), lines.max(0), color=c, alpha=0.18, linewidth=0)
                 for at, value in zip(x, mean, strict=True):
                     rows.append({"variant": variant, "metric": key, "images": float(at), "mean": float(value)})

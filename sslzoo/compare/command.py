@@ -8,7 +8,7 @@ import shlex
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sslzoo.compare import cells, evaluation, fairness, page, study, table
+from sslzoo.contracts import Grid
 from sslzoo.errors import UserError, did_you_mean
 from sslzoo.evaluate.bench import asked as asked_for
 from sslzoo.report import records
 from sslzoo.report.records import Record
-from sslzoo.run.folder import Folder
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Asked:
     cluster: str | None = None
     baseline: str | None = None
     as_json: bool = False
+    patch: Grid | None = None  # from which attention is drawn
 
 
 def run_study(path: Path, asked: Asked) -> bool:
@@ -54,7 +55,10 @@ def run_study(path: Path, asked: Asked) -> bool:
         submission = Submission(asked.cluster, networks=read.keys.networks)
         if cells.on_cluster(read, submission, sys.argv[1:], click.echo):
             return True
-    failed = cells.here(read, asked.jobs, console) + evaluation.evaluate(read, console)
+    try:
+        failed = cells.here(read, asked.jobs, console) + evaluation.evaluate(read, console)
+    except KeyboardInterrupt:
+        raise UserError("stopped while probing; the same command goes on") from None
     fair = _tell_study(read, path, asked)
     if failed:
         lost = f"{len(failed)} of {len(read.cells)} cells failed and are left out: {'; '.join(failed)}"
@@ -74,7 +78,7 @@ def page_of_study(path: Path, asked: Asked) -> bool:
 
 
 def _tell_study(read: study.Study, path: Path, asked: Asked) -> bool:
-    begun = [cell for cell in read.cells if Folder(cell.folder).recipe.exists()]
+    begun = [cell for cell in read.cells if cells.has_begun(cell)]
     if not begun:
         raise UserError(f"nothing of the study {read.name} has run in {read.folder}: `sslzoo compare {path}` runs it")
     found = {
@@ -87,7 +91,9 @@ def _tell_study(read: study.Study, path: Path, asked: Asked) -> bool:
     }
     variants = {name: some for name, some in found.items() if some}
     commands = f"sslzoo compare {path}{_options(asked)}\n\n{path.read_text()}"
-    return _tell(read.name, variants, read.baseline, read.named(), read.keys.budget.equal, read.folder, commands, asked)
+    waiting = [f"{cell.variant}, seed {cell.seed}: not begun" for cell in read.cells if cell not in begun]
+    held, folder = read.keys.budget.equal, read.folder
+    return _tell(read.name, variants, read.baseline, read.named(), held, folder, commands, asked, waiting)
 
 
 def compare_runs(folders: Sequence[Path], asked: Asked) -> bool:
@@ -126,11 +132,13 @@ def _tell(
     folder: Path,
     commands: str,
     asked: Asked,
+    waiting: Sequence[str] = (),
 ) -> bool:
     for fault in (fault for found in variants.values() for one in found for fault in one.faults):
         click.echo(f"warning: {fault}", err=True)
     fair = fairness.box(variants, named, held)
     found = table.compare(variants, baseline)
+    found = replace(found, left_out=[*found.left_out, *waiting])
     console = Console(stderr=asked.as_json)
     for line in table.verdict(found):
         console.print(line, markup=False, highlight=False)
@@ -139,7 +147,7 @@ def _tell(
         console.print(f"unfair: {finding}", markup=False, highlight=False)
     for line in found.left_out:
         console.print(f"left out: {line}", markup=False, highlight=False)
-    written = page.write(folder / "report", name, variants, found, fair, commands)
+    written = page.write(folder / "report", name, variants, found, fair, commands, asked.patch)
     console.print(f"page: {written}", markup=False, highlight=False)
     if asked.as_json:
         click.echo(json.dumps(table.as_json(found, fair), indent=2, default=str))

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sslzoo.compare.statistics import mean
+from sslzoo.evaluate.written import overlap_told
 from sslzoo.recipe.resuming import leaves
 from sslzoo.report.doctor import diagnose
 from sslzoo.report.records import Record
+from sslzoo.report.words import number_told
 from sslzoo.run.identity import MASKED_TOGETHER
 
 CLOSE = 0.02  # relative; costs nearer than this are equal
 SLOW = 0.1  # relative; device time is noisy
 MOST_KEPT = 0.05  # share of its starting weights that a teacher may keep
+MOST_KNOWN = 0.01  # share of the test images that probes may have trained on
 MOST_WARM_UP = 0.2  # share of a run that may be warm-up
 OWN = ("name", "run.seed", "plugins")  # what tells runs apart, and no question
 # Which keys of a recipe say how it is run or told, not what is learnt.
@@ -73,8 +76,9 @@ def box(variants: Mapping[str, Sequence[Record]], named: Mapping[str, Iterable[s
         _settings(found, compared, what, settings)
     for what, value in _FACTS:
         _fact(found, compared, what, value)
-    for rule in (_versions, _networks, _teachers, _warm_ups):
+    for rule in (_versions, _networks, _overlaps, _summaries, _masked_together, _teachers, _warm_ups):
         found.unfair.extend(rule(compared))
+    found.beside.extend(_on_the_way(compared))
     for rule in (_skipped, _health, _unfinished):
         found.unfair.extend(rule(variants))
     _seeds(found, compared)
@@ -90,9 +94,10 @@ def _recipes(found: Box, variants: Mapping[str, Sequence[Record]], named: set[st
     for place in places:
         if place.startswith((*OWN, "evaluate")) or place in own - set(uses):
             continue
-        values = {name: _short(one.get(place, "(absent)")) for name, one in trees.items()}
+        values = {name: str(one.get(place, "(absent)")) for name, one in trees.items()}
         if len(set(values.values())) == 1:
             continue
+        values = shown(values)
         if place in uses:  # what only this part has is told with it; what both have, in a line of its own
             values = {name: _with_own(one, place, own) for name, one in trees.items()}
         asked = any(place == one or place.startswith(one + ".") or one.startswith(place + ".") for one in named)
@@ -100,7 +105,7 @@ def _recipes(found: Box, variants: Mapping[str, Sequence[Record]], named: set[st
             found.beside.append(Finding(place, values, "how it is run, not what is learnt"))
         elif asked or not known:
             found.question.append(Finding(place, values))
-        elif not place.startswith("data."):  # whether the images are the same is a finding of its own
+        else:
             found.beside.append(Finding(place, values))
 
 
@@ -128,7 +133,7 @@ def _cost(
         side = found.unfair if known else found.beside
         side.append(Finding(what, dict.fromkeys(missing, "not recorded"), "so whether it is equal is not known"))
         return
-    values = {name: count(one) for name, one in known.items()}
+    values = {name: number_told(one) for name, one in known.items()}
     low, high = min(known.values()), max(known.values())
     if high - low <= close * max(high, 1e-12):
         found.same.append(_alike(what, values))
@@ -140,14 +145,14 @@ def _cost(
 
 def _fact(found: Box, variants: Mapping[str, Sequence[Record]], what: str, value: Callable[[Record], Any]) -> None:
     values = {name: sorted({str(value(record)) for record in records}) for name, records in variants.items()}
-    shown = {name: ", ".join(some) for name, some in values.items()}
+    told = {name: ", ".join(one or "not recorded" for one in some) for name, some in values.items()}
     different = {one for some in values.values() for one in some}
     if different == {""}:
         return
     if len(different) == 1:
-        found.same.append(_alike(what, shown))
+        found.same.append(_alike(what, told))
     else:
-        found.unfair.append(Finding(what, {name: _short(text, 160) for name, text in shown.items()}))
+        found.unfair.append(Finding(what, shown(told, 160)))
 
 
 def _settings(
@@ -161,8 +166,8 @@ def _settings(
     for place in sorted({place for some in known.values() for one in some for place in one}):
         values = {name: sorted({str(one.get(place, "(absent)")) for one in some}) for name, some in known.items()}
         if len({one for some in values.values() for one in some}) > 1:
-            shown = {name: _short(", ".join(some), 100) for name, some in values.items()}
-            differing.append(Finding(f"{what}: {place}", shown))
+            told = {name: ", ".join(some) for name, some in values.items()}
+            differing.append(Finding(f"{what}: {place}", shown(told, 100)))
     if absent:
         differing.append(Finding(what, dict.fromkeys(absent, "none")))
     found.unfair.extend(differing)
@@ -191,7 +196,7 @@ _COSTS: tuple[tuple[str, Callable[[Record], float | None], float], ...] = (
 )
 _SETTINGS: tuple[tuple[str, Callable[[Record], Sequence[Mapping[str, Any]]]], ...] = (
     ("evaluation", lambda record: [one.settings for one in record.evaluated.values()]),
-    ("training data", lambda record: [_data(record)]),
+    ("training data", lambda record: [_data(record, one) for one in record.identities or ({},)]),
 )
 _FACTS: tuple[tuple[str, Callable[[Record], Any]], ...] = (
     ("versions", lambda record: record.versions),
@@ -202,12 +207,11 @@ _FACTS: tuple[tuple[str, Callable[[Record], Any]], ...] = (
 )
 
 
-def _data(record: Record) -> dict[str, Any]:
+def _data(record: Record, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The training set's identity, or its keys where that is not known: the same images may lie at another path.
 
     What is beside it for masks drawn together is no matter of data.
     """
-    identity = record.facts.get("data") or {}
     return {key: identity[key] for key in identity if key != MASKED_TOGETHER} or dict(record.tree["data"])
 
 
@@ -225,6 +229,65 @@ def _versions(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
     for what, values in found.items():
         if len(set().union(*values.values())) > 1:
             yield Finding(f"version of {what}", {name: ", ".join(sorted(some)) for name, some in values.items()})
+
+
+def _overlaps(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
+    """A probe is told the label of what it trained on: of many such test images, figures are of its memory."""
+    bad = {
+        name: overlap_told(one.overlap, one.images("test"))
+        for name, records in variants.items()
+        for r in records
+        for one in r.evaluated.values()
+        if one.overlap > MOST_KNOWN * (one.images("test") or 0)
+    }
+    if bad:
+        yield Finding("the probes' training images in the test", bad, "a probe knows their labels")
+    tested = {
+        name: {one.fingerprint("test") for r in records for one in r.evaluated.values()} - {""}
+        for name, records in variants.items()
+    }
+    trained = {
+        name: {str(one.get("fingerprint") or "") for r in records for one in r.identities}
+        for name, records in variants.items()
+    }
+    if same := {name: "yes" for name in variants if tested[name] & trained[name]}:
+        yield Finding("trained, without labels, on the test images", same, "others' figures are of new images")
+
+
+def _summaries(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
+    """Where the encoder's own word for an image is read, it may be the class token of one and the mean of another."""
+    read = {
+        name: {one.summary for r in records for one in r.evaluated.values() if one.summary}
+        for name, records in variants.items()
+    }
+    if len(set().union(*read.values())) > 1:
+        values = {name: ", ".join(sorted(some)) or "not recorded" for name, some in read.items()}
+        yield Finding("pooling", values, "`evaluate.layers=1` reads the mean of patches of all")
+
+
+def _masked_together(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
+    """Some samplers cut masks to the shortest of those drawn together: how many these were is a setting of theirs."""
+    known = {
+        name: {str(one[MASKED_TOGETHER]) for r in records for one in r.identities if MASKED_TOGETHER in one}
+        for name, records in variants.items()
+    }
+    if len(set().union(*known.values())) > 1:
+        values = {name: ", ".join(sorted(some, key=int)) for name, some in known.items() if some}
+        yield Finding(MASKED_TOGETHER, values, "these masks depend on it")
+
+
+def _on_the_way(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
+    """Settings that are free to change when a run goes on, where one did."""
+    changed: dict[str, dict[str, set[str]]] = {}
+    for name, records in variants.items():
+        for settings in ([facts.get("settings") or {} for facts in record.attempts] for record in records):
+            for place in dict.fromkeys(place for one in settings for place in one):
+                values = list(dict.fromkeys(str(one[place]) for one in settings if place in one))
+                if len(values) > 1:
+                    changed.setdefault(place, {}).setdefault(name, set()).add(", then ".join(values))
+    for place, values in changed.items():
+        told = {name: "; ".join(sorted(some)) for name, some in values.items()}
+        yield Finding(f"{place}, changed when a run went on", told)
 
 
 def _teachers(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
@@ -282,17 +345,19 @@ def _networks(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
         yield Finding("networks evaluated", {name: ", ".join(sorted(kind)) for name, kind in kinds.items()})
 
 
-def count(value: float) -> str:
-    """A number of images, operations or bytes for people: 72 k, 1.2 G."""
-    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.4g}"
-
-
 def _alike(what: str, values: Mapping[str, str]) -> Finding:
     """What is the same is told once."""
     return Finding(what, {"all": _short(next(iter(values.values())), 160)})
+
+
+def shown(values: Mapping[str, str], most: int = 60) -> dict[str, str]:
+    """Values in a few letters each: those in which they differ, where the first ones do not tell."""
+    short = {name: _short(text, most) for name, text in values.items()}
+    if len(set(short.values())) == len(set(values.values())):
+        return short
+    apart = [place for place, letters in enumerate(zip(*values.values(), strict=False)) if len(set(letters)) > 1]
+    alike = max(0, (apart[0] if apart else min(map(len, values.values()))) - 12)
+    return {name: "..." + _short(text[alike:], most - 3) for name, text in values.items()}
 
 
 def _short(value: Any, most: int = 60) -> str:

@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from sslzoo.compare import charts
-from sslzoo.compare.fairness import Box, Finding, count
+from sslzoo.compare.fairness import Box, Finding
 from sslzoo.compare.statistics import Difference, Summary, mean, summary, wording
 from sslzoo.compare.table import Comparison, verdict
+from sslzoo.contracts import Grid
 from sslzoo.errors import UserError
 from sslzoo.plugins import catalogue
 from sslzoo.report import html, insides, words
 from sslzoo.report import page as page_of_run
 from sslzoo.report.charts import Chart
-from sslzoo.report.html import Cell, Table, number
+from sslzoo.report.html import Cell, Table
 from sslzoo.report.insides import Look
 from sslzoo.report.records import Record
 
@@ -41,7 +42,13 @@ FAMILIES = {
 
 
 def write(
-    folder: Path, title: str, variants: Mapping[str, Sequence[Record]], found: Comparison, fair: Box, commands: str
+    folder: Path,
+    title: str,
+    variants: Mapping[str, Sequence[Record]],
+    found: Comparison,
+    fair: Box,
+    commands: str,
+    patch: Grid | None = None,
 ) -> Path:
     """Writes the page, and beside it every chart as SVG with its numbers as CSV; returns the page."""
     records = [one for each in variants.values() for one in each]
@@ -52,14 +59,22 @@ def write(
         html.Page(
             title=title,
             subtitle=f"{many} variant{'s' if many != 1 else ''}, seeds {seeds}; baseline {found.baseline}",
-            verdict=verdict(found),
+            verdict=[*verdict(found), *caveat(fair)],
             left_out=[*found.left_out, *blind],
             sides=[(name, heading, _in_words(getattr(fair, name))) for name, heading in SIDES] if many > 1 else [],
             tables=list(_tables(variants, found)),
-            charts=[*_charts(variants, found), *insides.charts(looks)],
+            charts=[*_charts(variants, found), *insides.charts(looks, patch)],
             sources=_sources(records, commands),
         ),
     )
+
+
+def caveat(fair: Box) -> list[str]:
+    """What a reader of the verdict alone must know: that not all was equal, and what was not."""
+    if not fair.unfair:
+        return []
+    what = ", ".join(dict.fromkeys(one.what.partition(":")[0] for one in fair.unfair))
+    return [f"Not all was equal or sound, and a difference may come of that: {what} (below, under Unfair)."]
 
 
 def _in_words(findings: Sequence[Finding]) -> list[Finding]:
@@ -107,19 +122,20 @@ def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iter
 
 def _figures(network: str, variants: Mapping[str, Sequence[Record]], found: Comparison) -> Table:
     own = _of_network(network, found)
-    levels = {key: _levels(found.ready, network, key) for key in own.values()}
+    levels = {key: _ranges(found.ready, network, key) for key in own.values()}
     beside = [line for line in ("untrained", "chance") if all(line in one for one in levels.values())]
     rows = [
         [
             Cell(key, key),
             *(_spread(one[what]) for one in found.summaries.values()),
-            *(number(levels[key][line]) for line in beside),
+            *(_level(levels[key][line]) for line in beside),
         ]
         for what, key in own.items()
     ]
     note = (
         "Top-1 in percent on test images: mean ± standard deviation over seeds. Untrained: the mean of the same "
-        f"encoders before training. Chance: the commonest class. {_settings(network, variants)}"
+        "encoders before training, from the lowest variant's to the highest's where encoders or seeds differ. Chance: the "
+        f"commonest class. {_settings(network, variants)}"
     )
     return Table(f"Figures of the {network}", note, ["probe/task", *found.summaries, *beside], rows)
 
@@ -195,7 +211,7 @@ def _cost_row(name: str, records: Sequence[Record]) -> list[Cell]:
         mean(one.facts.get("parameters_total") for one in records),
         mean(one.facts.get("peak_memory") for one in records),
     ]
-    return [Cell(name, name), *(Cell("?", -1) if x is None else Cell(count(x), x) for x in means)]
+    return [Cell(name, name), *(Cell("?", -1) if x is None else Cell(words.number_told(x), x) for x in means)]
 
 
 def _charts(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iterator[Chart]:
@@ -235,6 +251,18 @@ def _levels(variants: Mapping[str, Sequence[Record]], network: str, key: str) ->
     chance = [one.chance[task] for one in records if task in one.chance]
     levels = {"untrained": sum(untrained) / len(untrained)} if untrained else {}
     return levels | ({"chance": sum(chance) / len(chance)} if chance else {})
+
+
+def _ranges(variants: Mapping[str, Sequence[Record]], network: str, key: str) -> dict[str, tuple[float, float]]:
+    """The lowest and the highest of the variants' levels; of those that all have."""
+    each = [_levels({name: records}, network, key) for name, records in variants.items()]
+    common = [line for line in each[0] if all(line in one for one in each)] if each else []
+    return {line: (min(one[line] for one in each), max(one[line] for one in each)) for line in common}
+
+
+def _level(found: tuple[float, float]) -> Cell:
+    low, high = (f"{value:.1f}" for value in found)
+    return Cell(low if low == high else f"{low} to {high}", sum(found) / 2)
 
 
 def _one_kind_of_target(variants: Mapping[str, Sequence[Record]]) -> bool:

@@ -46,10 +46,11 @@ class Bench:
     workers: int
     remarks: tuple[str, ...] = ()  # what a reader of the figures should know of the data
 
-    def probe(self, encoder: nn.Module, device: torch.device, kept: Kept | None = None) -> tuple[Figures, Answers]:
-        """Figures of an encoder, "probe/task/figure"; and which test images it got right, "probe/task/correct".
+    def probe(self, encoder: nn.Module, device: torch.device, kept: Kept | None = None) -> tuple[Figures, Answers, int]:
+        """Figures of an encoder, "probe/task/figure"; which test images it got right, "probe/task/correct".
 
-        Features are extracted once for all probes; those that are `kept` are read, and new ones are kept.
+        The third are how many of these are among the training images. Features are extracted once for all probes;
+        those that are `kept` are read, and new ones are kept.
         """
         train, test = (self._features(encoder, side, device, kept) for side in ("train", "test"))
         found = {
@@ -58,7 +59,8 @@ class Bench:
             for figure, value in probe(train, test, self.settings.seed).items()
         }
         answers = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-        return {name: value for name, value in found.items() if name not in answers}, answers
+        figures = {name: value for name, value in found.items() if name not in answers}
+        return figures, answers, int(torch.isin(test.prints, train.prints).sum())
 
     def _features(self, encoder: nn.Module, side: str, device: torch.device, kept: Kept | None) -> Features:
         """Features of the data of a side, train or test, with the images behind them."""
@@ -97,8 +99,13 @@ def asked(recipe: Recipe, installed: Catalogue) -> dict[str, Any]:
         "data": {name: full[name] for name in ("train", "test")},
         "view": full["view"],
         **({"augment": full["augment"]} if full.get("augment") else {}),
-        "probes": full["probes"],
+        "probes": {name: spec | {"protocol": protocol(spec, installed)} for name, spec in full["probes"].items()},
     }
+
+
+def protocol(spec: Mapping[str, Any], installed: Catalogue) -> int:
+    """Which of the meanings that figures of a probe have had are those of now."""
+    return int(getattr(installed.find("probes", str(spec["use"])).make, "protocol", 1))
 
 
 def asked_pools(probes: Iterable[Any]) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ class During:
     def _read(self, method: Method) -> dict[str, float]:
         self.until = time.monotonic() + self.most
         try:
-            figures, _ = self.bench.probe(evaluated_encoder(method, self.network), self.device)
+            figures = self.bench.probe(evaluated_encoder(method, self.network), self.device)[0]
         except (_LeftOut, RunError) as error:  # such as features that are not finite: no reason to end a run
             self.say(f"warning: a probe during the run was left out: {error}")
             return {}

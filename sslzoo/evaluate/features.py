@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,15 +13,17 @@ from torch.utils.data import Dataset as TorchDataset
 
 from sslzoo.contracts import Dataset, Features, Tokens, View
 from sslzoo.errors import ImageError, RunError
-from sslzoo.rng import derive_seed
+from sslzoo.rng import derive_seed, generator
 from sslzoo.run.compiling import eager
 from sslzoo.run.data import look, read, ready
+from sslzoo.run.identity import misfit
 from sslzoo.run.loader import passed
 from sslzoo.run.networks import evaluating
 
 Labels = dict[str, Tensor]
 OWN = "x"  # the recipe's own pooling
 POOLS = ("mean", "mean4", "class", "class4")
+HASHED = 4096  # pixels of an image that tell it from others
 
 
 class _Pages(TorchDataset[tuple[Tensor, Labels] | RunError]):
@@ -42,18 +45,6 @@ class _Pages(TorchDataset[tuple[Tensor, Labels] | RunError]):
             return RunError(wrong)
         labels = {task: torch.tensor([int(one[task]) for one in numbered]) for task in self.data.tasks}
         return torch.stack(pixels), labels
-
-
-def misfit(data: Dataset, i: int, label: Mapping[str, int]) -> str:
-    """What is wrong with the label of image i, in a sentence; nothing where it is a class of each task."""
-    for task, classes in data.tasks.items():
-        if task not in label:
-            return f"image {i} has no label in the task {task}"
-        if not 0 <= int(label[task]) < classes:
-            return (
-                f"image {i} has the label {int(label[task])} in the task {task}, which has classes 0 to {classes - 1}"
-            )
-    return ""
 
 
 def pages(
@@ -106,6 +97,7 @@ def extract(
     kept: dict[str, Tensor] = {}
     done, deep = 0, max([layers, *(4 for name in pools if name.endswith("4"))])
     labels = {task: torch.zeros(count, dtype=torch.long) for task in data.tasks}
+    prints = torch.zeros(count, dtype=torch.long)
     with evaluating(encoder), eager():
         for pixels, classes in pages(data, view, batches, workers, seed):
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -119,11 +111,30 @@ def extract(
                 if not done:
                     kept[name] = torch.empty(count, rows.shape[1])  # once: put together at the end, it would take twice
                 kept[name][here] = rows.float().cpu()
+            prints[here] = hashed(pixels)
             for task in labels:
                 labels[task][here] = classes[task]
             done = here.stop
     x = kept.pop(OWN, torch.zeros(0, 0))
-    return Features(x, labels, dict(data.tasks), device, kept)
+    return Features(x, labels, dict(data.tasks), device, kept, prints=prints)
+
+
+def hashed(pixels: Tensor) -> Tensor:
+    """A number for each image [n 3 H W], equal for equal ones: of its pixels, or of some from all over it: [n]."""
+    rows = pixels.flatten(1)
+    some = rows[:, :: max(1, rows.shape[1] // HASHED)].contiguous().cpu().numpy()
+    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in some]
+    return torch.tensor([int.from_bytes(one, "big", signed=True) for one in digests], dtype=torch.long)
+
+
+@torch.no_grad()
+def summary_told(encoder: nn.Module, size: tuple[int, int], device: torch.device) -> str:
+    """What an encoder's own word for an image is: its class token, the mean of its patches, or another."""
+    with evaluating(encoder), eager():
+        tokens = encoder(torch.rand(1, 3, *size, generator=generator(0, "summary")).to(device), None)
+    if tokens.prefix is not None and torch.equal(tokens.summary, tokens.prefix[:, 0]):
+        return "class token"
+    return "mean of patches" if torch.allclose(tokens.summary, tokens.patches.mean(1)) else "the encoder's own"
 
 
 def _refuse_broken(rows: Tensor, first: int) -> None:

@@ -11,8 +11,9 @@ import yaml
 
 from sslzoo.errors import RunError
 from sslzoo.evaluate.bench import Bench, Figures, Say, bench, untrained
+from sslzoo.evaluate.features import summary_told
 from sslzoo.evaluate.kept import Kept
-from sslzoo.evaluate.written import Columns, write
+from sslzoo.evaluate.written import Columns, overlap_told, write
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe, resolve, versions
 from sslzoo.run.networks import evaluated_encoder, network_of, of_kind
@@ -37,7 +38,7 @@ def probe(
     """
     for remark in opened.remarks:
         say(f"note: {remark}")
-    figures, answers, name = {}, {}, ""
+    figures, answers, name, overlap = {}, {}, "", 0
     conditions = opened.conditions(recipe, installed) | {"versions": versions(recipe, installed)}
     of_probes = ("probes", "seed", "remarks")
     depends = {key: value for key, value in conditions.items() if key not in of_probes}
@@ -47,12 +48,18 @@ def probe(
         name = network_of(method, network)
         say(f"probing the {column} encoder ({name})")
         try:
-            figures[column], right = opened.probe(evaluated_encoder(method, name).to(device), device, kept)
+            figures[column], right, overlap = opened.probe(evaluated_encoder(method, name).to(device), device, kept)
         except RunError as error:
             raise RunError(f"the {column} encoder ({name}) cannot be probed: {error}") from error
         answers |= {f"{column}/{key}": value for key, value in right.items()}
     figures["chance"] = opened.chance()
     about = {"run": recipe.name, "step": step, "network": name, "run_seed": recipe.run.seed}
+    if not opened.settings.layers:
+        encoder = evaluated_encoder(next(iter(encoders.values())), name)
+        about["summary"] = summary_told(encoder, opened.view.size, device)
+    if overlap:
+        about["overlap"] = overlap
+        say(f"warning: {overlap_told(overlap, len(opened.test))}")
     return figures, write(folder, figures, about | conditions, answers)
 
 

@@ -42,7 +42,7 @@ class Kept:
         try:
             found = tensors.read(path, "features", "the file of features")
             tasks = json.loads(found.about["tasks"])
-            if found.name != key:
+            if found.name != key or "prints" not in found.tensors:
                 raise RunError(f"{path} holds other features")
             path.touch()
         except (OSError, RunError):
@@ -50,7 +50,8 @@ class Kept:
             self._keep(path, features)
             return features
         take = lambda side: {k.removeprefix(side): v for k, v in found.tensors.items() if k.startswith(side)}  # noqa: E731
-        return Features(found.tensors["x"], take("labels/"), tasks, device, take("pools/"))
+        known = found.tensors
+        return Features(known["x"], take("labels/"), tasks, device, take("pools/"), prints=known["prints"])
 
     def key(self, encoder: nn.Module, more: Sequence[Any]) -> str:
         """A hash of every weight and of everything that the features depend on."""
@@ -66,7 +67,7 @@ class Kept:
 
     def _keep(self, path: Path, features: Features) -> None:
         """Writes features, whole or not at all; a folder that cannot be written is no fault of an evaluation."""
-        content = {"x": features.x}
+        content = {"x": features.x, "prints": features.prints}
         content |= {f"labels/{task}": labels for task, labels in features.labels.items()}
         content |= {f"pools/{name}": rows for name, rows in features.pools.items()}
         if sum(one.nbytes for one in content.values()) > self.most:

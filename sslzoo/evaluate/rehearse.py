@@ -16,12 +16,13 @@ from sslzoo.contracts import Dataset
 from sslzoo.errors import ImageError, Problem, RecipeError, RunError, shown
 from sslzoo.evaluate.bench import Bench, asked_pools, bench
 from sslzoo.evaluate.drawn import drawn
-from sslzoo.evaluate.features import misfit, pooled
+from sslzoo.evaluate.features import pooled
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import build_method, located, make
 from sslzoo.recipe.recipe import Evaluate, Recipe
 from sslzoo.recipe.signature import expand, keys_of, takes
 from sslzoo.run.data import look, read
+from sslzoo.run.identity import misfit
 from sslzoo.run.networks import evaluated_encoder
 
 PATIENCE = 10.0  # seconds that a look at all labels of a data set may take

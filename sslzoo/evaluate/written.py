@@ -8,8 +8,9 @@ import math
 import re
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from torch import Tensor
 
 from sslzoo import files
 from sslzoo.errors import RunError
+from sslzoo.plugins import Catalogue, catalogue
+from sslzoo.recipe import signature
 from sslzoo.run import tensors
 
 Columns = Mapping[str, Mapping[str, float]]  # figures by encoder: trained or "step N", untrained, chance
-BESIDE = ("figures", "run", "step", "network", "run_seed", "versions", "time", "crc32")  # are no settings
+# Are no settings.
+BESIDE = ("figures", "run", "step", "network", "run_seed", "versions", "time", "crc32", "summary", "overlap")
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,24 @@ class Evaluation:
         """The column of the run's own encoder."""
         return "trained" if "trained" in self.content["figures"] else next(iter(self.content["figures"]))
 
+    @property
+    def summary(self) -> str:
+        """What the encoder's own word for an image was, where that was read: class token, or mean of patches."""
+        return str(self.content.get("summary") or "")
+
+    @property
+    def overlap(self) -> int:
+        """How many test images were training images of the probes, too."""
+        found: Any = self.content.get("overlap")
+        return found if type(found) is int else 0
+
     def images(self, side: str) -> int | None:
         """How many images of train or test there were."""
         return ((self.content.get("data") or {}).get(side) or {}).get("images")
+
+    def fingerprint(self, side: str) -> str:
+        """Of the images of train or test; empty where it is not known."""
+        return str(((self.content.get("data") or {}).get(side) or {}).get("fingerprint") or "")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -85,6 +104,11 @@ class Evaluation:
             return None
         answers = found.tensors.get(f"{self.trained}/{key}/correct")
         return None if answers is None or found.name != self.path.stem else answers.numpy()
+
+
+def overlap_told(overlap: int, images: int | None) -> str:
+    """That a test is none of images whose labels the probes have seen."""
+    return f"{overlap} of {images} test images are among the probes' training images, pixel for pixel"
 
 
 def plain(value: Any) -> str:
@@ -121,7 +145,7 @@ def read(folder: Path, name: str, seed: int) -> tuple[list[Evaluation], list[str
     for path in sorted((folder / "eval").glob("*.json")):
         content, fault = files.read_object(path, _is_evaluation)
         if content and (content.get("run", name), content.get("run_seed", seed)) == (name, seed):
-            found.append(Evaluation(path, content["network"], content["step"], content))
+            found.append(Evaluation(path, content["network"], content["step"], _filled(content)))
         elif content:
             faults.append(
                 f"{path} is of another run, {content.get('run')} of seed {content.get('run_seed')}, and is left out"
@@ -131,7 +155,39 @@ def read(folder: Path, name: str, seed: int) -> tuple[list[Evaluation], list[str
     return sorted(found, key=lambda one: one.time), faults
 
 
-def chosen(evaluations: list[Evaluation], step: int, asked: Mapping[str, Any] | None) -> dict[str, Evaluation]:
+def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation with the keys that later versions added: they were what their defaults are now, as in recipes."""
+    found, installed = dict(content), catalogue()
+    whole = partial(_whole, installed)
+    if isinstance(content.get("data"), dict):
+        found["data"] = {side: whole("datasets", spec) for side, spec in content["data"].items()}
+    for name in ("view", "augment"):
+        if name in content:
+            found[name] = whole("views", content[name])
+    if isinstance(content.get("probes"), dict):
+        figures = [key for column in content["figures"].values() for key in column]
+        found["probes"] = {
+            name: {"protocol": _protocol(name, figures), **whole("probes", spec)}
+            for name, spec in content["probes"].items()
+            if isinstance(spec, dict)
+        }
+    return found
+
+
+def _whole(installed: Catalogue, family: str, spec: Any) -> Any:
+    part = installed.parts[family].get(str(spec.get("use"))) if isinstance(spec, dict) else None
+    if part is None:  # of a plugin that is not here
+        return spec
+    fields = signature.keys_of(part.make).model_fields
+    return {key: signature.plain(one.default) for key, one in fields.items() if not one.is_required()} | spec
+
+
+def _protocol(probe: str, figures: Sequence[str]) -> int:
+    """A probe's protocol, where it was not written down yet: k-NN has told its k since its second."""
+    return 2 if any(key.startswith(f"{probe}/") and key.endswith("/k") for key in figures) else 1
+
+
+def chosen(evaluations: Sequence[Evaluation], step: int, asked: Mapping[str, Any] | None) -> dict[str, Evaluation]:
     """An evaluation of each network at a step: one that answers what is `asked`, if there is one (`answers`).
 
     Else, or of several, one that has an untrained encoder too; of those the newest.

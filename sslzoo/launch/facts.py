@@ -12,16 +12,27 @@ from typing import Any
 
 import torch
 
+from sslzoo.plugins import Catalogue
 from sslzoo.recipe.fit import Flow
+from sslzoo.recipe.recipe import Recipe
+from sslzoo.recipe.recipe import versions as of_plugins
 from sslzoo.run.processes import World
 
 PACKAGES = ("sslzoo", "torch", "torchvision", "timm", "numpy", "pillow")
+FREE = ("micro", "compile", "shard", "unreadable")  # keys of `run` that may change on the way, and numbers with them
 
 
 def of_run(flow: Flow) -> dict[str, Any]:
     """What a rehearsed step tells: arithmetic of an image (forward and backward), parameters by part."""
     found: dict[str, Any] = {"flops_per_image": flow.flops, "parameters": dict(flow.parameters), "width": flow.width}
     return found | {"parameters_total": sum(flow.parameters.values())}
+
+
+def of_recipe(recipe: Recipe, installed: Catalogue) -> dict[str, Any]:
+    """What may be otherwise when a run goes on: versions of its plugins, and settings that are free to change."""
+    used = {name: number for name, number in of_plugins(recipe, installed).items() if name.startswith("plugin ")}
+    settings = {f"run.{name}": getattr(recipe.run, name) for name in FREE}
+    return {"plugins": {name.removeprefix("plugin "): number for name, number in used.items()}, "settings": settings}
 
 
 def of_machine(world: World) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequenc
         display.say(f"{recipe.name} in {out}: {world}")
         for remark in remarks:  # before hours of training, not after them
             display.say(f"warning: {remark}")
-        known = facts.of_run(flow) | facts.of_machine(world)
+        known = facts.of_run(flow) | facts.of_recipe(recipe, installed) | facts.of_machine(world)
         # From a signal to its save: the steps that a GPU still owes, those until the votes on it are read, and its own.
         steps = 2 * later(world.device.type) + 1
         teller = Teller(state, display, recipe.run.batch, attempt.own, known, grace, steps, again)

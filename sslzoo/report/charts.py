@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 # mark for each, for print.
 COLORS = ("#2487C7", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B", "#8A6D00")
 MARKS = "osD^vP*X"
+DASHES = ("-", "--", ":", "-.")
 SVG: Any = {"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 SVG |= {"text.color": "#777777", "axes.labelcolor": "#777777", "axes.edgecolor": "#999999", "xtick.color": "#777777"}
 SVG |= {"ytick.color": "#777777", "svg.hashsalt": "sslzoo"}  # greys that can be read on white and on black
@@ -68,14 +69,20 @@ def as_csv(rows: Rows) -> str:
 
 
 def color(names: Sequence[str], name: str) -> tuple[str, str]:
-    """A variant's color and mark, the same in every chart."""
+    """A variant's color and mark, the same in every chart; of many, no two have both in common."""
     number = list(names).index(name)
-    return COLORS[number % len(COLORS)], MARKS[number % len(MARKS)]
+    return COLORS[number % len(COLORS)], MARKS[(number + number // len(COLORS)) % len(MARKS)]
 
 
-def curve(ax: Axes, x: Points, y: Points, color: str, label: str) -> None:
+def dash(names: Sequence[str], name: str) -> str:
+    """A variant's kind of line, which tells those of one color apart."""
+    return DASHES[list(names).index(name) // len(COLORS) % len(DASHES)]
+
+
+def curve(ax: Axes, x: Points, y: Points, color: str, label: str, dash: str = "-") -> None:
     """A line through points; a single one is a dot, for a line through it would be nothing."""
-    ax.plot(x, y, color=color, linewidth=1.6, label=label, marker="o" if len(x) == 1 else "", markersize=4)
+    mark = "o" if len(x) == 1 else ""
+    ax.plot(x, y, color=color, linewidth=1.6, linestyle=dash, label=label, marker=mark, markersize=4)
 
 
 def legend(page: Figure, ax: Axes) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
 from sslzoo.contracts import Grid, MaskSampler
+from sslzoo.errors import RunError
 from sslzoo.report import masks
 from sslzoo.report.charts import SVG, Chart, Rows, chart
 from sslzoo.run.compiling import eager
@@ -41,8 +42,25 @@ class Look:
     seed: int = 0
 
 
-def charts(looks: Sequence[Look]) -> Iterator[Chart]:
-    """Every picture that can be drawn of these networks."""
+@dataclass(frozen=True)
+class Attention:
+    """Where a network looks: attention to each patch, 1 as much as everywhere, and who asks."""
+
+    maps: Tensor  # [n h w]
+    patch: Grid | None  # row and column of the patch that asks; None: the class token
+
+    @property
+    def asks(self) -> str:
+        """Who asks, in words."""
+        return "class token" if self.patch is None else f"patch {self.patch[0]},{self.patch[1]}"
+
+
+def charts(looks: Sequence[Look], patch: Grid | None = None) -> Iterator[Chart]:
+    """Every picture that can be drawn of these networks; attention from a patch, its row and column from 0.
+
+    Raises:
+        RunError: a network has no such patch.
+    """
     if not looks:
         return
     if any(one.sampler is not None for one in looks):
@@ -52,7 +70,7 @@ def charts(looks: Sequence[Look]) -> Iterator[Chart]:
     seeing = [one for one in seeing if one.title not in others]
     if seeing:
         yield of_features(seeing)
-        attending = {one.title: attention(one.encoder, one.pixels[:SHOWN]) for one in seeing}
+        attending = {one.title: attention(one.encoder, one.pixels[:SHOWN], patch) for one in seeing}
         if any(found is not None for found in attending.values()):
             yield of_attention(seeing, attending)
         if len(seeing[0].pixels) > ASKED:
@@ -163,39 +181,41 @@ def turn(x: Tensor, to: Tensor) -> Tensor:
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-def of_attention(looks: Sequence[Look], found: Mapping[str, tuple[Tensor, str] | None]) -> Chart:
-    """Where the last block looks, from the class token or from the middle patch; 1 is as much as everywhere."""
+def of_attention(looks: Sequence[Look], found: Mapping[str, Attention | None]) -> Chart:
+    """Where the last block looks, from the class token or from a patch; 1 is as much as everywhere."""
     drawn = {title: one for title, one in found.items() if one is not None}
-    top = torch.cat([maps.flatten() for maps, _ in drawn.values()]).quantile(0.995).clamp(min=1.0).item()
+    top = torch.cat([one.maps.flatten() for one in drawn.values()]).quantile(0.995).clamp(min=1.0).item()
     rows: Rows = []
     with rc_context(SVG):
-        page, parts = boards(["image", *(f"{title}, from the {one[1]}" for title, one in drawn.items())])
+        page, parts = boards(["image", *(f"{title}, from the {one.asks}" for title, one in drawn.items())])
         pictures(parts[0], _shown(looks[0].pixels[:SHOWN]))
-        for board, (title, (maps, query)) in zip(parts[1:], drawn.items(), strict=True):
-            axes = pictures(board, maps, vmin=0, vmax=top, cmap="viridis")
-            if query == "middle patch":
-                for ax in axes[: len(maps)]:
-                    ax.plot(maps.shape[2] // 2, maps.shape[1] // 2, "+", color="white", markersize=7)
+        for board, (title, one) in zip(parts[1:], drawn.items(), strict=True):
+            axes = pictures(board, one.maps, vmin=0, vmax=top, cmap="viridis")
+            for ax in axes[: len(one.maps)] if one.patch is not None else ():
+                ax.plot(one.patch[1], one.patch[0], "+", color="white", markersize=7)
             bar = board.colorbar(axes[0].images[0], ax=axes, fraction=0.015, pad=0.01)
             bar.ax.tick_params(labelsize=6)
-            for n, r, c in _patches(maps):
-                rows.append(
-                    {"run": title, "from": query, "image": n, "row": r, "column": c, "attention": float(maps[n, r, c])}
-                )
+            for n, r, c in _patches(one.maps):
+                told: dict[str, object] = {"run": title, "from": one.asks, "image": n, "row": r, "column": c}
+                rows.append(told | {"attention": float(one.maps[n, r, c])})
     blind = [one.title for one in looks if one.title not in drawn]
     caption = (
-        "Attention of the last block, mean over heads, from the class token where there is one, else from the patch "
-        "in the middle (+); times the number of tokens, so that 1 is uniform attention. One color scale for all rows."
+        "Attention of the last block, mean over heads, from the class token or from the patch (row, column) that is "
+        "marked (+); times the number of tokens, so that 1 is uniform attention. One color scale for all rows."
     ) + (f" No attention to draw: {', '.join(blind)}." if blind else "")
     return chart("attention", "Attention", caption, page, rows)
 
 
 @torch.no_grad()
-def attention(encoder: nn.Module, pixels: Tensor) -> tuple[Tensor, str] | None:
-    """Attention of the last block to the patches, times the number of tokens: [n h w]; and from which token.
+def attention(encoder: nn.Module, pixels: Tensor, patch: Grid | None = None) -> Attention | None:
+    """Attention of the last block to the patches, times the number of tokens.
 
-    It is read from the arguments of the last call of torch's scaled dot-product attention over all tokens, whatever
-    the encoder. None for encoders that make no such call.
+    From `patch`; if left out, from the class token where that is the summary, else from the patch in the middle. It is
+    read from the arguments of the last call of torch's scaled dot-product attention over all tokens, whatever the
+    encoder. None for encoders that make no such call.
+
+    Raises:
+        RunError: there is no such patch.
     """
     with evaluating(encoder), eager(), _Listener() as heard:
         tokens = encoder(pixels.to(device_of(encoder)))
@@ -206,14 +226,18 @@ def attention(encoder: nn.Module, pixels: Tensor) -> tuple[Tensor, str] | None:
     query, key, bias, scale = heard.last
     classed = tokens.prefix is not None and torch.equal(tokens.summary, tokens.prefix[:, 0])
     h, w = tokens.grid
-    asks = 0 if classed else ahead + (h // 2) * w + w // 2
+    if patch is None and not classed:
+        patch = (h // 2, w // 2)
+    if patch is not None and not (patch[0] < h and patch[1] < w):
+        raise RunError(f"there is no patch {patch[0]},{patch[1]}: rows are 0 to {h - 1}, columns 0 to {w - 1}")
+    asks = 0 if patch is None else ahead + patch[0] * w + patch[1]
     each = query[..., asks, :].float()[..., None, :] @ key.float().transpose(-2, -1)  # [n heads 1 tokens]
     each = each[..., 0, :] * (query.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         row = bias[..., asks, :] if bias.shape[-2] > 1 else bias[..., 0, :]
         each = each.masked_fill(~row, float("-inf")) if row.dtype == torch.bool else each + row
     share = each.softmax(-1).mean(1)[:, ahead:] * count
-    return share.reshape(len(pixels), h, w).cpu(), "class token" if classed else "middle patch"
+    return Attention(share.reshape(len(pixels), h, w).cpu(), patch)
 
 
 class _Listener(TorchFunctionMode):

@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sslzoo.contracts import Grid
 from sslzoo.evaluate.bench import Say, asked, restored, untrained
 from sslzoo.evaluate.figures import main_figures
 from sslzoo.evaluate.written import Columns
@@ -32,25 +33,34 @@ SEEN = 256  # test images that are shown to the encoder
 Lines = Sequence[Mapping[str, float]]
 
 
-def of(folder: Path, say: Say = lambda _: None) -> Path:
-    """Writes the page of a run folder as it lies there; `say` hears of what is damaged.
+def of(folder: Path, say: Say = lambda _: None, patch: Grid | None = None) -> Path:
+    """Writes the page of a run folder as it lies there; `say` hears of what is damaged; attention from a `patch`.
 
     Raises:
-        RunError: it holds no recipe or no checkpoint that can be read.
+        RunError: it holds no recipe or no checkpoint that can be read, or there is no such patch.
     """
     recipe, installed = load(str(folder))
     method, step = restored(recipe, installed, folder, say=say)
-    for fault in records.read(folder).faults:
-        say(f"warning: {fault}")
-    return write(recipe, installed, method, step, folder)
+    return write(recipe, installed, method, step, folder, lambda fault: say(f"warning: {fault}"), patch)
 
 
-def write(recipe: Recipe, installed: Catalogue, method: Method, step: int, folder: Path) -> Path:
+def write(
+    recipe: Recipe,
+    installed: Catalogue,
+    method: Method,
+    step: int,
+    folder: Path,
+    fault: Say = lambda _: None,
+    patch: Grid | None = None,
+) -> Path:
     """Writes the page of a run, report/index.html: of its method as trained for `step` steps, with its figures.
 
-    Of several evaluations it shows those that answer the recipe. The doctor's verdict stands first.
+    Of several evaluations it shows those that answer the recipe. The doctor's verdict stands first. `fault` hears of
+    each file that is damaged.
     """
     record = records.own(folder, step)
+    for one in record.faults:
+        fault(one)
     health = doctor.diagnose(record)
     trained = look(recipe, installed, method, f"{recipe.name}, seed {recipe.run.seed}, {step} steps")
     start = evaluated_encoder(untrained(recipe, installed), _network(recipe))
@@ -62,7 +72,7 @@ def write(recipe: Recipe, installed: Catalogue, method: Method, step: int, folde
         verdict=[*_health(health), *_learned(record)],
         evidence=health.evidence,
         tables=list(_tables(record, recipe, installed)),
-        charts=[*_charts(record), *insides.charts(looks), *([guessed] if guessed else [])],
+        charts=[*_charts(record), *insides.charts(looks, patch), *([guessed] if guessed else [])],
         made=words.made(record),
         sources=words.sources(record),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,9 +41,11 @@ class Record:
     steps: int
     facts: Mapping[str, Any] = field(default_factory=dict)  # of its last attempt: machine, versions, arithmetic
     attempts: tuple[Mapping[str, Any], ...] = ()  # the facts of each
+    identities: tuple[Mapping[str, Any], ...] = ()  # what its training data were, in their order
     plugins: Mapping[str, str] = field(default_factory=dict)  # that it uses, and their versions
     lines: tuple[Mapping[str, float], ...] = ()  # metrics
     evaluated: Mapping[str, Evaluation] = field(default_factory=dict)  # by kind of network: teacher, student
+    evaluations: tuple[Evaluation, ...] = ()  # all that there are, of which those are some
     faults: tuple[str, ...] = ()  # a sentence for each file that is damaged, and was left out
 
     @cached_property
@@ -198,7 +200,8 @@ def read(folder: Path, variant: str = "", asked: Mapping[str, Any] | None = None
     (lines, torn), (data, changed) = there.metrics.found(), there.data()
     now, last = state.now, int(lines[-1]["step"]) if lines else 0
     starts = tuple(one["facts"] | {"from": one["from"]} for one in state.attempts if _are_facts(one.get("facts")))
-    facts = (starts[-1] if starts else {}) | {"peak_memory": now.get("peak_memory")} | ({"data": data} if data else {})
+    facts = (starts[-1] if starts else {}) | {"peak_memory": now.get("peak_memory")}
+    facts |= {"data": data[-1]} if data else {}
     try:
         evaluated, bad = written.read(folder, tree["name"], tree["run"]["seed"])
         step = now.get("step") or last
@@ -213,9 +216,11 @@ def read(folder: Path, variant: str = "", asked: Mapping[str, Any] | None = None
             steps=int(now.get("steps") or tree["run"].get("steps") or last),
             facts=facts,
             attempts=starts,
-            plugins=there.plugins,
+            identities=tuple(data),
+            plugins=_plugins(there.plugins, starts),
             lines=tuple(lines),
             evaluated=_by_kind(fitting, tree),
+            evaluations=tuple(evaluated),
             faults=tuple(one for one in (*state.faults, torn, changed, *bad) if one),
         )
         _ = made.batch, made.kept, made.warm_up  # all that is asked of the recipe
@@ -238,8 +243,7 @@ def own(folder: Path, step: int | None = None) -> Record:
         wanted = recipe.evaluate and asked_for(recipe, installed)
     except UserError:  # a plugin that is not here says nothing of the run's health
         wanted = None
-    there = written.read(folder, str(record.tree["name"]), record.seed)[0]
-    found = written.chosen(there, record.step if step is None else step, wanted or None)
+    found = written.chosen(record.evaluations, record.step if step is None else step, wanted or None)
     return replace(record, evaluated=_by_kind(found.values(), record.tree))
 
 
@@ -254,8 +258,7 @@ def _by_kind(evaluations: Iterable[Evaluation], tree: Mapping[str, Any]) -> dict
 def by_recipe(folders: list[Path]) -> dict[str, list[Record]]:
     """Records of any runs, grouped by recipe, seed and name aside; a group is named by where its recipe differs."""
     groups: dict[str, list[Record]] = {}
-    for folder in folders:
-        one = read(folder)
+    for one in _by_what_all_have([read(folder) for folder in folders]):
         own = {place: value for place, value in one.leaves.items() if place not in ("run.seed", "name")}
         groups.setdefault(json.dumps(own, sort_keys=True, default=str), []).append(one)
     ordered = [sorted(records, key=lambda one: one.seed) for records in groups.values()]
@@ -265,6 +268,32 @@ def by_recipe(folders: list[Path]) -> dict[str, list[Record]]:
     if len(set(names)) < len(names):
         names = _by_difference([records[0].leaves for records in ordered])
     return dict(zip(names, ordered, strict=True))
+
+
+def _by_what_all_have(records: Sequence[Record]) -> list[Record]:
+    """Runs with figures of the same settings, of each kind of network: the newest that all who have it were read by.
+
+    Where there are none such, each with its newest.
+    """
+    chosen: list[dict[str, Evaluation]] = [dict(one.evaluated) for one in records]
+    for network in dict.fromkeys(network for one in records for network in one.evaluated):
+        having = [number for number, one in enumerate(records) if network in one.evaluated]
+        there = [_by_settings(records[number], network) for number in having]
+        common = [settings for settings in there[0] if all(settings in one for one in there)]
+        for number, one in zip(having, there, strict=True):
+            if common:
+                chosen[number][network] = one[common[-1]]
+    return [replace(one, evaluated=own) for one, own in zip(records, chosen, strict=True)]
+
+
+def _by_settings(record: Record, network: str) -> dict[str, Evaluation]:
+    """Evaluations of its last step of a network of this kind, by their settings, newest last."""
+    name = record.evaluated[network].network
+    return {
+        written.plain(one.settings): one
+        for one in sorted(record.evaluations, key=lambda one: ("untrained" in one.columns, one.time))
+        if (one.network, one.step) == (name, record.step)
+    }
 
 
 def _by_difference(leaves: list[dict[str, Any]]) -> list[str]:
@@ -281,8 +310,17 @@ def _by_difference(leaves: list[dict[str, Any]]) -> list[str]:
     return names
 
 
+def _plugins(now: Mapping[str, str], starts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Versions of plugins; of one that was upgraded on the way, each in its turn."""
+    had = [facts.get("plugins") or {} for facts in starts]
+    return {
+        name: ", then ".join(dict.fromkeys([*(one[name] for one in had if name in one), number]))
+        for name, number in now.items()
+    }
+
+
 _FACTS = files.typed(data=dict, versions=dict, processes=int, width=int, peak_memory=(int, float))
-_FACTS_TOO = files.typed(flops_per_image=(int, float), commit=str)
+_FACTS_TOO = files.typed(flops_per_image=(int, float), commit=str, plugins=dict, settings=dict)
 
 
 def _are_facts(row: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 
 from sslzoo.errors import UserError
-from sslzoo.evaluate.written import Evaluation
+from sslzoo.evaluate.written import Evaluation, overlap_told
 from sslzoo.plugins import Catalogue
 from sslzoo.report.records import Record
 from sslzoo.run.state import State
@@ -23,18 +22,19 @@ def made(record: Record) -> list[tuple[str, str]]:
     flops, seconds, memory = record.flops, record.seconds, record.facts.get("peak_memory")
     known = record.facts.get("data") or {}
     data = f"{spec_told(record.tree['data'])}; {known.get('images', '?')} images, fingerprint "
-    precision = record.leaves.get("run.precision", "?")
+    precision, starts = record.leaves.get("run.precision", "?"), len(record.attempts)
+    started = f"{starts} time{'s' if starts > 1 else ''}" if starts else "how often is not recorded"
     return [
         ("training data", data + str(known.get("fingerprint") or "not recorded")),
         ("seen", f"{record.images:,.0f} images in {record.step:,} steps of {record.batch}, state {record.state}"),
         (
             "arithmetic",
-            "unknown" if flops is None else f"{number_told(flops)}FLOP: forward and backward, mean over mask draws",
+            "unknown" if flops is None else f"{number_told(flops)} FLOPs: forward and backward, mean over mask draws",
         ),
         ("time", "unknown" if seconds is None else f"{seconds:,.0f} s in the training loop, of all devices together"),
-        ("peak memory", "unknown" if memory is None else f"{number_told(memory)}B of a process"),
+        ("peak memory", "unknown" if memory is None else f"{number_told(memory)} bytes of a process"),
         ("machine", f"{record.machine}; {record.threads} threads each; {precision}"),
-        ("started", f"{len(record.attempts)} time{'s' if len(record.attempts) != 1 else ''}"),
+        ("started", started),
         ("versions", record.versions or "not recorded"),
         ("commit", record.commit or "not recorded"),
         ("plugins", ", ".join(f"{name} {version}" for name, version in sorted(record.plugins.items())) or "none"),
@@ -59,9 +59,12 @@ def sources(record: Record) -> list[tuple[str, str]]:
 
 
 def number_told(value: float) -> str:
-    """A large number for people, up to its unit: 2.9 T."""
-    size = min(5, max(0, int(math.log10(max(value, 1)) // 3)))
-    return f"{value / 1000**size:.3g} {['', 'k', 'M', 'G', 'T', 'P'][size]}"
+    """A number of images, operations or bytes for people: 160, 72 k, 2.9 T; three digits, and all below 1000."""
+    for unit in ("", " k", " M", " G", " T"):
+        if abs(float(f"{value:.3g}")) < 1000:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g} P"
 
 
 def how(one: Evaluation) -> str:
@@ -72,6 +75,7 @@ def how(one: Evaluation) -> str:
         f"Read from the network {one.network} at step {one.step}, {told.get('pooling')}, {told.get('precision')}; "
         f"learned from {sides[0]}, tested on {sides[1]}; "
         f"view {spec_told(told.get('view') or {})}, seed {told.get('seed')}."
+        + (f" {overlap_told(one.overlap, one.images('test'))}." if one.overlap else "")
     )
 
 
@@ -95,11 +99,8 @@ def read_how(one: Evaluation, installed: Catalogue) -> str:
 
 def _old_knn(one: Evaluation) -> str:
     """The k of the published protocol is the best on the test images, and figures of that are told as such."""
-    old = [
-        key
-        for key in one.columns[one.trained]
-        if "/top1@" in key and f"{key.partition('/top1@')[0]}/k" not in one.columns[one.trained]
-    ]
+    old = [spec for spec in (one.content.get("probes") or {}).values() if spec.get("use") == "knn"]
+    old = [spec for spec in old if spec.get("protocol") == 1]
     return "The k of k-NN is the one that was best on the test images (an older evaluation)." if old else ""
 
 

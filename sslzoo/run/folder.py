@@ -169,10 +169,10 @@ class Folder:
         if "fingerprint" in self._data():
             files.append(self.path / "data.jsonl", [{"change": "allowed"}])
 
-    def data(self) -> tuple[dict[str, Any], str]:
-        """What the training data are (`identity`), empty where nothing tells; and what is wrong with the file."""
+    def data(self) -> tuple[list[dict[str, Any]], str]:
+        """What the training data were (`identity`), a row for each change; and what is wrong with the file."""
         rows, fault = self._data_lines()
-        return next((row for row in reversed(rows) if "fingerprint" in row), {}), fault
+        return [row for row in rows if "fingerprint" in row], fault
 
     def _data_lines(self) -> tuple[list[dict[str, Any]], str]:
         return files.read_rows(self.path / "data.jsonl", _is_identity)

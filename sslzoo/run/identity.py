@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,15 @@ def identity(data: Dataset) -> dict[str, Any]:
     decodes its files is told too, where it says so: other pixels are other data.
 
     Raises:
-        RunError: a label is outside the classes that its task declares.
+        RunError: a label is no class of its task (`misfit`).
     """
     count, tasks = len(data), {task: int(classes) for task, classes in data.tasks.items()}
     hashed = [str(getattr(data, "fingerprint", ""))]
     for i in sorted({int(i) for i in np.linspace(0, count - 1, min(count, 64))} if tasks else ()):
         label = data.label(i)
-        for task, classes in tasks.items():
-            if not 0 <= int(label[task]) < classes:
-                raise RunError(f"image {i} has the label {label[task]} in the task {task}: classes 0 to {classes - 1}")
-            hashed.append(f"{i} {task} {int(label[task])}")
+        if wrong := misfit(data, i, label):
+            raise RunError(wrong)
+        hashed += [f"{i} {task} {int(label[task])}" for task in tasks]
     found = {
         "images": count,
         "tasks": tasks,
@@ -38,6 +38,18 @@ def identity(data: Dataset) -> dict[str, Any]:
     }
     decoder = getattr(data, "decoder", None)
     return found if decoder is None else found | {"decoder": str(decoder)}
+
+
+def misfit(data: Dataset, i: int, label: Mapping[str, int]) -> str:
+    """What is wrong with the label of image i, in a sentence; nothing where it is a class of each task."""
+    for task, classes in data.tasks.items():
+        if task not in label:
+            return f"image {i} has no label in the task {task}"
+        if not 0 <= int(label[task]) < classes:
+            return (
+                f"image {i} has the label {int(label[task])} in the task {task}, which has classes 0 to {classes - 1}"
+            )
+    return ""
 
 
 def drawn_together(sources: Sources, shares: Split) -> dict[str, int]:

@@ -4,6 +4,7 @@ import pytest
 from made_up import TREE, evaluated, record
 
 from sslzoo.compare.fairness import box
+from sslzoo.run.identity import MASKED_TOGETHER
 
 
 def names(side):
@@ -40,9 +41,12 @@ def test_keys_that_a_swapped_part_shares_with_the_other_are_no_part_of_the_swap(
 def test_the_same_images_at_another_path_are_fair():
     data = {"images": 9, "fingerprint": "beef"}
     sides = {
-        name: [record(tree={"data": {"use": "folder", "root": root}}, facts={"data": data | more})]
+        name: [record(tree={"data": {"use": "folder", "root": root}}, identities=(data | more,))]
         for name, root, more in (("base", "/a", {}), ("other", "/b", {}), ("third", "/b", {"fingerprint": "cafe"}))
     }
+    assert names(box({name: sides[name] for name in ("base", "other")}, {"base": [], "other": ["masks"]}).beside) == [
+        "data.root"
+    ]
     assert not box({name: sides[name] for name in ("base", "other")}, {"base": [], "other": ["masks"]}).unfair
     assert names(box(sides, {"base": [], "other": ["masks"]}).unfair) == ["training data: fingerprint"]
 
@@ -91,6 +95,68 @@ def test_seconds_are_those_of_the_processes_that_each_attempt_had():
 def test_a_trap_is_told_as_unfair(changes, trap):
     found = both(**changes)
     assert any(what.startswith(trap) for what in names(found.unfair)), names(found.unfair)
+
+
+def test_values_that_differ_far_from_their_beginning_differ_and_are_told_by_that():
+    many = [0.1] * 40
+    sides = [record(tree={"masks": {"image": {"scale": [*many, last]}}}) for last in (0.2, 0.3)]
+    (told,) = box({"base": [sides[0]], "other": [sides[1]]}, {"base": [], "other": ["masks"]}).question
+    assert [value[-5:] for value in told.values.values()] == [" 0.2]", " 0.3]"]
+
+
+def test_settings_of_the_data_that_their_identity_does_not_tell_stand_beside():
+    """Rendered scenes of another size have the labels, and so the identity, of these."""
+    sides = [record(tree={"data": {"use": "scenes", "size": n}}, identities=({"images": 9},)) for n in (64, 32)]
+    found = box({"base": [sides[0]], "other": [sides[1]]}, {"base": [], "other": ["masks"]})
+    assert names(found.beside) == ["data.size"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_data_that_changed_on_the_way_are_told_whoever_shares_the_change(same):
+    changed = record(identities=({"images": 9, "fingerprint": "beef"}, {"images": 9, "fingerprint": "cafe"}))
+    other = changed if same else record(identities=({"images": 9, "fingerprint": "cafe"},))
+    found = {one.what: one.values for one in box({"base": [other], "other": [changed]}, {}).unfair}
+    assert found["training data: fingerprint"]["other"] == "beef, cafe"
+
+
+def test_masks_that_depend_on_how_many_are_drawn_together_are_told_where_that_differs():
+    sides = [record(identities=({"images": 9, MASKED_TOGETHER: n},)) for n in (16, 8, 16)]
+    found = box({"base": [sides[0]], "other": [sides[1]], "plain": [record(identities=({"images": 9},))]}, {})
+    assert [(one.what, one.values) for one in found.unfair] == [(MASKED_TOGETHER, {"base": "16", "other": "8"})]
+    assert not box({"base": [sides[0]], "other": [sides[2]]}, {}).unfair
+
+
+def test_a_class_token_beside_a_mean_of_patches_is_other_pooling():
+    sides = {
+        name: [record(evaluated=evaluated("teacher", pooling="summary", summary=word))]
+        for name, word in (("a", "class token"), ("b", "mean of patches"), ("c", ""))
+    }
+    (found,) = box(sides, {}).unfair
+    assert (found.what, dict(found.values)) == (
+        "pooling",
+        {"a": "class token", "b": "mean of patches", "c": "not recorded"},
+    )
+    assert not box({name: sides[name] for name in "ac"}, {}).unfair
+
+
+def test_settings_that_changed_when_a_run_went_on_stand_beside_the_question():
+    attempts = tuple({"settings": {"run.micro": n, "run.shard": 1}} for n in (16, 8, 8))
+    (found,) = both(attempts=attempts).beside
+    assert (found.what, dict(found.values)) == ("run.micro, changed when a run went on", {"other": "16, then 8"})
+
+
+def test_test_images_that_the_probes_have_seen_are_told():
+    some = {"data": {"test": {"images": 300}}}
+    known = [evaluated("teacher", overlap=n, **some) for n in (4, 3)]
+    (found,) = box({"a": [record(evaluated=known[0])], "b": [record(evaluated=known[1])]}, {}).unfair
+    assert dict(found.values) == {"a": "4 of 300 test images are among the probes' training images, pixel for pixel"}
+
+
+def test_a_run_that_was_trained_on_the_test_images_is_told():
+    known = evaluated("teacher", data={"test": {"images": 300, "fingerprint": "beef"}})
+    sides = [record(evaluated=known, identities=({"fingerprint": name},)) for name in ("beef", "cafe")]
+    found = {one.what: dict(one.values) for one in box({"a": [sides[0]], "b": [sides[1]]}, {}).unfair}
+    assert found["trained, without labels, on the test images"] == {"a": "yes"}
 
 
 def test_of_an_evaluation_that_differs_it_is_told_in_what():

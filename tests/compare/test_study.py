@@ -20,6 +20,7 @@ from sslzoo.progress import Progress
 from sslzoo.recipe.recipe import load, resolve
 from sslzoo.recipe.schedule import Schedule
 from sslzoo.report import records
+from sslzoo.run.state import State
 
 SMALL = ["run.workers=0", "run.steps=40", "run.batch=8", "data.length=64", "data.cache=false"]
 RANDOM = "masks.image={use: random, hide: 0.6}"
@@ -241,9 +242,29 @@ def test_a_cell_of_several_has_its_share_of_the_cores(tmp_path, monkeypatch):
     assert given == [None, "5", "1", "2"]
 
 
+def began(read):
+    """Every cell of a study as if it had begun."""
+    for cell in cells.prepare(read):
+        State(cell.folder).begin(0)
+
+
+def test_cells_that_have_not_begun_are_written_anew_and_the_others_tell_of_an_edit(tmp_path):
+    out = tmp_path / "out"
+    first, *waiting = cells.prepare(study.read(write(tmp_path), out))
+    State(first.folder).begin(0)
+    edited = study.read(write(tmp_path, variants={"multiblock": [], "random": ["optim.clip=1.0"]}), out)
+    assert [cell.variant for cell in cells.prepare(edited)] == ["multiblock"] * 2 + ["random"] * 2
+    clips = [yaml.safe_load((one.folder / "recipe.yaml").read_text())["optim"]["clip"] for one in (first, *waiting)]
+    assert clips == [None, None, 1.0, 1.0]
+    with pytest.raises(
+        UserError, match=r"edited after 1 of its 4 cells(.|\n)*compare .*out/\*/\*` compares what has run"
+    ):
+        cells.prepare(study.read(write(tmp_path, set=[*SMALL, "run.batch=16"]), out))
+
+
 def test_an_edited_study_is_told_once_for_each_change_with_its_cells(tmp_path):
     out = tmp_path / "out"
-    cells.prepare(study.read(write(tmp_path), out))
+    began(study.read(write(tmp_path), out))
     edited = write(
         tmp_path, set=[*SMALL, "run.batch=16"], variants={"multiblock": ["optim.clip=1.0"], "random": [RANDOM]}
     )
@@ -262,10 +283,10 @@ def test_no_page_shows_figures_under_an_edited_study(tmp_path, monkeypatch):
     from sslzoo.compare import command
 
     out = tmp_path / "out"
-    cells.prepare(study.read(write(tmp_path), out))
+    began(study.read(write(tmp_path), out))
     monkeypatch.setattr(command, "_tell_study", lambda *_words: True)
     assert command.page_of_study(write(tmp_path), command.Asked(out))
-    with pytest.raises(UserError, match="the study was edited after"):
+    with pytest.raises(UserError, match="the study, or a recipe it names, was edited after"):
         command.page_of_study(write(tmp_path, set=["optim.lr=0.5"]), command.Asked(out))
 
 
@@ -273,7 +294,7 @@ def test_a_plugin_edited_after_some_of_a_study_ran_is_refused(tmp_path):
     plugin = tmp_path / "mine.py"
     plugin.write_text(PLUGIN)
     path = write(tmp_path, plugins=["mine.py"], variants={"a": ["masks.image={use: corner}"]})
-    cells.prepare(study.read(path, tmp_path / "out"))
+    began(study.read(path, tmp_path / "out"))
     plugin.write_text(PLUGIN + "# another\n")
     with pytest.raises(UserError, match=r"(?s)edited after 2 of its 2 cells.*plugin .*mine.* was .* and is"):
         cells.prepare(study.read(path, tmp_path / "out"))

@@ -9,9 +9,10 @@ from made_up import evaluated, record
 
 from sslzoo import RunError
 from sslzoo.compare import charts, page
-from sslzoo.compare.fairness import Finding
+from sslzoo.compare.fairness import Box, Finding
 from sslzoo.compare.page import _tables
 from sslzoo.compare.table import compare, verdict
+from sslzoo.report import charts as drawing
 
 
 def runs(variant, values):
@@ -146,6 +147,27 @@ def test_every_task_is_drawn_against_the_costs_that_differ():
     told = {tuple(row.split(",")[:2]) for row in drawn.csv.splitlines()[1:]}
     assert told == {(f"teacher linear/{task}", "training FLOPs") for task in "xy"}
     assert "Alike for all runs, and so not drawn: images seen, device seconds." in drawn.caption
+
+
+def test_of_unlike_encoders_the_untrained_ones_are_told_from_the_lowest_to_the_highest():
+    variants = {"base": runs("base", BASE), "wide": runs("wide", BASE)}
+    for one in variants["wide"]:
+        one.untrained["teacher"]["knn/x/top1"] = 43.0
+    first = next(iter(_tables(variants, compare(variants, "base"))))
+    assert [row[-2].text for row in first.rows] == ["40.0 to 43.0", "30.0"]
+
+
+def test_many_variants_are_told_apart_by_color_and_mark_or_color_and_dash():
+    names = [f"v{n}" for n in range(24)]
+    assert len({drawing.color(names, name) for name in names}) == 24
+    assert len({(drawing.color(names, name)[0], drawing.dash(names, name)) for name in names}) == 24
+
+
+def test_who_reads_the_verdict_alone_is_told_that_not_all_was_equal():
+    assert page.caveat(Box()) == []
+    found = [Finding("evaluation: data.test.images", {}), Finding("evaluation: view.size", {}), Finding("flops", {})]
+    (line,) = page.caveat(Box(unfair=found))
+    assert line.endswith("may come of that: evaluation, flops (below, under Unfair).")
 
 
 def test_places_of_a_recipe_have_words_beside_them():

@@ -90,7 +90,7 @@ def test_a_label_outside_its_classes_is_told():
         def label(self, i):
             return {"class": i - 1}
 
-    with pytest.raises(RunError, match="image 0 has the label -1 in the task class: classes 0 to 2"):
+    with pytest.raises(RunError, match="image 0 has the label -1 in the task class, which has classes 0 to 2"):
         identity(Wrong())
 
 

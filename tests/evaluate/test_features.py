@@ -1,10 +1,13 @@
 """What is read from an encoder beside its own pooling, and features that are kept."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from sslzoo import RecipeError
+from sslzoo.evaluate import figures
 from sslzoo.evaluate.bench import bench
 from sslzoo.evaluate.features import extract, pooled
 from sslzoo.evaluate.kept import Kept
@@ -109,3 +112,21 @@ def test_what_an_encoder_lacks_is_told_before_a_run():
     with pytest.raises(RecipeError, match="need a class token") as error:
         rehearse(recipe, installed, data=False)
     assert "the encoder has 2 blocks" in str(error.value)
+
+
+def test_test_images_among_the_training_images_are_counted_also_from_kept_features(tmp_path):
+    sets = ("evaluate.train={use: scenes, split: test, length: 24, size: 64}", "evaluate.test.length=16")
+    recipe, installed = load("tiny/ijepa", (*sets, "evaluate.probes={knn: {use: knn, k: [1]}}"))
+    found, method = bench(recipe, installed), build_method(recipe, installed)
+    said = []
+    words = ({"trained": method}, 0, "student", tmp_path / "run", CPU, said.append, tmp_path / "kept")
+    for _ in range(2):
+        path = figures.probe(found, recipe, installed, *words)[1]
+        content = json.loads(path.read_text())
+        assert (content["overlap"], content["summary"]) == (16, "mean of patches")
+        assert "warning: 16 of 16 test images are among the probes' training images, pixel for pixel" in said
+        said.clear()
+    classed, installed = load("tiny/ijepa", ("evaluate.test.length=16", "encoder.class_token=true", *SETS))
+    words = ({"trained": build_method(classed, installed)}, 0, "student", tmp_path / "run", CPU, said.append)
+    content = json.loads(figures.probe(bench(classed, installed), classed, installed, *words)[1].read_text())
+    assert (content.get("overlap"), content["summary"]) == (None, "class token")

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from sslzoo import UserError
 from sslzoo.cli import cli
 from sslzoo.evaluate import bench, written
+from sslzoo.plugins import catalogue
 from sslzoo.recipe.recipe import load
-from sslzoo.report import records
+from sslzoo.report import records, words
 
 TOLD = {"run": "good", "step": 4, "network": "teacher", "run_seed": 0, "view": {"size": 32}}
 FIGURES = {"trained": {"knn/count/top1": 40.0, "knn/count/loss": float("nan")}, "chance": {"count": 10.0}}
@@ -75,8 +76,8 @@ SHORT += ("evaluate.train.length=16", "evaluate.test.length=8", "evaluate.probes
 def run(tmp_path_factory):
     """A short run, probed at its end."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    words = ["train", "tiny/ijepa", *(word for one in SHORT for word in ("--set", one)), "--out", str(folder)]
-    told = CliRunner().invoke(cli, words, catch_exceptions=False)
+    line = ["train", "tiny/ijepa", *(word for one in SHORT for word in ("--set", one)), "--out", str(folder)]
+    told = CliRunner().invoke(cli, line, catch_exceptions=False)
     assert told.exit_code == 0, told.output
     return folder
 
@@ -103,8 +104,8 @@ def test_of_several_evaluations_the_newest_counts_or_the_newest_that_answers_wha
     shutil.copytree(run, tmp_path / "run")
     recipe, installed = load(str(tmp_path / "run"))
     asked = bench.asked(recipe, installed)
-    words = ["eval", str(tmp_path / "run"), "--untrained"]
-    assert CliRunner().invoke(cli, [*words, "--set", "evaluate.layers=2"]).exit_code == 0
+    line = ["eval", str(tmp_path / "run"), "--untrained"]
+    assert CliRunner().invoke(cli, [*line, "--set", "evaluate.layers=2"]).exit_code == 0
     other = records.read(tmp_path / "run").evaluated["teacher"]
     assert "means over patches of the last 2" in other.content["pooling"]
     wanted = records.read(tmp_path / "run", asked=asked).evaluated["teacher"]
@@ -112,8 +113,65 @@ def test_of_several_evaluations_the_newest_counts_or_the_newest_that_answers_wha
     assert not other.answers(asked)
     assert wanted.answers(asked)
     assert not wanted.answers({**asked, "data": {**asked["data"], "test": {**asked["data"]["test"], "length": 9}}})
-    assert CliRunner().invoke(cli, words).exit_code == 0  # the first again: it is the newest now
+    assert CliRunner().invoke(cli, line).exit_code == 0  # the first again: it is the newest now
     assert records.read(tmp_path / "run").evaluated["teacher"].content["pooling"] == "summary"
+
+
+def _changed(path, change):
+    """The same evaluation as another version would have written it."""
+    told = {key: value for key, value in json.loads(path.read_text()).items() if key != "crc32"}
+    change(told)
+    path.write_text(json.dumps(told))
+
+
+def test_keys_of_later_versions_were_what_their_defaults_are_and_unlike_protocols_are_no_answer(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    asked = bench.asked(*load(str(tmp_path / "run")))
+    (path,) = (tmp_path / "run" / "eval").glob("*.json")
+    _changed(path, lambda told: [told["probes"]["knn"].pop(key) for key in ("temperature", "protocol")])
+    found = records.read(tmp_path / "run", asked=asked).evaluated["teacher"]
+    assert found.settings["probes"]["knn"] == asked["probes"]["knn"]
+    _changed(path, lambda told: told["probes"]["knn"].update(temperature=0.1))
+    assert not records.read(tmp_path / "run", asked=asked).evaluated
+    _changed(path, lambda told: told["probes"]["knn"].pop("temperature"))
+    columns = lambda told: told["figures"].values()  # noqa: E731
+    _changed(path, lambda told: [one.pop(key) for one in columns(told) for key in [*one] if key.endswith("/k")])
+    assert not records.read(tmp_path / "run", asked=asked).evaluated  # k was chosen on the test images
+    old = records.read(tmp_path / "run").evaluated["teacher"]
+    assert "best on the test images" in words.read_how(old, catalogue())
+
+
+def test_runs_are_compared_by_the_newest_evaluation_that_all_have(run, tmp_path):
+    paths = [tmp_path / name for name in ("a", "b")]
+    for path in paths:
+        shutil.copytree(run, path)
+        recipe = (path / "recipe.yaml").read_text()
+        (path / "recipe.yaml").write_text(recipe.replace("clip: null", f"clip: {ord(path.name)}.0"))
+    assert CliRunner().invoke(cli, ["eval", str(paths[1]), "--set", "evaluate.layers=2"]).exit_code == 0
+    assert records.read(paths[1]).evaluated["teacher"].content["pooling"] != "summary"
+    (a,), (b,) = records.by_recipe(paths).values()
+    assert a.evaluated["teacher"].settings == b.evaluated["teacher"].settings
+    shutil.rmtree(paths[0] / "eval")
+    assert CliRunner().invoke(cli, ["eval", str(paths[0]), "--set", "evaluate.layers=1"]).exit_code == 0
+    (a,), (b,) = records.by_recipe(paths).values()
+    assert [one.evaluated["teacher"].content["pooling"][:27] for one in (a, b)] == ["means over patches of the l"] * 2
+    assert a.evaluated["teacher"].settings != b.evaluated["teacher"].settings
+
+
+def test_a_page_reads_what_a_run_recorded_once(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    read = []
+    monkeypatch.setattr(written, "read", lambda *words, own=written.read: read.append(1) or own(*words))
+    assert CliRunner().invoke(cli, ["report", str(tmp_path / "run")], catch_exceptions=False).exit_code == 0
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(0, "0"), (7, "7"), (160, "160"), (999.6, "1 k"), (72_000, "72 k"), (999_999, "1 M"), (3e18, "3e+03 P")],
+)
+def test_a_number_is_told_with_three_digits_and_its_unit(value, told):
+    assert words.number_told(value) == told
 
 
 def test_of_two_teachers_the_first_is_the_teacher(run, tmp_path):

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from sslzoo import RunError
 from sslzoo.evaluate.bench import untrained
 from sslzoo.recipe.recipe import load
 from sslzoo.report import html, insides, page, predictions
@@ -116,14 +117,20 @@ def test_attention_is_the_softmax_that_a_hook_sees(classed):
     pixels, taken = torch.randn(2, 3, 64, 64), []
     last = encoder.blocks[-1].attn
     hook = last.qkv.register_forward_hook(lambda _m, _i, out: taken.append(out))
-    maps, query = insides.attention(encoder, pixels)
+    seen = insides.attention(encoder, pixels)
+    chosen = insides.attention(encoder, pixels, (2, 5))
     hook.remove()
     n, tokens = taken[-1].shape[:2]
     q, k, _ = taken[-1].reshape(n, tokens, 3, 3, 32).permute(2, 0, 3, 1, 4)
     full = (q @ k.transpose(-2, -1) / 32**0.5).softmax(-1).mean(1)
     asks = 0 if classed else 4 * 8 + 4
-    assert query == ("class token" if classed else "middle patch")
-    assert torch.allclose(maps.flatten(1), full[:, asks, tokens - 64 :] * tokens, atol=1e-4)
+    assert seen.asks == ("class token" if classed else "patch 4,4")
+    assert torch.allclose(seen.maps.flatten(1), full[:, asks, tokens - 64 :] * tokens, atol=1e-4)
+    assert chosen.asks == "patch 2,5"
+    asks = tokens - 64 + 2 * 8 + 5
+    assert torch.allclose(chosen.maps.flatten(1), full[:, asks, tokens - 64 :] * tokens, atol=1e-4)
+    with pytest.raises(RunError, match="no patch 2,8: rows are 0 to 7, columns 0 to 7"):
+        insides.attention(encoder, pixels, (2, 8))
 
 
 def test_an_encoder_without_attention_is_told_and_not_drawn(two):
