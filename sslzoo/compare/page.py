@@ -134,8 +134,8 @@ def _figures(network: str, variants: Mapping[str, Sequence[Record]], found: Comp
     ]
     note = (
         "Top-1 in percent on test images: mean ± standard deviation over seeds. Untrained: the mean of the same "
-        "encoders before training, from the lowest variant's to the highest's where encoders or seeds differ. Chance: the "
-        f"commonest class. {_settings(network, variants)}"
+        "encoders before training, from the lowest variant's to the highest's where encoders or seeds differ. Chance: "
+        f"the commonest class. {_settings(network, variants)}"
     )
     return Table(f"Figures of the {network}", note, ["probe/task", *found.summaries, *beside], rows)
 
