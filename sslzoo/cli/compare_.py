@@ -46,6 +46,10 @@ def command(
 
     asked = Asked(out, plugins, dry_run, jobs, cluster, baseline, as_json)
     study = find_study(what[0], plugins) if len(what) == 1 else None
+    if study is not None and baseline is not None:
+        raise click.UsageError("--baseline is for runs; of a study, its own key baseline says it")
+    if study is None and (dry_run or cluster is not None or jobs != 1):
+        raise click.UsageError("--dry-run, --jobs and --cluster are for a study; runs are only read")
     fair = compare_runs(what, asked) if study is None else run_study(study, asked)
     if strict and not fair:
         sys.exit(1)

@@ -56,6 +56,8 @@ def command(
     asked = Asked(out=out, plugins=plugins, baseline=baseline, patch=patch)
     study = find_study(what[0], plugins) if len(what) == 1 else None
     if study is not None:
+        if baseline is not None:
+            raise click.UsageError("--baseline is for runs; of a study, its own key baseline says it")
         page_of_study(study, asked)
     elif len(what) == 1 and is_run(what[0]):
         click.echo(f"page: {page.of(what[0], lambda text: click.echo(text, err=True), patch)}")

@@ -10,7 +10,7 @@ from sslzoo.compare.statistics import mean
 from sslzoo.evaluate.written import overlap_told
 from sslzoo.recipe.resuming import leaves
 from sslzoo.report.doctor import diagnose
-from sslzoo.report.records import Record
+from sslzoo.report.records import HOW, Record
 from sslzoo.report.words import number_told
 from sslzoo.run.identity import MASKED_TOGETHER
 
@@ -20,16 +20,6 @@ MOST_KEPT = 0.05  # share of its starting weights that a teacher may keep
 MOST_KNOWN = 0.01  # share of the test images that probes may have trained on
 MOST_WARM_UP = 0.2  # share of a run that may be warm-up
 OWN = ("name", "run.seed", "plugins")  # what tells runs apart, and no question
-# Which keys of a recipe say how it is run or told, not what is learnt.
-HOW = (
-    "run.workers",
-    "run.log_every",
-    "run.save_every",
-    "run.keep",
-    "run.milestones",
-    "run.monitor",
-    "run.monitor_every",
-)
 
 
 @dataclass(frozen=True)

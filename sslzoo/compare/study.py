@@ -13,11 +13,13 @@ budget: {equal: images}
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from sslzoo.compare.budget import Budget, Cost, changes, cost_of, length_of, steps_for
@@ -25,10 +27,12 @@ from sslzoo.errors import Problem, UserError, did_you_mean, did_you_mean_beside
 from sslzoo.plugins import Catalogue, catalogue
 from sslzoo.recipe import signature, yamltext
 from sslzoo.recipe.fit import check
-from sslzoo.recipe.recipe import Recipe, find, load, studies
+from sslzoo.recipe.recipe import Recipe, find, load, resolve, studies
 
 METHOD = ("views", "masks", "predictor", "targets", "losses", "optim")  # what makes a method, with equal encoders
-LENGTH = ("run.steps", "run.epochs")  # the budget's business
+# What a study says for all of its cells, and a change would only seem to.
+OWN = {"run.steps": "the budget sets how long a variant trains", "run.seed": "the study's key seeds says which"}
+OWN |= {"run.epochs": OWN["run.steps"], "name": "a cell is called by its variant and seed"}
 
 
 class Own(BaseModel):
@@ -139,6 +143,8 @@ def read(path: Path, out: Path | None = None, plugins: Sequence[Path] = ()) -> S
     baseline = _baseline(keys, text)
     _refuse_names(keys, text)
     seeds = _seeds(keys, text)
+    if wrong := _not_its_own(keys.set, but=("run.steps", "run.epochs")):
+        raise text.error([Problem("set", wrong)])
     files = [*((path.parent / one).resolve() for one in keys.plugins), *plugins]
     common = [*keys.set, *([f"evaluate={yamltext.written(keys.evaluate)}"] if keys.evaluate else [])]
     folder = out or Path("runs") / keys.study
@@ -196,6 +202,25 @@ def _seeds(keys: Keys, text: yamltext.Text) -> tuple[int, ...]:
     return seeds
 
 
+def _not_its_own(changes: Sequence[str], but: Sequence[str] = ()) -> str:
+    """The first change that is not a variant's to make, and whose it is."""
+    for change in changes:
+        place = change.partition("=")[0].strip()
+        if place in OWN and place not in but:
+            return f"found {change}; {OWN[place]}"
+    return ""
+
+
+def _twins(found: Mapping[str, _Priced]) -> Iterator[Problem]:
+    """Variants that are no other than one before them: their difference would be 0, whatever was asked."""
+    known: dict[str, str] = {}
+    for name, one in found.items():
+        tree = yaml.safe_load(resolve(one.recipe, one.installed)) | {"name": ""}
+        first = known.setdefault(json.dumps(tree, sort_keys=True, default=str), name)
+        if first != name:
+            yield Problem(f"variants.{name}", f"it is the same recipe as {first}; nothing would differ")
+
+
 @dataclass(frozen=True)
 class _Priced:
     """A variant as it was written, and what a step of it costs."""
@@ -217,9 +242,8 @@ def _variants(
     for name, given in keys.variants.items():
         own, base = (given.set, given.base) if isinstance(given, Own) else (given, keys.base)
         place = f"variants.{name}"
-        lengths = [one for one in own if one.partition("=")[0].strip() in LENGTH]
-        if lengths:
-            problems.append(Problem(place, f"found {lengths[0]}; the budget sets how long a variant trains"))
+        if wrong := _not_its_own(own):
+            problems.append(Problem(place, wrong))
             continue
         try:
             base = _base(base, folder, files)
@@ -230,6 +254,7 @@ def _variants(
                 bases[base] = length_of(*load(base, common, files)) if own else cost
         except UserError as error:
             problems.append(Problem(place, str(error)))
+    problems += _twins(found)
     if problems:
         return [], problems
     variants = []

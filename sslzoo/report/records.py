@@ -27,6 +27,17 @@ from sslzoo.run.folder import Folder
 from sslzoo.run.networks import kind
 from sslzoo.run.state import State
 
+# Keys of a recipe that say how a run is told and fed, not what is learnt.
+HOW = (
+    "run.workers",
+    "run.log_every",
+    "run.save_every",
+    "run.keep",
+    "run.milestones",
+    "run.monitor",
+    "run.monitor_every",
+)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -256,18 +267,36 @@ def _by_kind(evaluations: Iterable[Evaluation], tree: Mapping[str, Any]) -> dict
 
 
 def by_recipe(folders: list[Path]) -> dict[str, list[Record]]:
-    """Records of any runs, grouped by recipe, seed and name aside; a group is named by where its recipe differs."""
-    groups: dict[str, list[Record]] = {}
-    for one in _by_what_all_have([read(folder) for folder in folders]):
-        own = {place: value for place, value in one.leaves.items() if place not in ("run.seed", "name")}
-        groups.setdefault(json.dumps(own, sort_keys=True, default=str), []).append(one)
-    ordered = [sorted(records, key=lambda one: one.seed) for records in groups.values()]
+    """Records of any runs, grouped by recipe; a group is named by where its recipe differs.
+
+    Seed and name aside, and how a run is told and probed; unless one seed would stand twice in a group for that.
+    """
+    found = _by_what_all_have([read(folder) for folder in folders])
+    ordered = []
+    for group in _alike(found, ("run.seed", "name", "evaluate", *HOW)):
+        twice = len({one.seed for one in group}) < len(group)
+        for records in _alike(group, ("run.seed", "name")) if twice else [group]:
+            ordered.append(sorted(records, key=lambda one: one.seed))
     names = [records[0].variant.removesuffix(f"-seed-{records[0].seed}") for records in ordered]
     if len(set(names)) < len(names) and len(folders) == len(ordered):
         names = [records[0].folder.resolve().name for records in ordered]  # one run each: the name a person gave it
     if len(set(names)) < len(names):
         names = _by_difference([records[0].leaves for records in ordered])
     return dict(zip(names, ordered, strict=True))
+
+
+def _alike(records: Iterable[Record], aside: tuple[str, ...]) -> list[list[Record]]:
+    """Runs of one recipe together, in their order; some places aside."""
+    groups: dict[str, list[Record]] = {}
+    for one in records:
+        own = {place: value for place, value in one.leaves.items() if not _within(place, aside)}
+        groups.setdefault(json.dumps(own, sort_keys=True, default=str), []).append(one)
+    return list(groups.values())
+
+
+def _within(place: str, places: Iterable[str]) -> bool:
+    """Whether a place is one of these, or below one."""
+    return any(place == one or place.startswith(f"{one}.") for one in places)
 
 
 def _by_what_all_have(records: Sequence[Record]) -> list[Record]:

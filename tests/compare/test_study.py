@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from made_up import TREE, record
 from rich.console import Console
 
+from sslzoo.cli import cli
 from sslzoo.compare import cells, evaluation, study
 from sslzoo.compare.budget import Budget, Cost, Stretch, _longer_horizon, _scaled, steps_for
 from sslzoo.compare.command import Asked, compare_runs, run_study
@@ -145,6 +147,9 @@ def test_without_another_length_nothing_changes(tmp_path):
     [
         ({"variants": {"a": ["run.steps=7"]}}, "the budget sets how long"),
         ({"variants": {"a": ["mask.image=1"]}}, "did you mean masks"),
+        ({"variants": {"a": [], "b": ["run.seed=7"]}}, "found run.seed=7; the study's key seeds"),
+        ({"set": ["name=x"]}, "found name=x; a cell is called by its variant"),
+        ({"variants": {"a": [], "b": [RANDOM], "c": ["run.batch=8"]}}, "the same recipe as a; nothing would differ"),
         ({"variants": {"a": [], "../b": []}}, "names a folder"),
         ({"baseline": "multibock"}, "did you mean multiblock"),
         ({"seeds": [1, 1]}, "different numbers"),
@@ -198,6 +203,31 @@ def test_single_runs_of_one_recipe_name_are_called_by_their_folders(tmp_path):
         "precision=fp32": [0, 1],
         "precision=bf16": [0],
     }
+
+
+def test_seeds_of_a_run_are_one_variant_however_they_were_told_and_probed(tmp_path):
+    for name, seed, more in (("a", 0, {"workers": 0}), ("b", 1, {"workers": 4}), ("c", 0, {"batch": 32})):
+        (tmp_path / name).mkdir()
+        tree = TREE | {"run": TREE["run"] | more | {"seed": seed}, "evaluate": {"layers": seed}}
+        (tmp_path / name / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    folders = [tmp_path / name for name in "abc"]
+    assert [[one.seed for one in own] for own in records.by_recipe(folders).values()] == [[0, 1], [0]]
+    tree["run"] |= {"batch": TREE["run"]["batch"], "workers": 4}
+    (tmp_path / "c" / "recipe.yaml").write_text(
+        yaml.safe_dump(tree)
+    )  # a second run of seed 0: workers are the question
+    found = records.by_recipe(folders)
+    assert [[one.folder.name for one in own] for own in found.values()] == [["a"], ["b"], ["c"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["tiny/masks", "--baseline", "block"], "its own key baseline"), ([".", "--jobs", "2"], "for a study")],
+)
+def test_options_that_would_do_nothing_are_refused(words, told):
+    found = CliRunner().invoke(cli, ["compare", *words])
+    assert found.exit_code == 2
+    assert told in found.output
 
 
 def test_cells_run_as_many_at_a_time_as_asked_and_what_runs_is_saved_when_one_is_stopped(tmp_path, monkeypatch):
