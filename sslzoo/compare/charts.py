@@ -43,7 +43,8 @@ def against_cost(
                     known = [(x, y, seed) for x, y, seed in points if x is not None and y is not None]
                     c, mark = color(list(variants), name)
                     xs, ys = [x for x, *_ in known], [y for _, y, _ in known]
-                    ax.scatter(xs, ys, s=34, c=c, marker=mark, alpha=0.85, label=name)
+                    if known:
+                        ax.scatter(xs, ys, s=34, c=c, marker=mark, alpha=0.85, label=name)
                     told: dict[str, object] = {"figure": what, "cost": label, "variant": name}
                     rows += [told | {"seed": seed, "x": x, "y": y} for x, y, seed in known]
                 _levels(ax, levels[what])

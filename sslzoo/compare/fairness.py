@@ -30,9 +30,17 @@ class Finding:
     values: Mapping[str, str]
     why: str = ""
 
+    @property
+    def grouped(self) -> dict[str, str]:
+        """The values, each once, by the names of all variants that have it."""
+        names: dict[str, list[str]] = {}
+        for name, value in self.values.items():
+            names.setdefault(value, []).append(name)
+        return {", ".join(some): value for value, some in names.items()}
+
     def __str__(self) -> str:
-        shown = "; ".join(f"{name}: {value}" for name, value in self.values.items())
-        return f"{self.what}: {shown}" + (f" ({self.why})" if self.why else "")
+        told = "; ".join(f"{names}: {value}" for names, value in self.grouped.items())
+        return f"{self.what}: {told}" + (f" ({self.why})" if self.why else "")
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ def box(variants: Mapping[str, Sequence[Record]], named: Mapping[str, Iterable[s
 
 
 def _recipes(found: Box, variants: Mapping[str, Sequence[Record]], named: set[str], known: bool) -> None:
-    trees = {name: records[0].leaves for name, records in variants.items()}
+    trees = _of_one_depth({name: records[0].leaves for name, records in variants.items()})
     places = sorted({place for one in trees.values() for place in one})
     uses = [place for place in places if place.endswith(".use") and len({one.get(place) for one in trees.values()}) > 1]
     swapped = tuple(place.removesuffix("use") for place in uses)
@@ -97,6 +105,23 @@ def _recipes(found: Box, variants: Mapping[str, Sequence[Record]], named: set[st
             found.question.append(Finding(place, values))
         else:
             found.beside.append(Finding(place, values))
+
+
+def _of_one_depth(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Leaves of recipes; what is a number in one and a schedule in another is one leaf in both."""
+    places = {place for one in trees.values() for place in one}
+    flat = {place for place in places if any(other.startswith(f"{place}.") for other in places)}
+    found: dict[str, dict[str, Any]] = {}
+    for name, tree in trees.items():
+        found[name] = own = {}
+        for place, value in tree.items():
+            above = next((one for one in flat if place.startswith(f"{one}.")), None)
+            if above is None:
+                own[place] = value
+            else:
+                told = f"{place.removeprefix(above + '.')} {value}"
+                own[above] = f"{own[above]}, {told}" if above in own else told
+    return found
 
 
 def _with_own(leaves_: Mapping[str, Any], place: str, own: Iterable[str]) -> str:

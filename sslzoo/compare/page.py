@@ -117,7 +117,11 @@ def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iter
         "parameters",
         "peak memory, bytes",
     ]
-    yield Table("Cost", "Means over finished runs. FLOPs: forward and backward, mean over mask draws.", head, rows)
+    note = (
+        "Means over finished runs; of a variant that has none, over what ran. FLOPs: forward and backward, mean over "
+        "mask draws."
+    )
+    yield Table("Cost", note, head, rows)
 
 
 def _figures(network: str, variants: Mapping[str, Sequence[Record]], found: Comparison) -> Table:
@@ -218,7 +222,8 @@ def _charts(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iter
     if found.figures:
         some = _main_figures(found)
         levels = {what: _levels(found.ready, *what.split(" ", 1)) for what in some}
-        yield charts.against_cost(variants, levels, "Figures against cost")
+        finished = {name: found.ready.get(name, ()) for name in variants}
+        yield charts.against_cost(finished, levels, "Figures against cost")
     if found.differences:
         yield charts.differences(found.differences, found.baseline, list(variants))
     lines = {key for records in variants.values() for one in records for line in one.lines for key in line}

@@ -103,13 +103,14 @@ def diagnose(record: Record) -> Diagnosis:
     """The first sign that a run shows, with what was seen; a run without metrics has nothing to be judged by."""
     failure = (f"it ended at step {record.step}: {State(record.folder).reason or 'no reason was kept'}",)
     failure = failure if record.state == "failed" else ()
-    if not record.lines:
-        nothing = "no line of metrics yet, so nothing to judge by"
-        return Diagnosis("failed" if failure else "unknown", (*failure, nothing))
-    for verdict, sign in _SIGNS:
+    signs = _SIGNS if record.lines else _SIGNS[:1]  # what is not finite may end a run before its first line
+    for verdict, sign in signs:
         evidence = tuple(sign(record))
         if evidence:
             return Diagnosis(verdict, evidence, _hint(verdict, record))
+    if not record.lines:
+        nothing = "no line of metrics yet, so nothing to judge by"
+        return Diagnosis("failed" if failure else "unknown", (*failure, nothing))
     return Diagnosis("failed" if failure else "healthy", (*failure, *_vital(record)))
 
 

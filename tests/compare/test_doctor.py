@@ -70,6 +70,13 @@ def test_a_run_that_tells_nothing_is_not_healthy(tmp_path):
         assert "the disk is full" in found.evidence[0]
 
 
+def test_a_run_that_diverged_before_its_first_line_is_told_so(tmp_path):
+    (tmp_path / "failure.txt").write_text("RunError: 3 steps in a row had a loss or gradient that is not finite")
+    found = told((), state="failed", folder=tmp_path)
+    assert found.verdict == "diverged"
+    assert "lower optim.lr" in found.remedies[0]
+
+
 def test_an_encoder_below_the_untrained_one_on_half_of_its_figures_is_told_so():
     figures = {"trained": {f"knn/{task}/top1": 30.0 + gain for task, gain in zip("abcd", (3, 2, -2, -4), strict=True)}}
     figures["untrained"] = dict.fromkeys(figures["trained"], 30.0)

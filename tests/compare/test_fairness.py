@@ -23,6 +23,15 @@ def test_runs_that_differ_in_what_was_named_alone_are_fair():
     assert {"images seen", "training data", "precision"} <= set(names(found.same))
 
 
+def test_what_is_a_number_here_and_a_schedule_there_is_one_line_and_equal_values_are_told_once():
+    rates = {"a": 0.001, "b": {"warmup": {"steps": 9, "from": 0, "to": 1}}, "c": 0.001}
+    sides = {name: [record(tree={"optim": {"lr": lr}})] for name, lr in rates.items()}
+    (found,) = box(sides, {}).question
+    assert found.what == "optim.lr"
+    assert found.grouped == {"a, c": "0.001", "b": "warmup.steps 9, warmup.from 0, warmup.to 1"}
+    assert str(found) == "optim.lr: a, c: 0.001; b: warmup.steps 9, warmup.from 0, warmup.to 1"
+
+
 def test_what_differs_and_was_not_named_stands_beside_the_question():
     found = both(tree={"optim": {"lr": {"warmup": {"steps": 90, "from": 0, "to": 1}}}})
     assert names(found.beside) == ["optim.lr.warmup.steps"]
