@@ -73,7 +73,7 @@ def caveat(fair: Box) -> list[str]:
     """What a reader of the verdict alone must know: that not all was equal, and what was not."""
     if not fair.unfair:
         return []
-    what = ", ".join(dict.fromkeys(one.what.partition(":")[0] for one in fair.unfair))
+    what = ", ".join(dict.fromkeys(one.what.partition(":")[0] for one in _in_words(fair.unfair)))
     return [f"Not all was equal or sound, and a difference may come of that: {what} (below, under Unfair)."]
 
 
@@ -119,7 +119,7 @@ def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iter
     ]
     note = (
         "Means over finished runs; of a variant that has none, over what ran. FLOPs: forward and backward, mean over "
-        "mask draws."
+        "mask draws. Parameters: of all parts, a teacher and what is thrown away after training among them."
     )
     yield Table("Cost", note, head, rows)
 

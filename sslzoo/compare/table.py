@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -78,7 +78,20 @@ def _lacking(ready: Mapping[str, Sequence[Record]], common: Sequence[str]) -> li
     lost: dict[tuple[str, ...], list[str]] = {}
     for what in sorted(set().union(*sets.values()) - set(common)):
         lost.setdefault(tuple(name for name, own in sets.items() if what not in own), []).append(what)
-    return [f"{', '.join(figures)}: {', '.join(names)} has none, or one not finite" for names, figures in lost.items()]
+    return [
+        f"{told}: {', '.join(names)} {'have' if len(names) > 1 else 'has'} none, or one not finite"
+        for names, figures in lost.items()
+        for told in _by_network(figures, common)
+    ]
+
+
+def _by_network(figures: Sequence[str], common: Sequence[str]) -> Iterator[str]:
+    """Figures that are lost, one by one; of a network of which none is left, in a word."""
+    left = {what.partition(" ")[0] for what in common}
+    networks = [what.partition(" ")[0] for what in figures]
+    for network in dict.fromkeys(networks):
+        own = [what for what in figures if what.startswith(f"{network} ")]
+        yield ", ".join(own) if network in left or len(own) < 3 else f"all {len(own)} figures of the {network}"
 
 
 def _gain(records: Sequence[Record], what: str) -> float:

@@ -7,10 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 import yaml
+from pydantic.fields import FieldInfo
 
 from sslzoo.errors import UserError
 from sslzoo.evaluate.written import Evaluation, overlap_told
 from sslzoo.plugins import Catalogue
+from sslzoo.recipe import signature
 from sslzoo.report.records import Record
 from sslzoo.run.state import State
 
@@ -90,11 +92,23 @@ def read_how(one: Evaluation, installed: Catalogue) -> str:
     told = []
     for name, spec in (one.content.get("probes") or {}).items():
         with suppress(UserError):
-            first = (installed.find("probes", str(spec.get("use"))).make.__doc__ or "").strip().partition("\n")[0]
-            told.append(f"{name}: {first[:1].lower()}{first[1:].rstrip('.')}")
+            make = installed.find("probes", str(spec.get("use"))).make
+            first = (make.__doc__ or "").strip().partition("\n")[0]
+            told.append(f"{name}{_given(make, spec)}: {first[:1].lower()}{first[1:].rstrip('.')}")
     tasks = sorted({key.split("/")[1] for key in one.columns[one.trained] if key.count("/") == 2})
     behind = f"Behind the stroke, what is told of an image: {', '.join(tasks)}." if tasks else ""
     return f"{behind} Before it, by which probe. {'; '.join(told)}. {_old_knn(one)}".strip()
+
+
+def _given(make: Any, spec: Mapping[str, Any]) -> str:
+    """Settings of a probe that are not its defaults: ` (shots 10)`."""
+    fields = signature.keys_of(make).model_fields
+    given = [f"{key} {spec[key]}" for key, one in fields.items() if key in spec and spec[key] != _default(one)]
+    return f" ({', '.join(given)})" if given else ""
+
+
+def _default(field: FieldInfo) -> Any:
+    return None if field.is_required() else signature.plain(field.default)
 
 
 def _old_knn(one: Evaluation) -> str:

@@ -101,6 +101,13 @@ def test_a_figure_that_one_variant_lacks_and_a_second_run_of_a_seed_are_told():
     assert len(found.summaries["a"]["student knn/x"].values) == 2
 
 
+def test_a_network_that_one_variant_lacks_is_told_in_a_word():
+    many = {"trained": {f"knn/{task}/top1": 1.0 for task in "xyz"}}
+    both = [record(variant="a", evaluated=evaluated("teacher", figures=many) | evaluated("student"))]
+    (line,) = compare({"a": both, "b": [record(variant="b", evaluated=evaluated("student"))]}, "a").left_out
+    assert line == "all 3 figures of the teacher: b has none, or one not finite"
+
+
 def test_an_encoder_that_learned_nothing_is_told():
     lines = said([(40.0, 30.1), (40.2, 30.0), (39.0, 29.0)])
     assert lines[-1] == "Not above its untrained encoder on any figure: other."
@@ -167,7 +174,7 @@ def test_who_reads_the_verdict_alone_is_told_that_not_all_was_equal():
     assert page.caveat(Box()) == []
     found = [Finding("evaluation: data.test.images", {}), Finding("evaluation: view.size", {}), Finding("flops", {})]
     (line,) = page.caveat(Box(unfair=found))
-    assert line.endswith("may come of that: evaluation, flops (below, under Unfair).")
+    assert line.endswith("may come of that: evaluation, arithmetic of the training (flops) (below, under Unfair).")
 
 
 def test_places_of_a_recipe_have_words_beside_them():

@@ -138,7 +138,9 @@ def test_keys_of_later_versions_were_what_their_defaults_are_and_unlike_protocol
     _changed(path, lambda told: [one.pop(key) for one in columns(told) for key in [*one] if key.endswith("/k")])
     assert not records.read(tmp_path / "run", asked=asked).evaluated  # k was chosen on the test images
     old = records.read(tmp_path / "run").evaluated["teacher"]
-    assert "best on the test images" in words.read_how(old, catalogue())
+    told = words.read_how(old, catalogue())
+    assert "best on the test images" in told
+    assert "knn (k [3]): weighted" in told  # its own setting, and no default
 
 
 def test_runs_are_compared_by_the_newest_evaluation_that_all_have(run, tmp_path):
