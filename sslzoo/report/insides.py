@@ -191,8 +191,9 @@ def of_attention(looks: Sequence[Look], found: Mapping[str, Attention | None]) -
         pictures(parts[0], _shown(looks[0].pixels[:SHOWN]))
         for board, (title, one) in zip(parts[1:], drawn.items(), strict=True):
             axes = pictures(board, one.maps, vmin=0, vmax=top, cmap="viridis")
-            for ax in axes[: len(one.maps)] if one.patch is not None else ():
-                ax.plot(one.patch[1], one.patch[0], "+", color="white", markersize=7)
+            if one.patch is not None:
+                for ax in axes[: len(one.maps)]:
+                    ax.plot(one.patch[1], one.patch[0], "+", color="white", markersize=7)
             bar = board.colorbar(axes[0].images[0], ax=axes, fraction=0.015, pad=0.01)
             bar.ax.tick_params(labelsize=6)
             for n, r, c in _patches(one.maps):
