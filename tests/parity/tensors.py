@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslzoo import Batch, Group, Progress, catalogue
+from sslzoo import Batch, Group, Mask, Patches, Progress, catalogue
 from sslzoo.recipe.recipe import OptimKeys
 from sslzoo.run import data, optim
 from sslzoo.run.processes import World
@@ -87,6 +87,14 @@ def all_close(ours, theirs, tolerance=1e-5):
     assert set(ours) == set(theirs)
     for name, value in ours.items():
         close(value, theirs[name], tolerance, name)
+
+
+def mask_of(hidden):
+    """[s N] -> Mask of what is seen and what is hidden; an image, and even all of them, may have nothing hidden."""
+    length = hidden.sum(1)
+    order, most = hidden.to(torch.uint8).argsort(dim=1, descending=True, stable=True), max(1, int(length.max()))
+    seen = order.flip(1)[:, : hidden.shape[1] - int(length.min())]
+    return Mask(Patches(seen, hidden.shape[1] - length), Patches(order[:, None, :most], length[:, None]))
 
 
 def batch_of(images, mask=None, **more):

@@ -12,13 +12,14 @@ from tensors import (
     compared,
     factors,
     files,
+    mask_of,
     part,
     read,
     under,
     vit_of,
 )
 
-from sslzoo import Mask, Patches, Progress, Schedule, Student
+from sslzoo import Progress, Schedule, Student
 from sslzoo.recipe.recipe import Factors
 from sslzoo.run import optim
 from sslzoo.step import Method, Term, compute_loss
@@ -82,14 +83,8 @@ def optim_of(facts):
     )
 
 
-def mask_of(tensors, step):
-    hidden = tensors[f"step{step}.mask"].flatten(1)
-    length = hidden.sum(1)
-    order = hidden.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    most = int(length.max())
-    seen = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : hidden.shape[1] - int(length.min())]
-    target = Patches(order[:, None, :most], length[:, None])
-    return Mask(Patches(seen, hidden.shape[1] - length), target)
+def hidden(tensors, step):
+    return mask_of(tensors[f"step{step}.mask"].flatten(1))
 
 
 def progress(facts, step):
@@ -99,7 +94,7 @@ def progress(facts, step):
 @FILES
 def test_the_first_forward_and_its_gradients(path):
     tensors, facts = read(path)
-    method, mask, images = method_of(tensors, facts), mask_of(tensors, 0), tensors["step0.images"]
+    method, mask, images = method_of(tensors, facts), hidden(tensors, 0), tensors["step0.images"]
     teacher, at, batch = method.targets["teacher"], progress(facts, 0), None
     layers = teacher.encoder(images, None, facts["model"]["depth"]).layers
     close(torch.stack(layers), tensors["step0.teacher.blocks"])
@@ -127,7 +122,7 @@ def test_every_step_and_the_final_weights(path):
         used = optim.set_schedules(optimizer, settings, at)
         assert used["lr"] == pytest.approx(facts["lr"][step], rel=1e-9)
         assert used["weight_decay"] == pytest.approx(facts["wd_used"][step], rel=1e-9)
-        loss, _ = compute_loss(method, batch_of(tensors[f"step{step}.images"], mask_of(tensors, step)), at)
+        loss, _ = compute_loss(method, batch_of(tensors[f"step{step}.images"], hidden(tensors, step)), at)
         assert loss.item() == pytest.approx(wanted, rel=1e-5)
         loss.backward()
         norm = optim.clip(optimizer, settings.clip)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tensors import Optim, adamw, allowed, close, compared, files, numbered, part, read, under, vit_of
+from tensors import Optim, adamw, allowed, close, compared, files, mask_of, numbered, part, read, under, vit_of
 
-from sslzoo import Batch, Group, Mask, Patches, Progress, Schedule, Student
+from sslzoo import Batch, Group, Progress, Schedule, Student
 from sslzoo.recipe.recipe import Factors
 from sslzoo.run import data, optim
 from sslzoo.run.processes import World
@@ -79,14 +79,6 @@ def optim_of(facts):
         clip_each=bool(opt["clip_grad"]),
         groups=groups,
     )
-
-
-def mask_of(hidden):
-    """[s N] -> Mask of what is seen and what is hidden; an image may have nothing hidden."""
-    length = hidden.sum(1)
-    order, most = hidden.to(torch.uint8).argsort(dim=1, descending=True, stable=True), int(length.max())
-    seen = order.flip(1)[:, : hidden.shape[1] - int(length.min())]
-    return Mask(Patches(seen, hidden.shape[1] - length), Patches(order[:, None, :most], length[:, None]))
 
 
 def batch_of(tensors, step):
@@ -194,3 +186,13 @@ def test_schedules_over_the_whole_run(path):
         assert settings.lr(at) == pytest.approx(lr, rel=1e-9, abs=1e-12)
         assert settings.weight_decay(at) == pytest.approx(decay, rel=1e-9)
         assert teacher.momentum(at) == pytest.approx(momentum, rel=1e-9)
+
+
+@pytest.mark.parametrize("path", files("ibot"))
+def test_a_step_that_hides_nothing_asks_for_no_patch(path):
+    """Half of the crops are whole, so in a small batch all may be: then theirs divides by 1, and says 0."""
+    tensors, facts = read(path)
+    tensors |= {name: torch.zeros_like(value) for name, value in tensors.items() if ".mask." in name}
+    loss, metrics = compute_loss(method_of(tensors, facts), batch_of(tensors, 0), progress(facts, 0))
+    assert metrics["loss/patch"].item() == 0
+    assert loss.item() == pytest.approx(facts["loss"]["lambda1"] * metrics["loss/image"].item(), rel=1e-6)
