@@ -73,7 +73,7 @@ def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str, va
     """Paired differences to the baseline with intervals, a panel for each figure."""
     rows: Rows = []
     names = list(found)
-    some = list(next(iter(found.values()), {}))
+    some = list(dict.fromkeys(what for own in found.values() for what in own))
     with rc_context(SVG):
         page = Figure(
             figsize=(10, (0.75 + 0.28 * max(1, len(names))) * max(1, -(-len(some) // 3))), layout="constrained"
@@ -82,7 +82,9 @@ def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str, va
         grid = page.subplots(max(1, -(-len(some) // across)), across, squeeze=False, sharey=True).flatten()
         for ax, what in zip(grid, some, strict=False):
             for position, name in enumerate(names):
-                one = found[name][what]
+                one = found[name].get(what)
+                if one is None:
+                    continue
                 c, _ = color(variants, name)
                 ax.scatter(one.values, [position] * len(one.values), s=12, c=c, alpha=0.45)
                 if one.low is not None and one.high is not None:

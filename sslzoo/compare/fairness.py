@@ -355,7 +355,7 @@ def _unfinished(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
 
 def _networks(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
     """Where variants have no kind of network in common, figures of a teacher would stand beside those of a student."""
-    kinds = {name: set.intersection(*(set(r.networks) for r in records)) for name, records in variants.items()}
+    kinds = {name: {kind for r in records for kind in r.networks} for name, records in variants.items()}
     if any(kinds.values()) and not set.intersection(*kinds.values()):
         yield Finding("networks evaluated", {name: ", ".join(sorted(kind)) for name, kind in kinds.items()})
 

@@ -20,6 +20,7 @@ from sslzoo.report.html import Cell, Table
 from sslzoo.report.insides import Look
 from sslzoo.report.records import Record
 
+NOTHING = Cell("", -1e308)  # of what is not known; sorted below all
 SIDES = (
     ("question", "The question"),
     ("beside", "Beside the question"),
@@ -131,7 +132,7 @@ def _figures(network: str, variants: Mapping[str, Sequence[Record]], found: Comp
     rows = [
         [
             Cell(key, key),
-            *(_spread(one[what]) for one in found.summaries.values()),
+            *(_spread(one.get(what), len(found.ready[name])) for name, one in found.summaries.items()),
             *(_level(levels[key][line]) for line in beside),
         ]
         for what, key in own.items()
@@ -139,7 +140,7 @@ def _figures(network: str, variants: Mapping[str, Sequence[Record]], found: Comp
     note = (
         "Top-1 in percent on test images: mean ± standard deviation over seeds. Untrained: the mean of the same "
         "encoders before training, from the lowest variant's to the highest's where encoders or seeds differ. Chance: "
-        f"the commonest class. {_settings(network, variants)}"
+        f"the commonest class. Where some seeds have no such figure, how many have. {_settings(network, variants)}"
     )
     return Table(f"Figures of the {network}", note, ["probe/task", *found.summaries, *beside], rows)
 
@@ -168,31 +169,30 @@ def _gains(network: str, variants: Mapping[str, Sequence[Record]], found: Compar
 
 def _gain(values: Sequence[float], runs: int) -> Cell:
     if not values:
-        return Cell("", -1e308)
+        return NOTHING
     one = summary(values)
-    many = "" if len(values) == runs else f" ({len(values)} of {runs})"
-    return Cell(f"{one.mean:+z.1f}" + ("" if one.std is None else f" ± {one.std:.1f}") + many, one.mean)
+    spread = "" if one.std is None else f" ± {one.std:.1f}"
+    return Cell(f"{one.mean:+z.1f}{spread}{_of(len(values), runs)}", one.mean)
 
 
 def _differences(network: str, found: Comparison) -> Table:
     own = _of_network(network, found)
     rows = [
-        [Cell(key, key), *(Cell(_in_lines(one[what]), one[what].mean) for one in found.differences.values())]
-        for what, key in own.items()
+        [Cell(key, key), *(_in_lines(one.get(what)) for one in found.differences.values())] for what, key in own.items()
     ]
     note = (
         f"Points of percent above {found.baseline}, paired by seed; 95 % interval: Student's t on the "
         "error of a bootstrap over seeds and test images; p of a paired t-test over seeds, corrected by "
         "Holm's method for all cells of all tables of differences (alone: as if it were the only one)."
     )
-    whys = sorted({one[what].why for one in found.differences.values() for what in own} - {""})
+    whys = sorted({one[what].why for one in found.differences.values() for what in own if what in one} - {""})
     note += f" Where no p stands, there was no test: {'; '.join(whys)}." if whys else ""
     return Table(f"Differences of the {network}", note, ["probe/task", *found.differences], rows)
 
 
-def _in_lines(one: Difference) -> str:
-    """A difference in a narrow cell: mean and interval above, p below."""
-    return wording(one).replace(", p ", "\np ", 1)
+def _in_lines(one: Difference | None) -> Cell:
+    """A difference in a narrow cell: mean and interval above, p below; empty where there is none."""
+    return NOTHING if one is None else Cell(wording(one).replace(", p ", "\np ", 1), one.mean)
 
 
 def _of_network(network: str, found: Comparison) -> dict[str, str]:
@@ -200,8 +200,16 @@ def _of_network(network: str, found: Comparison) -> dict[str, str]:
     return {what: what.removeprefix(f"{network} ") for what in found.figures if what.startswith(f"{network} ")}
 
 
-def _spread(one: Summary) -> Cell:
-    return Cell(f"{one.mean:.1f}" + ("" if one.std is None else f" ± {one.std:.1f}"), one.mean)
+def _spread(one: Summary | None, runs: int) -> Cell:
+    """Mean and spread; of how many runs, where not all have the figure."""
+    if one is None:
+        return NOTHING
+    spread = "" if one.std is None else f" ± {one.std:.1f}"
+    return Cell(f"{one.mean:.1f}{spread}{_of(len(one.values), runs)}", one.mean)
+
+
+def _of(many: int, runs: int) -> str:
+    return "" if many == runs else f" ({many} of {runs})"
 
 
 def _cost_row(name: str, records: Sequence[Record]) -> list[Cell]:
@@ -241,8 +249,11 @@ def _charts(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iter
 
 
 def _main_figures(found: Comparison) -> list[str]:
-    """All tasks by one probe of the first network: a linear one where there is."""
-    first = [what for what in found.figures if what.startswith(f"{found.networks[0]} ")]
+    """All tasks by one probe, a linear one where there is, of the first of those networks that most variants have."""
+    kinds = [{what.partition(" ")[0] for what in own} for own in found.summaries.values()]
+    having = {network: sum(network in own for own in kinds) for network in found.networks}
+    network = max(found.networks, key=lambda one: having[one])
+    first = [what for what in found.figures if what.startswith(f"{network} ")]
     chosen = next((what for what in first if " linear" in what), first[0]).rpartition("/")[0]
     return [what for what in first if what.rpartition("/")[0] == chosen]
 

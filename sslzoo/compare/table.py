@@ -31,7 +31,7 @@ class Comparison:
 
 
 def compare(variants: Mapping[str, Sequence[Record]], baseline: str) -> Comparison:
-    """Summaries and paired differences of all top-1 figures that every variant has.
+    """Summaries and paired differences of the top-1 figures that the baseline and some other variant have.
 
     Only finished runs with figures count, and only the seeds that both sides have are paired.
     """
@@ -48,18 +48,21 @@ def compare(variants: Mapping[str, Sequence[Record]], baseline: str) -> Comparis
                 left_out.append(f"{name}, seed {one.seed}: {one.folder} is a second run of this recipe and seed")
             else:
                 ready.setdefault(name, []).append(one)
-    figures = _common(ready)
-    left_out += _lacking(ready, figures)
+    sets = {name: set().union(*map(_own, records)) for name, records in ready.items()}
+    figures = _compared(sets, baseline)
+    left_out += _lacking(ready)
+    had = {name: [what for what in figures if what in own] for name, own in sets.items()}
     summaries = {
-        name: {what: summary([_value(one, what) for one in records]) for what in figures}
+        name: {what: summary([_value(one, what) for one in _having(records, what)]) for what in had[name]}
         for name, records in ready.items()
     }
-    gains = {name: {what: _gain(records, what) for what in figures} for name, records in ready.items()}
+    gains = {name: {what: _gain(_having(own, what), what) for what in had[name]} for name, own in ready.items()}
     flat: list[tuple[str, str, Difference]] = []
     if baseline in ready:
         for name in ready:
             if name != baseline:
-                flat += [(name, what, _paired(ready[name], ready[baseline], what)) for what in figures]
+                both = [what for what in had[name] if what in had[baseline]]
+                flat += [(name, what, _paired(ready[name], ready[baseline], what)) for what in both]
     corrected = holm([one for *_, one in flat])
     found: dict[str, dict[str, Difference]] = {}
     for (name, what, _), one in zip(flat, corrected, strict=True):
@@ -72,26 +75,34 @@ def _is_ready(one: Record) -> bool:
     return one.state == "done" and bool(one.figures)
 
 
-def _lacking(ready: Mapping[str, Sequence[Record]], common: Sequence[str]) -> list[str]:
-    """Figures that some variants have and not all, by those who lack them."""
-    sets = {name: set.intersection(*(_own(one) for one in records)) for name, records in ready.items()}
+def _having(records: Sequence[Record], what: str) -> list[Record]:
+    """The runs that have a figure."""
+    return [one for one in records if what in _own(one)]
+
+
+def _lacking(ready: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Figures that some runs have and not all, by those who lack them: variants, or some seeds of one."""
+    there = sorted(set().union(*(_own(one) for records in ready.values() for one in records)))
     lost: dict[tuple[str, ...], list[str]] = {}
-    for what in sorted(set().union(*sets.values()) - set(common)):
-        lost.setdefault(tuple(name for name, own in sets.items() if what not in own), []).append(what)
+    for what in there:
+        names: list[str] = []
+        for name, records in ready.items():
+            lack = [one for one in records if what not in _own(one)]
+            names += [name] if len(lack) == len(records) else [f"{name}, seed {one.seed}" for one in lack]
+        if names:
+            lost.setdefault(tuple(names), []).append(what)
     return [
-        f"{told}: {', '.join(names)} {'have' if len(names) > 1 else 'has'} none, or one not finite"
+        f"{told}: {'; '.join(names)} {'have' if len(names) > 1 else 'has'} none, or one not finite"
         for names, figures in lost.items()
-        for told in _by_network(figures, common)
+        for told in _by_network(figures, there)
     ]
 
 
-def _by_network(figures: Sequence[str], common: Sequence[str]) -> Iterator[str]:
-    """Figures that are lost, one by one; of a network of which none is left, in a word."""
-    left = {what.partition(" ")[0] for what in common}
-    networks = [what.partition(" ")[0] for what in figures]
-    for network in dict.fromkeys(networks):
-        own = [what for what in figures if what.startswith(f"{network} ")]
-        yield ", ".join(own) if network in left or len(own) < 3 else f"all {len(own)} figures of the {network}"
+def _by_network(figures: Sequence[str], there: Sequence[str]) -> Iterator[str]:
+    """Figures, one by one; where they are all that there are of a network, in a word."""
+    for network in dict.fromkeys(what.partition(" ")[0] for what in figures):
+        own, known = ([what for what in some if what.startswith(f"{network} ")] for some in (figures, there))
+        yield f"all {len(own)} figures of the {network}" if own == known and len(own) > 2 else ", ".join(own)
 
 
 def _gain(records: Sequence[Record], what: str) -> float:
@@ -103,10 +114,14 @@ def _why_not(one: Record) -> str:
     return "no figures yet" if one.state == "done" else f"{one.state} at step {one.step} of {one.steps}"
 
 
-def _common(ready: Mapping[str, Sequence[Record]]) -> list[str]:
-    sets = [_own(one) for records in ready.values() for one in records]
-    common = set.intersection(*sets) if sets else set()
-    return sorted(common, key=lambda what: (not what.startswith("teacher "), what))  # the paper's network first
+def _compared(sets: Mapping[str, set[str]], baseline: str) -> list[str]:
+    """Figures that the baseline and another have; where there are not both, those that all have."""
+    others = [own for name, own in sets.items() if name != baseline]
+    if baseline in sets and others:
+        found = sets[baseline] & set().union(*others)
+    else:
+        found = set.intersection(*sets.values()) if sets else set()
+    return sorted(found, key=lambda what: (not what.startswith("teacher "), what))  # the paper's network first
 
 
 def _own(one: Record) -> set[str]:
@@ -125,6 +140,7 @@ def _value(one: Record, what: str) -> float:
 
 
 def _paired(ours: Sequence[Record], theirs: Sequence[Record], what: str) -> Difference:
+    ours, theirs = _having(ours, what), _having(theirs, what)
     other = {one.seed: one for one in theirs}
     pairs = [(one, other[one.seed]) for one in ours if one.seed in other]
     if not pairs:
@@ -204,10 +220,9 @@ def shown(found: Comparison) -> Table:
     for what in found.figures:
         row = []
         for name, figures in found.summaries.items():
-            one = figures[what]
-            spread = "" if one.std is None else f" ±{one.std:.1f}"
-            sure = "*" if name in found.differences and found.differences[name][what].sure else ""
-            row.append(f"{one.mean:.1f}{spread}{sure}")
+            one, gap = figures.get(what), found.differences.get(name, {}).get(what)
+            spread = "" if one is None or one.std is None else f" ±{one.std:.1f}"
+            row.append("" if one is None else f"{one.mean:.1f}{spread}{'*' if gap and gap.sure else ''}")
         drawn.add_row(what, *row)
     if found.differences:
         drawn.caption = f"* differs from {found.baseline}: p < 0.05, paired over seeds, corrected (Holm)"

@@ -1,6 +1,7 @@
 """What may be said of a table: what is sure, what is not, and what there is nothing to say of."""
 
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from sslzoo import RunError
 from sslzoo.compare import charts, page
 from sslzoo.compare.fairness import Box, Finding
 from sslzoo.compare.page import _tables
-from sslzoo.compare.table import compare, verdict
+from sslzoo.compare.table import compare, shown, verdict
 from sslzoo.report import charts as drawing
 
 
@@ -52,9 +53,11 @@ def test_what_only_the_correction_made_unsure_is_told():
 
 def test_a_figure_that_is_not_finite_is_left_out_and_told():
     found = compare({"base": runs("base", BASE), "other": runs("other", [(55.0, float("nan")), *BASE[1:]])}, "base")
-    assert found.figures == ("teacher knn/x",)
-    assert found.left_out == ("teacher linear/y: other has none, or one not finite",)
+    assert found.left_out == ("teacher linear/y: other, seed 0 has none, or one not finite",)
+    assert found.summaries["other"]["teacher linear/y"].values == (61.5, 59.0)
+    assert "2 seeds" in found.differences["other"]["teacher linear/y"].why
     assert not any("nan" in line for line in verdict(found))
+    assert next(iter(_tables({}, found))).rows[1][2].text == "60.2 ± 1.8 (2 of 3)"
 
 
 def test_figures_of_unlike_evaluations_are_shown_and_not_tested():
@@ -106,6 +109,31 @@ def test_a_network_that_one_variant_lacks_is_told_in_a_word():
     both = [record(variant="a", evaluated=evaluated("teacher", figures=many) | evaluated("student"))]
     (line,) = compare({"a": both, "b": [record(variant="b", evaluated=evaluated("student"))]}, "a").left_out
     assert line == "all 3 figures of the teacher: b has none, or one not finite"
+
+
+def test_a_variant_without_a_teacher_takes_no_teachers_figures_from_the_others():
+    """One variant of pixels took the paper's network out of a whole study."""
+
+    def both(variant, values):
+        one = runs(variant, values)
+        own = [evaluated("student", figures=each.evaluated["teacher"].columns) for each in one]
+        return [replace(each, evaluated=each.evaluated | more) for each, more in zip(one, own, strict=True)]
+
+    variants = {"base": both("base", BASE), "other": both("other", [(55.0, 55.0), (56.1, 56.4), (56.9, 54.1)])}
+    variants["bare"] = [replace(one, evaluated={"student": one.evaluated["student"]}) for one in both("bare", BASE)]
+    found = compare(variants, "base")
+    assert found.networks == ("teacher", "student")
+    assert {name: len(own) for name, own in found.differences.items()} == {"other": 4, "bare": 2}
+    p = found.differences["other"]["teacher knn/x"]
+    assert p.p == pytest.approx(min(1, 6 * p.alone), rel=0.5)  # 6 tests, not 8
+    assert found.left_out == ("teacher knn/x, teacher linear/y: bare has none, or one not finite",)
+    first, *_ = _tables(variants, found)
+    assert [cell.text for cell in first.rows[0][1:4]] == ["51.0 ± 1.0", "56.0 ± 1.0", ""]
+    drawn = [one.csv for one in page._charts(variants, found)]
+    assert "student linear/y" in drawn[0]  # what all have
+    assert "teacher" in drawn[1]
+    assert any("bare" in line for line in verdict(found))
+    shown(found)
 
 
 def test_an_encoder_that_learned_nothing_is_told():
