@@ -19,6 +19,7 @@ from sslzoo.report.charts import Chart
 from sslzoo.report.html import Cell, Table
 from sslzoo.report.insides import Look
 from sslzoo.report.records import Record
+from sslzoo.run.networks import kind
 
 NOTHING = Cell("", -1e308)  # of what is not known; sorted below all
 SIDES = (
@@ -85,20 +86,28 @@ def _in_words(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def opened_looks(variants: Mapping[str, Sequence[Record]]) -> tuple[list[Look], list[str]]:
-    """The network of one run of each variant, its first seed that can be opened; and what none could be of, and why."""
-    looks, blind = [], []
-    for name, records in variants.items():
-        why = ""
-        for record in records:
-            try:
-                looks.append(page_of_run.opened(record.folder, name))
-                break
-            except UserError as error:
-                why = why or str(error)
-        else:
-            blind.append(f"pictures of {name}: {why}")
+    """A network of one run of each variant, its first seed that can be opened; and what none could be of, and why.
+
+    All of one kind: students, where one has no teacher.
+    """
+    found = {name: _opened(name, records) for name, records in variants.items()}
+    if len({kind(one.network) for one in found.values() if not isinstance(one, str)}) > 1:
+        found = {name: _opened(name, records, "student") for name, records in variants.items()}
+    looks = [one for one in found.values() if not isinstance(one, str)]
+    blind = [f"pictures of {name}: {why}" for name, why in found.items() if isinstance(why, str)]
     others = [f"pictures of {title}: its test images are not those of the first" for title in insides.unlike(looks)]
     return looks, blind + others
+
+
+def _opened(name: str, records: Sequence[Record], network: str | None = None) -> Look | str:
+    """The network of the first run that can be opened; else why the first one cannot."""
+    why = ""
+    for record in records:
+        try:
+            return page_of_run.opened(record.folder, name, network)
+        except UserError as error:
+            why = why or str(error)
+    return why
 
 
 def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iterator[Table]:

@@ -31,11 +31,12 @@ THUMB = 72  # side of a small picture in pixels
 
 @dataclass(frozen=True)
 class Look:
-    """A network to look into: its title (variant, seed, steps), and what it is shown."""
+    """A network to look into: its title (variant, seed, steps, which network), and what it is shown."""
 
     title: str
     encoder: nn.Module
     pixels: Tensor  # test images, as it sees them: [n 3 H W]
+    network: str = "student"  # or a target generator's name
     sampler: MaskSampler | None = None
     grid: Grid = (0, 0)  # of the masked view
     batch: int = 1  # images that masks are drawn for together, as in training

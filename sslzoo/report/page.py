@@ -25,7 +25,7 @@ from sslzoo.report.insides import Look
 from sslzoo.report.predictions import of_predictions
 from sslzoo.report.records import Record
 from sslzoo.run.data import first_views
-from sslzoo.run.networks import evaluated_encoder
+from sslzoo.run.networks import evaluated_encoder, network_of
 from sslzoo.step import Method
 
 SEEN = 256  # test images that are shown to the encoder
@@ -62,10 +62,11 @@ def write(
     for one in record.faults:
         fault(one)
     health = doctor.diagnose(record)
-    trained = look(recipe, installed, method, f"{recipe.name}, seed {recipe.run.seed}, {step} steps")
+    title = f"{recipe.name}, seed {recipe.run.seed}, {step} steps"
+    trained = look(recipe, installed, method, title)
     start = evaluated_encoder(untrained(recipe, installed), _network(recipe))
     looks = [trained, Look(f"the same encoder untrained, seed {recipe.run.seed}", start, trained.pixels)]
-    guessed = of_predictions(recipe, installed, method, trained.title)
+    guessed = of_predictions(recipe, installed, method, title)
     page = Page(
         title=recipe.name,
         subtitle=f"seed {recipe.run.seed}, {step} steps of {recipe.run.batch} images",
@@ -85,20 +86,21 @@ def _health(found: Diagnosis) -> Iterator[str]:
         yield f"To try: {'; or '.join(found.remedies)}."
 
 
-def opened(folder: Path, name: str) -> Look:
-    """The network of a run folder, to look into.
+def opened(folder: Path, name: str, network: str | None = None) -> Look:
+    """A network of a run folder, to look into; the one that its recipe evaluates, if left out.
 
     Raises:
-        RunError: it holds no recipe or no checkpoint that can be read.
+        RunError: it holds no recipe or no checkpoint that can be read, or has no such network.
     """
     recipe, installed = load(str(folder))
     method, step = restored(recipe, installed, folder)
-    return look(recipe, installed, method, f"{name}, seed {recipe.run.seed}, {step} steps")
+    return look(recipe, installed, method, f"{name}, seed {recipe.run.seed}, {step} steps", network)
 
 
-def look(recipe: Recipe, installed: Catalogue, method: Method, title: str) -> Look:
+def look(recipe: Recipe, installed: Catalogue, method: Method, title: str, network: str | None = None) -> Look:
     """A method's evaluated encoder with the images it is shown; with its masks if it has any."""
-    found = Look(title, evaluated_encoder(method, _network(recipe)), _pixels(recipe, installed))
+    named = network_of(method, network or _network(recipe))
+    found = Look(f"{title}, {named}", evaluated_encoder(method, named), _pixels(recipe, installed), named)
     if not recipe.masks:
         return found
     group = next(iter(recipe.masks))

@@ -220,10 +220,10 @@ def test_the_teachers_figures_come_first(order):
 def test_pictures_are_of_the_first_seed_that_can_be_opened(monkeypatch):
     """One torn checkpoint took a variant out of every picture."""
 
-    def opened(folder, name):
+    def opened(folder, name, network=None):
         if folder == "torn":
             raise RunError("no checkpoint can be read")
-        return SimpleNamespace(folder=folder, title=name, pixels=torch.zeros(0, 3, 8, 8))
+        return SimpleNamespace(folder=folder, title=name, network="student", pixels=torch.zeros(0, 3, 8, 8))
 
     monkeypatch.setattr(page.page_of_run, "opened", opened)
     torn, whole = SimpleNamespace(folder="torn"), SimpleNamespace(folder="whole")
@@ -235,8 +235,22 @@ def test_pictures_are_of_the_first_seed_that_can_be_opened(monkeypatch):
 def test_networks_that_see_other_images_are_in_no_picture_with_the_first(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(9, 3, 32, 32, generator=generator)
-    shown = {"a": pixels, "normalized": pixels * 3 - 1, "others": torch.rand(9, 3, 32, 32, generator=generator)}
-    shown["fewer"] = pixels[:5]
-    monkeypatch.setattr(page.page_of_run, "opened", lambda _, name: SimpleNamespace(title=name, pixels=shown[name]))
-    blind = page.opened_looks({name: [SimpleNamespace(folder="x")] for name in shown})[1]
+    pictures = {"a": pixels, "normalized": pixels * 3 - 1, "others": torch.rand(9, 3, 32, 32, generator=generator)}
+    pictures["fewer"] = pixels[:5]
+    look = lambda _, name, network: SimpleNamespace(title=name, network="student", pixels=pictures[name])  # noqa: E731
+    monkeypatch.setattr(page.page_of_run, "opened", look)
+    blind = page.opened_looks({name: [SimpleNamespace(folder="x")] for name in pictures})[1]
     assert [line.split(":")[0] for line in blind] == ["pictures of others", "pictures of fewer"]
+
+
+def test_pictures_are_of_one_kind_of_network(monkeypatch):
+    """Those of pixels were of a student, beside teachers."""
+    has = {"a": "teacher", "b": "student"}
+
+    def opened(folder, name, network=None):
+        return SimpleNamespace(title=name, network=network or has[name], pixels=torch.zeros(0, 3, 8, 8))
+
+    monkeypatch.setattr(page.page_of_run, "opened", opened)
+    kinds = lambda *names: [one.network for one in page.opened_looks({n: [record()] for n in names})[0]]  # noqa: E731
+    assert kinds("a", "b") == ["student", "student"]
+    assert kinds("a") == ["teacher"]
