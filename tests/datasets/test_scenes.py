@@ -9,8 +9,9 @@ import torch
 from sslzoo import catalogue
 
 Scenes = catalogue().find("datasets", "scenes").make
-from sslzoo_datasets import scenes  # noqa: E402
-from sslzoo_datasets.scenes import COLOURS, DEPTHS, RADII, Layout, render  # noqa: E402
+from sslzoo_datasets import rendering, scenes  # noqa: E402
+from sslzoo_datasets.rendering import COLOURS, RADII, Layout, render  # noqa: E402
+from sslzoo_datasets.scenes import DEPTHS  # noqa: E402
 
 
 def scene(shape=(0,), colour=(1,), centre=((0, 0, 0.8),), radius=(0.8,), eye=(9.0, 0.0, 0.8), light=(9.0, 3.0, 9.0)):
@@ -172,8 +173,8 @@ def surfaces_by_masks(scene, point, owner):
 def test_rendering_by_numbers_of_pixels_gives_the_bits_of_rendering_by_masks(monkeypatch):
     data = Scenes(size=(48, 64))
     found = [data.image(i) for i in range(40)]
-    monkeypatch.setattr(scenes, "_shadow", shadow_by_masks)
-    monkeypatch.setattr(scenes, "_surfaces", surfaces_by_masks)
+    monkeypatch.setattr(rendering, "_shadow", shadow_by_masks)
+    monkeypatch.setattr(rendering, "_surfaces", surfaces_by_masks)
     assert all(torch.equal(data.image(i), image) for i, image in enumerate(found))
 
 
