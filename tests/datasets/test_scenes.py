@@ -146,8 +146,8 @@ def shadow_by_masks(scene, point, to_light, far):
         reach = scene.radius[k] * np.float32(1.75)
         near = ((start * start).sum(0) - along * along < reach * reach) & (along < reach) & ~dark
         if near.any():
-            enter, leave = scenes._interval(scene, k, start[:, near], to_light[:, near])
-            dark[near] |= (enter < leave) & (leave > scenes.EPS) & (enter < far[near])
+            enter, leave = rendering._interval(scene, k, start[:, near], to_light[:, near])
+            dark[near] |= (enter < leave) & (leave > rendering.EPS) & (enter < far[near])
     return dark.astype(np.float32)
 
 
@@ -163,9 +163,9 @@ def surfaces_by_masks(scene, point, owner):
         c, s = np.cos(scene.turn[k]), np.sin(scene.turn[k])
         x, y, z = (point[:, here] - scene.centre[k][:, None]) / scene.radius[k]
         x, y = c * x + s * y, c * y - s * x
-        x, y, z = scenes._local_normal(scenes.SHAPES[scene.shape[k]], x, y, z)
+        x, y, z = rendering._local_normal(rendering.SHAPES[scene.shape[k]], x, y, z)
         normal[:, here] = np.stack([c * x - s * y, s * x + c * y, z])
-        colour[:, here] = (scenes.RGB[scene.colour[k]] ** 2)[:, None]
+        colour[:, here] = (rendering.RGB[scene.colour[k]] ** 2)[:, None]
         shine[here] = 1.0 if scene.metal[k] else 0.12
     return normal, colour, shine
 
