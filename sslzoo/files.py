@@ -5,6 +5,7 @@ A reader gets what can be read and a sentence on what cannot, so that no damaged
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -159,6 +160,10 @@ def flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # Not every file system has this for folders (CIFS, some of FUSE); what was written there is no less good.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)):
+            raise
     finally:
         os.close(handle)
 

@@ -12,7 +12,6 @@ from timm.models.vision_transformer import Block as _TimmBlock
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.modules._functions import SyncBatchNorm
 
 from sslzoo.contracts import Batch, Encoder, Grid, Pairing, Patches, Tokens, true_entries
 from sslzoo.run.parallel import all_sum, gather, world_size
@@ -176,9 +175,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x)
         self._check_input_dim(x)
         share = self._share()
-        if x.device.type == "cuda":  # torch's kernels, which keep a third of the memory
+        if x.device.type == "cuda":
             own = self.weight, self.bias, self.running_mean, self.running_var, self.eps, share
-            return SyncBatchNorm.apply(x, *own, torch.distributed.group.WORLD, world_size())  # type: ignore[return-value]
+            return _FusedBatchNorm.apply(x, *own)  # type: ignore[return-value]
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(exact, [0, *range(2, x.ndim)], correction=0)
         count = torch.full_like(mean, x.numel() / x.shape[1])
@@ -201,6 +200,41 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             return 0.0
         self.num_batches_tracked.add_(1)
         return 1.0 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+
+
+class _FusedBatchNorm(torch.autograd.Function):
+    """The kernels of torch's SyncBatchNorm, which keep a third of the memory that plain operations would.
+
+    Torch's own function asks the device which ranks have rows at all, and the host waits for the answer in every
+    forward. Here all have some: batches split evenly.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, eps: float, share: float) -> Tensor:
+        x = _dense(x)
+        own_mean, own_scale = torch.batch_norm_stats(x, eps)
+        own = torch.cat([own_mean, own_scale, own_mean.new_full((1,), x.numel() // x.shape[1])])
+        means, scales, counts = gather(own[None]).split([x.shape[1], x.shape[1], 1], 1)  # ranks d; ranks d; ranks 1
+        means, scales, counts = means.contiguous(), scales.contiguous(), counts.flatten()
+        mean, scale = torch.batch_norm_gather_stats_with_counts(x, means, scales, mean, var, share, eps, counts)
+        ctx.save_for_backward(x, weight, mean, scale, counts.to(torch.int32))
+        return torch.batch_norm_elemt(x, weight, bias, mean, scale, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight, mean, scale, counts), grad, wanted = ctx.saved_tensors, _dense(grads[0]), ctx.needs_input_grad
+        reduced = torch.batch_norm_backward_reduce(grad, x, mean, scale, weight, *wanted[:3])
+        sums = all_sum(torch.cat(reduced[:2]))
+        of_channels: Any = (mean, scale, weight, *sums.chunk(2), counts)
+        of_x = torch.batch_norm_backward_elemt(grad, x, *of_channels)
+        # Those of weight and bias are of this rank's rows; data parallel adds them up.
+        return of_x, *(one if want else None for one, want in zip(reduced[2:], wanted[1:3], strict=True)), *[None] * 4
+
+
+def _dense(x: Tensor) -> Tensor:
+    """As torch's kernels for batch norm take it: channels last, or contiguous."""
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if last else x.contiguous()
 
 
 class _BatchNormAct(BatchNorm):

@@ -232,7 +232,7 @@ class _Timed:
         self.flops, before = flow.flops, _allocated(world.device)
         method, sources = build(recipe if real else replace(recipe, data={}), installed)
         method.to(world.device).train()
-        self.model: nn.Module = prepare(method, recipe.run, world, bool(flow.unused))
+        self.model: nn.Module = prepare(method, recipe.run, world)
         optimizer = build_optimizer(recipe, installed, method)
         guard = Guard(Folder(folder), world, Stop())
         self.learner = Learner(recipe.run, recipe.optim_keys, method, self.model, optimizer, guard, world)

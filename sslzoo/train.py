@@ -23,7 +23,7 @@ from sslzoo.recipe.resuming import claim, refuse, refuse_foreign
 from sslzoo.rng import derive_seed, seed_noise
 from sslzoo.run import checkpoint, data, loader, optim
 from sslzoo.run.clock import Clock
-from sslzoo.run.compiling import compile_blocks
+from sslzoo.run.compiling import compile_blocks, refuse_uncompilable
 from sslzoo.run.folder import Folder
 from sslzoo.run.guard import Guard, Unreadable
 from sslzoo.run.identity import drawn_together, identity
@@ -87,7 +87,7 @@ def train(
     # Each node may have a copy of its own; one that is not whole gives other images, or a hang.
     agree(", ".join(f"{key} {value}" for key, value in found.items()), world, "see the same training data")
     method.to(world.device).train()
-    model = prepare(method, run, world, bool(flow.unused))
+    model = prepare(method, run, world)
     optimizer, moves = build_optimizer(recipe, catalogue, method), recipe.optim_keys
 
     shares = data.split(run.batch, world.size, run.micro)
@@ -334,11 +334,12 @@ def sending(method: Method, run: Run, world: World, say: Say) -> float:
     return size / rate
 
 
-def prepare(method: Method, run: Run, world: World, unused: bool) -> nn.Module:
+def prepare(method: Method, run: Run, world: World) -> nn.Module:
     """Compiles block by block where asked, and distributes them over the ranks."""
     if run.compile:
+        refuse_uncompilable(world.device)
         compile_blocks(method)
-    return data_parallel(method, world, run.shard, unused, run.gather == "bf16", run.reduce == "bf16")
+    return data_parallel(method, world, run.shard, run.gather == "bf16", run.reduce == "bf16")
 
 
 def monitored_images(recipe: Recipe, catalogue: Catalogue, sources: data.Sources, world: World) -> Tensor | None:

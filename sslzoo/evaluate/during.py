@@ -18,15 +18,18 @@ from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.run.data import spread
 from sslzoo.run.networks import evaluated_encoder
+from sslzoo.run.parallel import all_sum
 from sslzoo.run.stop import Stop
 from sslzoo.step import Method
+
+VOTE_EVERY = 16  # images between votes of ranks that probe together
 
 
 class During:
     """Figures of a method's encoder by the first probe of `evaluate`, on some of its images, beside it untrained.
 
     No run waits for them in vain: a probe is left out, and `say` told, once there is a wish to `stop`, or when it takes
-    more than `most` seconds. Not where ranks ask a shared encoder together (`stop` None), for one must not leave alone.
+    more than `most` seconds. Ranks that ask a shared encoder `together` vote on that, for one must not leave alone.
     """
 
     def __init__(
@@ -38,11 +41,13 @@ class During:
         *,
         stop: Stop | None = None,
         most: float = math.inf,
+        together: bool = False,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         assert recipe.evaluate is not None
-        self.stop, self.most, self.say = stop, most, say
+        self.stop, self.most, self.say = stop or Stop(), most, say
         self.until = math.inf
+        self.together, self.seen = together, 0  # images that were read
         first = next(iter(recipe.evaluate.probes))
         opened = bench(recipe, installed, [first], device=device, folder=folder)
         train, test = (Some(data, recipe.evaluate.images, self._go_on) for data in (opened.train, opened.test))
@@ -65,9 +70,17 @@ class During:
         return {name.removesuffix("/top1"): value for name, value in figures.items() if name.endswith("/top1")}
 
     def _go_on(self) -> None:
-        if self.stop is not None and self.stop.asked:
-            raise _LeftOut(f"there was {self.stop.asked}")
-        if self.stop is not None and time.monotonic() > self.until:
+        """Asked before each image, of which all ranks read the same; raises _LeftOut."""
+        wish, late = self.stop.asked, time.monotonic() > self.until
+        if self.together:
+            self.seen += 1
+            if self.seen % VOTE_EVERY:
+                return
+            votes = all_sum(torch.tensor([bool(wish), late], dtype=torch.float32, device=self.device)).tolist()
+            wish, late = (wish or "a signal to another process") if votes[0] else "", votes[1] > 0
+        if wish:
+            raise _LeftOut(f"there was {wish}")
+        if late:
             raise _LeftOut(
                 f"after {self.most:.0f} seconds it was not done, and other processes wait for this one only "
                 "SSLZOO_PATIENCE seconds; ask for fewer evaluate.images"

@@ -43,6 +43,7 @@ class Profile(BaseModel):
     qos: str | None = None
     constraint: str | None = None
     gpus_per_node: int = Field(8, ge=0)
+    gpu_type: str | None = None  # where GPUs are asked for by type: a100 makes --gpus-per-node=a100:8
     processes_per_node: int | None = Field(None, ge=1)  # one a GPU if left out
     cpus_per_process: int = Field(8, ge=1)
     memory: str | None = None  # of a node, such as 900G; 0 is all of it
@@ -67,6 +68,11 @@ class Profile(BaseModel):
         drop = ("exclusive", "gres", "gpus", "tres") if gpus else ("exclusive",)
         sbatch = {key: value for key, value in self.sbatch.items() if not key.startswith(drop)}
         return self.model_copy(update={"processes_per_node": 1, "memory": memory, "sbatch": sbatch})
+
+
+def asks_for_gpus(key: str, value: str | int | bool) -> bool:
+    """Whether a key of sbatch asks for GPUs in its own way, such as gres: gpu:a100:8."""
+    return key.replace("_", "-").startswith(("gres", "gpus", "tres")) and "gpu" in f"{key}{value}"
 
 
 def minutes(text: str) -> int:

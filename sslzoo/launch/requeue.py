@@ -42,6 +42,9 @@ started=$(starts)
 _AFTER = f"""\
 code=$?
 [ "$code" -ne 0 ] || exit 0
+# On NFS a name that was not there stays so for a minute, though a process on another node has made it by now; but not
+# once this node has made a file of its own there.
+{{ : > "$run/.seen" && rm -f "$run/.seen"; }} 2> /dev/null
 [ ! -e "$run/failure.txt" ] || exit "$code"  # an error of its own
 ask squeue --noheader --jobs "$job" --format %T && now=${{told##*$'\\n'}} || now="gone: $told"
 [ "$now" = RUNNING ] || {{ echo "job $job is ${{now:-gone}}; SLURM has decided"; exit "$code"; }}

@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from sslzoo.errors import UserError
 from sslzoo.launch import requeue
-from sslzoo.launch.profile import Profile, minutes
+from sslzoo.launch.profile import Profile, asks_for_gpus, minutes
 
 LINGER = 60  # seconds that processes may go on when the first of them has ended
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
@@ -47,6 +47,8 @@ class Plan:
         p = self.profile
         # A process that ends well before its time leaves the others waiting in a collective.
         srun = [f"--cpus-per-task={p.cpus_per_process}", "--kill-on-bad-exit=1", f"--wait={LINGER}"]
+        # Where sbatch passes no environment on (SBATCH_EXPORT=NONE), srun would not pass on what the script exports.
+        srun.append("--export=ALL")
         if p.container is not None:
             srun.append(f"--container-image={p.container.image}")
             srun += [f"--container-mounts={','.join(p.container.mounts)}"] if p.container.mounts else []
@@ -60,8 +62,15 @@ class Plan:
         given |= {"ntasks_per_node": p.processes(self.gpus), "cpus_per_task": p.cpus_per_process}
         given |= {"signal_delay_s": p.signal_lead, "stderr_to_stdout": True, "srun_args": srun, "comment": self.comment}
         given |= {"setup": setup, "teardown": requeue.after() if self.folders else None}
-        given |= {"additional_parameters": {"requeue": True, **{k: v for k, v in p.sbatch.items() if v is not False}}}
-        optional = {"gpus_per_node": self.gpus or None, "partition": p.partition, "account": p.account, "qos": p.qos}
+        # The same key written in two ways would stand in the script twice.
+        own = {key.replace("-", "_"): value for key, value in p.sbatch.items()}
+        own = {key: value for key, value in ({"requeue": True} | own).items() if value is not False}
+        given |= {"additional_parameters": own}
+        given |= {"wckey": None}  # submitit's is its own name, which clusters that check these refuse
+        gpus = f"{p.gpu_type}:{self.gpus}" if p.gpu_type else self.gpus
+        asked = not self.gpus or any(asks_for_gpus(key, value) for key, value in p.sbatch.items())
+        optional = {"gpus_per_node": None if asked else gpus}
+        optional |= {"partition": p.partition, "account": p.account, "qos": p.qos}
         optional |= {"constraint": p.constraint, "mem": p.memory, "array_parallelism": self.limit}
         optional |= {"dependency": f"afterok:{self.after}" if self.after else None}
         return given | {key: value for key, value in optional.items() if value is not None}
@@ -101,7 +110,7 @@ def submit(plan: Plan, folder: Path, functions: Sequence[Any]) -> list[str]:
     """
     made = executor(plan, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _without_outer_job():
+    with _without_outer_job({f"SBATCH_{key.upper()}" for key in _DEFAULTS if getattr(plan.profile, key) is None}):
         try:
             if len(functions) == 1:
                 return [made.submit(functions[0]).job_id]
@@ -119,16 +128,20 @@ def _said(error: BaseException) -> str:
 
 
 _OUTER = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "TORCHELASTIC_")
+_DEFAULTS = ("account", "partition", "qos", "constraint")  # sbatch reads a person's own from SBATCH_ACCOUNT and so on
 _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 
 @contextmanager
-def _without_outer_job() -> Iterator[None]:
-    """A job inherits the submitter's shell, but neither the job nor the process group that it may be part of."""
+def _without_outer_job(kept: Collection[str]) -> Iterator[None]:
+    """A job inherits the submitter's shell, but neither the job nor the process group that it may be part of.
+
+    Nor what would count more than the script: of a person's defaults for sbatch, those are `kept` that it leaves open.
+    """
     outer = {
         name: value
         for name, value in os.environ.items()
-        if (name.startswith(_OUTER) and name != "SLURM_CONF") or name in _RENDEZVOUS
+        if (name.startswith(_OUTER) and name != "SLURM_CONF" and name not in kept) or name in _RENDEZVOUS
     }
     for name in outer:
         del os.environ[name]

@@ -84,6 +84,11 @@ def plan(found: Sequence[Element], asked: Asked) -> slurm.Plan:
     first = found[0]
     profile = profiles.load(asked.cluster, first.installed)
     gpus = profile.gpus_per_node if asked.gpus is None else asked.gpus
+    own = [f"{key}: {value}" for key, value in profile.sbatch.items() if profiles.asks_for_gpus(key, value)]
+    if own and gpus != profile.gpus_per_node:
+        raise UserError(
+            f"--gpus {gpus}: {asked.cluster} asks for GPUs by sbatch, {own[0]}; give gpu_type there instead"
+        )
     text = asked.time or profile.time
     for which, limit in (("--time", text), (f"{asked.cluster}: probing_time", profile.probing_time)):
         try:

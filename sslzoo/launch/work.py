@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from sslzoo.run.clock import time_left
 from sslzoo.run.folder import Folder
 from sslzoo.run.guard import later
 from sslzoo.run.metrics import peak_memory
+from sslzoo.run.parallel import barrier
 from sslzoo.run.processes import LostContact, World
 from sslzoo.run.state import InUse, State
 from sslzoo.run.stop import Stop, Stopped
@@ -76,6 +78,7 @@ def work(
             grace = None if promised is None else Grace(promised.lead, kill_wait())
             _first(attempt, world, grace, remarks, evaluate=evaluate and promised is None)
         else:
+            barrier()  # until the first process holds the folder
             probe = during(attempt, world, lambda _: None)
             train(recipe, installed, flow, out, world, Watch(begin=own.begin, stop=stop, probe=probe))
         processes.leave()
@@ -132,7 +135,9 @@ def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequenc
     recipe, installed, flow, out = attempt.recipe, attempt.installed, attempt.flow, attempt.out
     stop, state = attempt.stop, attempt.state
     again = bool(files.read_text(out / "log.txt")[0])
-    with state.locked(), Display(out / "log.txt") as display:
+    others_wait = processes.patience().total_seconds() / 2 if world.size > 1 else math.inf
+    with state.locked(most=others_wait), Display(out / "log.txt") as display:
+        barrier()
         display.say(f"{recipe.name} in {out}: {world}")
         for remark in remarks:  # before hours of training, not after them
             display.say(f"warning: {remark}")
@@ -255,9 +260,10 @@ def during(attempt: Attempt, world: World, say: Say) -> Callable[[Method], dict[
         return None
     from sslzoo.evaluate.during import During
 
-    stop = None if recipe.run.shard > 1 else attempt.stop
-    most = processes.patience().total_seconds() / 2 if world.size > 1 else math.inf
-    return During(recipe, attempt.installed, world.device, attempt.out, stop=stop, most=most, say=say)
+    together = recipe.run.shard > 1
+    most = processes.patience().total_seconds() / 2 if world.size > 1 and not together else math.inf
+    given = recipe, attempt.installed, world.device, attempt.out
+    return During(*given, stop=attempt.stop, most=most, together=together, say=say)
 
 
 def _probe(
@@ -275,7 +281,9 @@ def _probe(
 
 
 def _judged(error: BaseException, world: World | None, state: State) -> BaseException:
-    """The error itself; or, where it only says that other processes are gone, what became of them."""
+    """The error itself; or, where it only says that a GPU or other processes are gone, what became of them."""
+    if processes.broken(error):
+        return LostContact(f"a GPU of {socket.gethostname()} failed: {error}")
     if world is None or not processes.lost_contact(error, world, lambda: bool(state.failure)):
         return error
     first = _told_within(state, 15.0)

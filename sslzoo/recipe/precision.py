@@ -22,9 +22,11 @@ Say = Callable[[str], None]
 def settled(recipe: Recipe, world: World, out: Path | None = None, say: Say = lambda _: None) -> Recipe:
     """The recipe with a precision in place of `auto`: that of the run in `out`, else bf16 where all ranks have it.
 
-    Says what was chosen and why. All ranks call this.
+    Says what was chosen and why; and where a recipe's own word is slow. All ranks call this.
     """
     if recipe.run.precision != "auto":
+        if recipe.run.precision == "bf16" and world.device.type == "cuda" and not (own := bf16_of(world.device))[1]:
+            say(f"warning: run.precision: {own[0]} has no bf16 instructions and imitates them, slower than fp32 is")
         return recipe
     before = Folder(out).begun_with("run", "precision") if out is not None else None
     found = gather_objects((before, *bf16_of(world.device)), world)

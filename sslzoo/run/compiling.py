@@ -8,6 +8,9 @@ changes; the compiler would find that out too, but only by compiling each graph 
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -15,7 +18,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from sslzoo.errors import RunError
 from sslzoo.run.parallel import block_lists
+
+
+def refuse_uncompilable(device: torch.device) -> None:
+    """Sees that blocks can be compiled for a device; raises RunError if not, before minutes of a start are gone.
+
+    For a GPU, Triton builds a little C of its own, against Python's headers.
+    """
+    if device.type != "cuda" or os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return
+    raise RunError(
+        f"run.compile: there is no C compiler on {socket.gethostname()}, and torch.compile wants one for GPUs: load a "
+        "module with gcc (in a cluster profile: setup), name one in CC, or train with --set run.compile=false"
+    )
 
 
 def compile_blocks(method: nn.Module) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
@@ -18,6 +20,7 @@ from sslzoo.run.data import Micros
 
 Made = TypeVar("Made")
 SHARED = 2**30  # bytes of batches that the workers of a process hold at most
+SHARERS = 16  # processes that may share the shared memory of a node, each with as much again on its way
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,38 @@ class Ahead:
         )
 
 
-def ahead(micros: Micros, workers: int, most: int = SHARED) -> Ahead:
+def ahead(micros: Micros, workers: int, most: int | None = None) -> Ahead:
     """Four micro-batches for each worker, or as many as `most` bytes hold; then as many workers.
 
-    Batches are the same however many are made ahead, and whoever makes them.
+    Batches are the same however many are made ahead, and whoever makes them. If left out, `most` is SHARED, or this
+    process's part of what /dev/shm has left: in containers that may be no more than 64 MB.
     """
+    most = min(SHARED, room()) if most is None else most
     views = micros.sources.views.values()
     pixels = sum(each.count * math.prod(each.view.size) * (1 if hasattr(each.view, "mean") else 4) for each in views)
     size = 3 * micros.shares.micro * pixels
     prefetch = max(1, min(4, most // (max(1, workers) * size)))
     return Ahead(min(workers, max(1, most // size)), prefetch, size)
+
+
+def room(shared: Path = Path("/dev/shm")) -> int:
+    """Bytes of shared memory that a process of this node may use."""
+    try:
+        left = os.statvfs(shared)
+    except OSError:  # no such folder: torch has another way
+        return SHARED
+    return left.f_bavail * left.f_frsize // SHARERS
+
+
+def allow_files() -> None:
+    """Lets this process and its workers open as many files as the system allows them: each tensor on its way is one.
+
+    Shells often give 1,024, and SLURM hands a shell's limits on; some dozens of workers reach that.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2**16 if hard == resource.RLIM_INFINITY else min(2**16, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def remarks(found: Mapping[str, Any], ahead: Ahead) -> list[str]:
@@ -57,6 +82,8 @@ def load(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Ite
     """Micro-batches of steps start .. steps-1, in order, made by up to `workers` processes (0: by this one)."""
     each = micros.shares.accumulate
     bound = ahead(micros, workers)
+    if workers:
+        allow_files()
     return map(
         passed,
         DataLoader(

@@ -63,7 +63,6 @@ def data_parallel(
     method: nn.Module,
     world: World,
     shard: int = 1,
-    unused: bool = False,
     gather_bf16: bool = False,
     reduce_bf16: bool = False,
 ) -> nn.Module:
@@ -95,29 +94,31 @@ def data_parallel(
     if world.size == 1 and world.alone_as != "ddp":
         return method
     # Buffers are equal on every rank by contract, so they need not travel before each step. Looking for unused
-    # parameters also keeps buckets as they are; rebuilt after the first step, as is usual, they would sum in another
-    # order after a restart.
+    # parameters, a millisecond of the host's, also keeps buckets as they are: rebuilt after the first step, as is
+    # usual, they would sum in another order after a restart, and take the gradients' memory twice in that step.
     known = inspect.signature(DistributedDataParallel).parameters
     still: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    model = DistributedDataParallel(
-        method, gradient_as_bucket_view=True, find_unused_parameters=unused or world.device.type == "cpu", **still
-    )
+    model = DistributedDataParallel(method, gradient_as_bucket_view=True, find_unused_parameters=True, **still)
     if reduce_bf16:
         model.register_comm_hook(None, bf16_compress_hook)
     return model
 
 
 def _mesh(world: World, shard: int) -> DeviceMesh:
-    """Ranks by copy of the weights and by part of a copy; they wait for each other as long as all ranks do."""
+    """Ranks by copy of the weights and by part of a copy; they wait for each other as long as all ranks do.
+
+    By part alone where all hold one copy: FSDP2 would sum every gradient over groups of one rank too.
+    """
     ranks = torch.arange(world.size).view(-1, shard)
+    if len(ranks) == 1:
+        everyone: Any = dist.group.WORLD
+        return DeviceMesh.from_group(everyone, world.device.type, mesh_dim_names=("shard",))
     groups = [_group(rows.tolist()) for rows in (ranks.T, ranks)]
     return DeviceMesh.from_group(groups, world.device.type, ranks, mesh_dim_names=("replicate", "shard"))
 
 
 def _group(rows: list[list[int]]) -> Any:
     """This rank's group of those that the ranks are divided into."""
-    if len(rows) == 1:
-        return dist.group.WORLD
     return dist.new_subgroups_by_enumeration(rows, timeout=patience())[0]
 
 

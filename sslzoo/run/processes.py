@@ -19,6 +19,10 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from sslzoo.errors import RunError, UserError
+from sslzoo.run.state import restarts
+
+# What CUDA says of hardware that failed, not of a program: another start, maybe on another node, may do.
+_BROKEN = ("ECC error", "NVLink error", "hardware stack error", "busy or unavailable", "system not yet initialized")
 
 
 class LostContact(RunError):  # noqa: N818 - what happened, as Stopped
@@ -139,10 +143,10 @@ def _by_torchrun(env: MutableMapping[str, str]) -> tuple[str, int, int, int]:
 
 def _by_srun(env: MutableMapping[str, str]) -> tuple[str, int, int, int]:
     size = _number(env, "SLURM_STEP_NUM_TASKS")
-    rank, local, job = (_number(env, f"SLURM_{name}") for name in ("PROCID", "LOCALID", "JOB_ID"))
+    rank, local, job, step = (_number(env, f"SLURM_{name}") for name in ("PROCID", "LOCALID", "JOB_ID", "STEP_ID"))
     if rank >= size or not env.get("SLURM_STEP_NODELIST"):
         raise RunError(f"SLURM_PROCID is {rank} of {size} and SLURM_STEP_NODELIST {env.get('SLURM_STEP_NODELIST')!r}")
-    meeting = {"MASTER_ADDR": _first_host(env["SLURM_STEP_NODELIST"]), "MASTER_PORT": _port(job)}
+    meeting = {"MASTER_ADDR": _first_host(env["SLURM_STEP_NODELIST"]), "MASTER_PORT": _port(job, step)}
     meeting |= {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": size}  # asked again, it answers the same
     for name, value in meeting.items():
         env.setdefault(name, str(value))
@@ -160,14 +164,14 @@ def _number(env: Mapping[str, str], name: str, default: str | None = None, *, le
 
 
 def _first_host(nodes: str) -> str:
-    """The first of a list such as gpu[07-09,12],login1."""
-    head, bracket, rest = nodes.partition(",")[0].partition("[")
-    return head + re.split(r"[-,\]]", rest)[0] if bracket else head
+    """The first of a list such as gpu[07-09,12],login1 or rack[1-2]_gpu[0-3]."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0] if first else "")
 
 
-def _port(job: int) -> int:
-    """A port below the ephemeral ones; jobs that share a node differ."""
-    return 12000 + job % 20000
+def _port(job: int, step: int) -> int:
+    """A port below the ephemeral ones; jobs that share a node differ, as do steps of a job and attempts of one."""
+    return 12000 + (job + 7919 * step + 104729 * restarts()) % 20000
 
 
 def _meet(rank: int, size: int, device: torch.device) -> Store:
@@ -232,6 +236,11 @@ def lost_contact(error: BaseException, world: World, explained: Callable[[], boo
     if "/torch/autograd/" not in file or world.store is None:
         return False
     return explained() or not _all_answer(world.store, world, wait)
+
+
+def broken(error: BaseException) -> bool:
+    """Whether CUDA says that the hardware failed."""
+    return isinstance(error, torch.AcceleratorError) and any(words in str(error) for words in _BROKEN)
 
 
 def _all_answer(store: Store, world: World, wait: float) -> bool:

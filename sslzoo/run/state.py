@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import socket
 import threading
@@ -182,10 +183,13 @@ class State:
                 pass
 
     @contextmanager
-    def locked(self, patience: float | None = None, warn: Callable[[str], None] = print) -> Iterator[None]:
+    def locked(
+        self, patience: float | None = None, warn: Callable[[str], None] = print, *, most: float = math.inf
+    ) -> Iterator[None]:
         """Holds the run folder for this process, and gives signs of life meanwhile.
 
         Where the file system has no locks, what the state file tells of another process must do; `warn` hears of it.
+        A job waits a while for one that is dying, but no longer than `most` seconds, for its other processes wait too.
 
         Raises:
             RunError: it cannot be written.
@@ -198,9 +202,9 @@ class State:
             raise RunError(f"the run folder {self.folder} cannot be written: {error}") from error
         with file:
             # A job waits, for nobody is there to start it again a little later.
-            moving = STALE if patience is None and self.launch and _job() else 0.0
+            moving = min(STALE, most) if patience is None and self.launch and _job() else 0.0
             if patience is None:
-                patience = PATIENCE if restarts() else 0.0
+                patience = min(PATIENCE, most) if restarts() else 0.0
             if not _locks(file, self._holder, patience):
                 self._refuse_if_moving(moving)
                 warn(f"warning: the file system of {self.folder} has no locks: never start one run twice at a time")

@@ -1,11 +1,16 @@
 """Is what data sets and loaders hold in memory bounded?"""
 
+import os
+import resource
+from types import SimpleNamespace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sslzoo_crops import Crop
 from sslzoo_datasets import packed
 
+from sslzoo.run import loader
 from sslzoo.run.data import Micros, Order, Sources, Split, Views
 from sslzoo.run.loader import ahead
 
@@ -25,11 +30,35 @@ def micros(count, size, micro):
         (1, 224, 256, 0, (0, 4)),
     ],
 )
-def test_workers_hold_no_more_than_a_gibibyte(count, size, micro, workers, wanted):
+def test_workers_hold_no_more_than_a_gibibyte(monkeypatch, count, size, micro, workers, wanted):
+    monkeypatch.setattr(loader, "room", lambda: 2**34)
     found = ahead(micros(count, size, micro), workers)
     assert (found.workers, found.prefetch) == wanted
     assert found.size == 3 * count * size * size * micro
     assert found.workers * found.prefetch * found.size <= 2**30
+
+
+def test_workers_hold_no_more_than_the_shared_memory_of_a_container_has(monkeypatch):
+    """Docker gives 64 MB; with more on their way the workers were killed by a bus error."""
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=2**14, f_frsize=2**12))
+    found = ahead(micros(1, 224, 8), 4)  # 1.2 MB a micro-batch
+    assert (found.workers, found.prefetch) == (3, 1)
+
+    def missing(_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "statvfs", missing)
+    assert ahead(micros(1, 224, 8), 4).prefetch == 4
+
+
+def test_as_many_files_as_the_system_allows_may_be_open_for_tensors_on_their_way():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        loader.allow_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == (2**16 if hard == -1 else min(2**16, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_row_groups_are_read_once_while_they_are_kept(tmp_path, monkeypatch):

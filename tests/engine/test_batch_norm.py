@@ -1,5 +1,7 @@
 """Batch norm over all ranks equals torch's on one process with the whole batch."""
 
+import re
+
 import pytest
 import torch
 from ranks import on_ranks
@@ -8,14 +10,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sslzoo import RecipeError
-from sslzoo.nn import BatchNorm, batch_norm_over_ranks
+from sslzoo.nn import BatchNorm, _FusedBatchNorm, batch_norm_over_ranks
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 
 SHAPES = [(8, 5), (8, 5, 3)]
 
 
-def steps(norm, wrap, rows):
+def steps(norm, wrap, rows, ranks=1):
     """Two training steps: outputs, gradients of inputs and of parameters, running statistics."""
     found, wrapped = [], wrap(norm)
     for turn, shape in enumerate(SHAPES):
@@ -23,26 +25,82 @@ def steps(norm, wrap, rows):
         x = (torch.randn(shape, generator=random) * 3 + 100)[rows].requires_grad_()  # far from 0: no cancellation
         aim = torch.randn(shape, generator=random)[rows]
         out = wrapped(x)
-        (out * aim).square().mean().backward()
+        ((out * aim).square().sum() * ranks / torch.Size(shape).numel()).backward()
         grads = [parameter.grad.clone() for parameter in norm.parameters()]
         found.append([out.detach(), x.grad, *grads, *(buffer.clone() for buffer in norm.buffers())])
         norm.zero_grad()
     return found
 
 
+UNEVEN = slice(5), slice(5, None)
+
+
 def in_two(rank):
-    norm = BatchNorm(5)
-    return steps(norm, DistributedDataParallel, slice(rank * 4, rank * 4 + 4))
+    return steps(BatchNorm(5), DistributedDataParallel, UNEVEN[rank], 2)
+
+
+# What CUDA's kernels for batch norms over ranks are defined to give, in plain operations.
+
+
+def batch_norm_stats(x, eps):
+    var, mean = torch.var_mean(x, over(x), correction=0)
+    return mean, (var + eps).rsqrt()
+
+
+def batch_norm_gather_stats_with_counts(_x, means, scales, running_mean, running_var, share, eps, counts):
+    counts, total = counts[:, None], counts.sum()
+    mean = (counts * means).sum(0) / total
+    var = (counts * (scales**-2 - eps + (means - mean).square())).sum(0) / total
+    running_mean.lerp_(mean, share)
+    running_var.lerp_(var * total / (total - 1), share)
+    return mean, (var + eps).rsqrt()
+
+
+def batch_norm_elemt(x, weight, bias, mean, scale, _eps):
+    return (x - rows(mean, x)) * rows(scale * weight, x) + rows(bias, x)
+
+
+def batch_norm_backward_reduce(grad, x, mean, scale, _weight, *_wanted):
+    of_bias, of_weight = grad.sum(over(x)), (grad * (x - rows(mean, x))).sum(over(x))
+    return of_bias, of_weight, of_weight * scale, of_bias.clone()
+
+
+def batch_norm_backward_elemt(grad, x, mean, scale, weight, sum_dy, sum_dy_xmu, counts):
+    slope = (x - rows(mean, x)) * rows(scale**2 * sum_dy_xmu / counts.sum(), x)
+    return (grad - rows(sum_dy / counts.sum(), x) - slope) * rows(scale * weight, x)
+
+
+def over(x):
+    return [0, *range(2, x.ndim)]
+
+
+def rows(channels, x):
+    return channels.view(-1, *[1] * (x.ndim - 2))
+
+
+class OnCuda(BatchNorm):
+    """What it does on a GPU."""
+
+    def forward(self, x):
+        own = self.weight, self.bias, self.running_mean, self.running_var, self.eps, self._share()
+        return _FusedBatchNorm.apply(x, *own)
+
+
+def in_two_by_kernels(rank):
+    for name in [name for name in globals() if re.fullmatch("batch_norm_(stats|gather.*|elemt|backward.*)", name)]:
+        setattr(torch, name, globals()[name])  # in this process alone
+    return steps(OnCuda(5), DistributedDataParallel, UNEVEN[rank], 2)
 
 
 @pytest.mark.two_ranks
-def test_two_ranks_equal_torch_on_one_in_forward_backward_and_running_statistics():
-    parts = on_ranks(in_two, 2)
+@pytest.mark.parametrize("call", [in_two, in_two_by_kernels])
+def test_two_ranks_equal_torch_on_one_in_forward_backward_and_running_statistics(call):
+    parts = on_ranks(call, 2)
     whole = steps(nn.BatchNorm1d(5), lambda norm: norm, slice(None))
     for one, first, second in zip(whole, *parts, strict=True):
         out, grad, *rest = one
         torch.testing.assert_close(torch.cat([first[0], second[0]]), out)
-        # each rank's loss is a mean over its half
+        # gradients of data parallel are means over ranks
         torch.testing.assert_close(torch.cat([first[1], second[1]]) / 2, grad, atol=1e-6, rtol=1e-4)
         for index, wanted in enumerate(rest, 2):
             torch.testing.assert_close(first[index], wanted, atol=1e-5, rtol=1e-4)

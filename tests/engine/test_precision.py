@@ -9,6 +9,7 @@ from sslzoo import RunError
 from sslzoo.recipe import precision
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
+from sslzoo.run.compiling import refuse_uncompilable
 from sslzoo.run.folder import Folder
 from sslzoo.run.processes import World
 from sslzoo.train import Watch, train
@@ -62,3 +63,24 @@ def test_a_gpu_has_bf16_from_compute_capability_8_on(monkeypatch, capability, ab
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert precision.bf16_of(torch.device("cuda")) == ("A GPU", able)
+
+
+def test_a_gpu_that_only_imitates_bf16_is_told(tmp_path, toy, monkeypatch):
+    """A V100 takes bf16, and is slower with it than without; nothing said why."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100")
+    recipe, _ = load(str(toy("jepa")), ("run.precision=bf16",))
+    for capability, count in (((7, 0), 1), ((8, 0), 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, found=capability: found)
+        told = []
+        assert precision.settled(recipe, World(device=torch.device("cuda", 0)), say=told.append) is recipe
+        assert len([line for line in told if "Tesla V100 has no bf16 instructions" in line]) == count
+
+
+def test_what_cannot_be_compiled_for_a_gpu_is_told_before_minutes_of_a_start_are_gone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    refuse_uncompilable(torch.device("cpu"))
+    with pytest.raises(RunError, match="no C compiler on .*--set run.compile=false"):
+        refuse_uncompilable(torch.device("cuda", 0))
+    monkeypatch.setenv("CC", "icx")
+    refuse_uncompilable(torch.device("cuda", 0))

@@ -11,7 +11,11 @@ from torch._C._distributed_c10d import FakeProcessGroup
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sslzoo import train
+from sslzoo.progress import Progress
+from sslzoo.recipe.build import build
+from sslzoo.recipe.recipe import load
 from sslzoo.run import metrics, parallel, processes
+from sslzoo.run.data import fake_batch
 from sslzoo.run.processes import World
 
 
@@ -82,4 +86,35 @@ def test_groups_of_shards_wait_as_long_as_all_ranks_do(waits):
 def test_one_copy_over_all_ranks_makes_no_group_of_its_own(waits):
     mesh = parallel._mesh(World(size=4), 4)
     assert mesh.get_group("shard") == dist.group.WORLD
-    assert mesh.get_group("replicate").size() == 1
+    assert mesh.ndim == 1, "sums over groups of one rank are sent all the same"
+    assert len(waits) == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_gradients_are_summed_in_one_order_from_the_first_step_on(monkeypatch, device):
+    """On GPUs buckets were rebuilt after the first step, so a restart summed in another order."""
+    given = []
+    monkeypatch.setattr(parallel, "DistributedDataParallel", Copies := type("Copies", (), {"__init__": noted(given)}))
+    assert isinstance(parallel.data_parallel(nn.Linear(2, 2), World(size=2, device=torch.device(device))), Copies)
+    assert given[0]["find_unused_parameters"]
+
+
+def noted(given):
+    def init(_self, _method, gradient_as_bucket_view, find_unused_parameters, broadcast_buffers):
+        given.append({"find_unused_parameters": find_unused_parameters})
+
+    return init
+
+
+def test_buckets_fill_in_the_order_in_which_gradients_come(toy):
+    """Buckets keep the order of parameters from last to first, so a gradient far from its place would hold all up."""
+    read, installed = load(str(toy("jepa")))
+    method, sources = build(read, installed)
+    named = [(name, parameter) for name, parameter in method.named_parameters() if parameter.requires_grad]
+    come: list[str] = []
+    for name, parameter in named:
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: come.append(name))
+    method(fake_batch(sources, method.student.encoder, 4), Progress(0, 10))[0].backward()
+    filled = [name for name, _ in reversed(named) if name in come]
+    late = {name: max(come.index(one) for one in filled[: at + 1]) - at for at, name in enumerate(filled)}
+    assert max(late.values()) < 8, late

@@ -275,6 +275,7 @@ _CUDA = (
     (torch.Tensor, "record_stream", lambda *_: None),
     (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
     (torch.cuda, "get_device_name", lambda *_: "A100"),
+    (torch.cuda, "get_device_capability", lambda *_: (8, 0)),
     (torch.cuda, "memory_allocated", lambda *_: 1),
     (torch.cuda, "max_memory_allocated", lambda *_: 3),
     (torch.cuda, "reset_peak_memory_stats", lambda *_: None),

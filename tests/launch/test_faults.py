@@ -1,11 +1,13 @@
 """What the surroundings do to a run: closed terminals, no locks, wrong environments, lost processes."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ from sslzoo.cli.options import allow_changed_data
 from sslzoo.launch import slurm, work
 from sslzoo.launch.drill import _counts, _gap, compare
 from sslzoo.launch.grace import Grace
+from sslzoo.launch.profile import Profile
 from sslzoo.progress import Progress
 from sslzoo.recipe.recipe import load
 from sslzoo.report.display import Display
@@ -151,6 +154,10 @@ def test_without_locks_a_job_waits_until_the_one_before_counts_as_gone(tmp_path,
     wrote(clock[0])
     with pytest.raises(InUse, match="seems in use"), state.locked(patience=0.0, warn=lambda _: None):
         pass
+    begun = clock[0]
+    with pytest.raises(InUse, match="seems in use"), state.locked(most=300.0, warn=lambda _: None):
+        pass
+    assert clock[0] - begun < 310, "its other processes wait for this one, and not for ever"
     moves.append(True)
     with pytest.raises(InUse, match="seems in use"), state.locked(warn=lambda _: None):
         pass
@@ -169,6 +176,42 @@ def test_a_process_that_never_comes_is_lost_and_no_error_of_the_run(tmp_path, mo
     assert left.value.exit_code == 75
     assert State(tmp_path / "run").failure == ""
     assert "could not join the others" in (tmp_path / "run" / "hint.txt").read_text()
+
+
+def test_a_gpu_that_fails_is_no_error_of_the_run(tmp_path, monkeypatch):
+    """Its job is queued again, maybe on another node; a kernel's own mistake is told."""
+
+    def fails(words):
+        def join(*_words, **_named):
+            raise torch.AcceleratorError(f"CUDA error: {words}\nCompile with `TORCH_USE_CUDA_DSA`")
+
+        monkeypatch.setattr(processes, "join", join)
+        work.work(*load("tiny/ijepa"), tmp_path / "run", Stop(), evaluate=False, promised=work.Promised(1, 1, 10))
+
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(LostContact, match=f"a GPU of {socket.gethostname()} failed"):
+        fails("uncorrectable ECC error encountered")
+    assert State(tmp_path / "run").failure == ""
+    assert "ECC error" in (tmp_path / "run" / "hint.txt").read_text()
+    with pytest.raises(torch.AcceleratorError):
+        fails("device-side assert triggered")
+    assert "device-side assert" in State(tmp_path / "run").failure
+
+
+@pytest.mark.parametrize(("code", "told"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.ENOSPC, True)])
+def test_a_file_system_that_cannot_flush_folders_ends_no_run(tmp_path, monkeypatch, code, told):
+    fsync = os.fsync
+
+    def of_files(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, "no")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    with pytest.raises(OSError, match="no") if told else contextlib.nullcontext():
+        files.flush(tmp_path)
+    (tmp_path / "file").touch()
+    files.flush(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -356,7 +399,7 @@ def test_a_run_that_is_left_before_its_first_save_is_stopped_and_says_so(tmp_pat
 
 def test_a_job_inherits_no_process_group_from_the_shell_that_submits_it(tmp_path, monkeypatch):
     stale = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
-    for name in (*stale, "SLURM_CONF", "IMAGENET"):
+    for name in (*stale, "SLURM_CONF", "IMAGENET", "SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_EXPORT"):
         monkeypatch.setenv(name, "1")
     seen = []
 
@@ -366,9 +409,11 @@ def test_a_job_inherits_no_process_group_from_the_shell_that_submits_it(tmp_path
             return SimpleNamespace(job_id="7")
 
     monkeypatch.setattr(slurm, "executor", lambda *_words: Executor())
-    assert slurm.submit(None, tmp_path, [print]) == ["7"]
-    assert not set(stale) & seen[0].keys()
-    assert {"SLURM_CONF", "IMAGENET"} <= seen[0].keys()
+    profile = Profile(partition="mine")
+    assert slurm.submit(slurm.Plan("x", profile, 1, 1, "1h", "x"), tmp_path, [print]) == ["7"]
+    assert not {*stale, "SBATCH_EXPORT"} & seen[0].keys()
+    assert {"SLURM_CONF", "IMAGENET", "SBATCH_ACCOUNT"} <= seen[0].keys()
+    assert "SBATCH_PARTITION" not in seen[0], "it would count more than the profile's"
     assert set(stale) <= os.environ.keys()
 
 

@@ -85,7 +85,7 @@ def test_what_follows_a_training_asks_for_no_whole_node(tmp_path, monkeypatch):
         "dependency": "afterok:5",
         "time": 120,
     }
-    assert seen[0]["additional_parameters"] == {"requeue": True, "kill-on-invalid-dep": "yes"}
+    assert seen[0]["additional_parameters"] == {"requeue": True, "kill_on_invalid_dep": "yes"}
 
 
 @pytest.fixture

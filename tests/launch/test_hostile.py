@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shlex
 import subprocess
 from contextlib import suppress
@@ -279,6 +280,34 @@ if [ "$(grep -c "^$name" "$CALLED")" -le "${TROUBLE:-0}" ]; then echo "$WORDS" >
 """
 
 
+def test_a_script_asks_for_gpus_once_and_in_the_clusters_own_way(tmp_path, tiny, tools):
+    """Asked for twice, with and without a type, SLURM refuses them, or gives another number."""
+
+    def asked(**keys):
+        text, _ = printed(tmp_path, tiny, {"gpus_per_node": 2, **keys})
+        return re.findall(r"^#SBATCH --(g\S*gpu\S*)", text, re.MULTILINE), text
+
+    assert asked()[0] == ["gpus-per-node=2"]
+    assert asked(gpu_type="a100")[0] == ["gpus-per-node=a100:2"]
+    assert asked(sbatch={"gres": "gpu:a100:2"})[0] == ["gres=gpu:a100:2"]
+    assert asked(sbatch={"gpus-per-node": "a100:2", "gres": "fast:1"})[0] == ["gpus-per-node=a100:2"]
+    text = asked(sbatch={"wckey": "mine", "requeue": False})[1]
+    assert "--wckey=mine" in text
+    assert "#SBATCH --requeue" not in text
+    text = asked()[1]
+    assert "wckey" not in text, "submitit's is one that no cluster knows"
+    assert " --export=ALL " in text, "where sbatch passes nothing on, srun would pass no PYTHONPATH on"
+    (tmp_path / "profile.yaml").write_text(json.dumps({"gpus_per_node": 2, "sbatch": {"gres": "gpu:a100:2"}}))
+    with pytest.raises(UserError, match="asks for GPUs by sbatch, gres: gpu:a100:2; give gpu_type"):
+        plan([Element(tmp_path / "run", *tiny)], Asked(str(tmp_path / "profile.yaml"), gpus=1))
+
+
+def test_what_another_node_wrote_is_seen_before_it_is_decided(tmp_path, tiny, tools):
+    """On NFS a name that was not there stays so for a minute, until this node makes one of its own beside it."""
+    text, _ = printed(tmp_path, tiny, {})
+    assert text.rindex('"$run/.seen"') < text.index('[ ! -e "$run/failure.txt" ] || exit "$code"')
+
+
 @pytest.fixture
 def job(tmp_path, tiny, tools, monkeypatch):
     """Runs the batch script of a run in bash, its processes and SLURM's commands being scripts; returns what came of it."""
@@ -346,6 +375,7 @@ def test_the_batch_script_decides_whether_a_job_is_queued_again(job, case, code,
     (run / "hint.txt").write_text("of an attempt before")
     left, called, told, _ = job(srun, NOW="CANCELLED" if case == "cancelled" else "RUNNING")
     assert left == code
+    assert not (run / ".seen").exists()
     assert called.count("scontrol requeue 1") == asked
     expected = {
         "its own error": "ValueError: mine\n",

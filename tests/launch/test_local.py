@@ -202,6 +202,9 @@ def test_what_started_a_process_is_read_from_its_environment(monkeypatch):
     environment(monkeypatch, SLURM_STEP_ID="0", SLURM_STEP_NODELIST="gpu[07-09,12]", **step)
     assert processes.launched() == ("srun", 9, 16, 1)
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu07", "12007")
+    environment(monkeypatch, SLURM_STEP_ID="1", SLURM_RESTART_COUNT="2", SLURM_STEP_NODELIST="gpu07", **step)
+    processes.launched()
+    assert os.environ["MASTER_PORT"] not in ("12007", "12008"), "another attempt, and another step, meet elsewhere"
     # A batch script is no step, an interactive shell is one with a number of its own.
     for number in ("4294967291", "4294967290"):
         environment(monkeypatch, SLURM_STEP_ID=number, SLURM_STEP_NODELIST="gpu07", **step)
@@ -218,7 +221,14 @@ def test_an_environment_that_contradicts_itself_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("nodes", "first"), [("n1", "n1"), ("n[3-4]", "n3"), ("a1,b[2-3]", "a1"), ("rack1-gpu[08,11-12]", "rack1-gpu08")]
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n[3-4]", "n3"),
+        ("a1,b[2-3]", "a1"),
+        ("rack1-gpu[08,11-12]", "rack1-gpu08"),
+        ("rack[1-2,4]_gpu[3-4],n1", "rack1_gpu3"),
+    ],
 )
 def test_the_first_host_of_a_list_is_where_processes_meet(nodes, first):
     assert processes._first_host(nodes) == first
