@@ -285,12 +285,12 @@ def test_a_script_asks_for_gpus_once_and_in_the_clusters_own_way(tmp_path, tiny,
 
     def asked(**keys):
         text, _ = printed(tmp_path, tiny, {"gpus_per_node": 2, **keys})
-        return re.findall(r"^#SBATCH --(g\S*gpu\S*)", text, re.MULTILINE), text
+        return re.findall(r"^#SBATCH --(gpu\S*|gres\S*)", text, re.MULTILINE), text
 
     assert asked()[0] == ["gpus-per-node=2"]
     assert asked(gpu_type="a100")[0] == ["gpus-per-node=a100:2"]
     assert asked(sbatch={"gres": "gpu:a100:2"})[0] == ["gres=gpu:a100:2"]
-    assert asked(sbatch={"gpus-per-node": "a100:2", "gres": "fast:1"})[0] == ["gpus-per-node=a100:2"]
+    assert asked(sbatch={"gpus-per-node": "a100:2", "gres": "fast:1"})[0] == ["gpus-per-node=a100:2", "gres=fast:1"]
     text = asked(sbatch={"wckey": "mine", "requeue": False})[1]
     assert "--wckey=mine" in text
     assert "#SBATCH --requeue" not in text
