@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import torch
@@ -11,7 +11,22 @@ from torch import Tensor
 from sslzoo.contracts import Encoder, Grid, Patches, Tokens, true_entries
 from sslzoo.testing.first import offers
 from sslzoo.testing.report import Check, Make, Skip, Violation, check
-from sslzoo.testing.scene import as_moved, elsewhere, equal, kept, restored, seeded, size_of, steady, stirred, unreached
+from sslzoo.testing.scene import (
+    MANY,
+    as_moved,
+    elsewhere,
+    equal,
+    kept,
+    near_in_bf16,
+    restored,
+    same_on_two_ranks,
+    seeded,
+    size_of,
+    steady,
+    stirred,
+    unreached,
+    untouched,
+)
 
 SIDES = (32, 28, 64, 48, 96, 112, 56, 224, 16, 40)
 
@@ -70,7 +85,9 @@ def returns(make: Make) -> str:
     """All patches without a context: [s N d], a summary [s d], the grid it said it has."""
     part = _part(make)
     size, grid = _size(part)
-    said, where = _said(part, _pixels(size)), f"2 images of {size[0]} x {size[1]}"
+    pixels, where = _pixels(size), f"2 images of {size[0]} x {size[1]}"
+    with untouched(pixels=pixels):
+        said = _said(part, pixels)
     if not isinstance(said, Tokens):
         raise Violation("sslzoo.Tokens", type(said).__name__, where)
     whole = grid[0] * grid[1]
@@ -89,8 +106,9 @@ def seen(make: Make) -> None:
     """Of a context it returns the patches it was given, with their indices (or all patches, hidden ones filled)."""
     part = _part(make)
     size, grid = _takes_masks(part)
-    context = _some(grid)
-    said = _said(part, _pixels(size), context)
+    pixels, context = _pixels(size), _some(grid)
+    with untouched(pixels=pixels, context=context):
+        said = _said(part, pixels, context)
     every = torch.arange(grid[0] * grid[1]).expand(2, -1)
     if not (torch.equal(said.index, context.index) or torch.equal(said.index, every)):
         raise Violation("index: the context's, or all patches", str(said.index[0].tolist()), f"grid {grid}, half seen")
@@ -101,23 +119,34 @@ def seen(make: Make) -> None:
 
 @check(returns, seen)
 def hidden(make: Make) -> None:
-    """What is hidden has no influence: other pixels there, the same tokens."""
+    """What is hidden has no influence: other pixels there, the same tokens, whether it is training or not."""
     part = _part(make)
     size, grid = _takes_masks(part)
-    pixels, context = _pixels(size), _some(grid)
-    once = _said(part, pixels, context)
-    high, wide = size[0] // grid[0], size[1] // grid[1]
+    for share, training in product((0.5, 0.25), (False, True)):
+        pixels, context = _pixels(size), _some(grid, share)
+        part.train(training)
+        once, again = (_all(part, given, context) for given in (pixels, _hidden_changed(pixels, context, grid)))
+        if found := equal(once, again, 1e-5):
+            smallest = f"grid {grid}, {context.index.shape[1]} seen, in {'training' if training else 'eval'} mode"
+            raise Violation("the same tokens when hidden pixels change", found, smallest)
+
+
+def _all(part: Any, pixels: Tensor, context: Patches) -> dict[str, Tensor]:
+    """All that it gives: tokens, summary, prefix, and those of its last block."""
+    with seeded():
+        said = _said(part, pixels, context, 1)
+    layers = {"a layer": said.layers, "a layer's prefix": said.prefixes, "prefix": (said.prefix,)}
+    return _parts(said) | {name: x[0] for name, x in layers.items() if x and x[0] is not None}
+
+
+def _hidden_changed(pixels: Tensor, context: Patches, grid: Grid) -> Tensor:
+    high, wide = pixels.shape[2] // grid[0], pixels.shape[3] // grid[1]
     changed = pixels.clone()
-    for row in range(2):
+    for row in range(len(pixels)):
         for index in set(range(grid[0] * grid[1])) - set(context.index[row].tolist()):
             top, left = index // grid[1] * high, index % grid[1] * wide
             changed[row, :, top : top + high, left : left + wide] += 5.0
-    again = _said(part, changed, context)
-    found = equal(_parts(once), _parts(again), 1e-5)
-    if found:
-        raise Violation(
-            "the same tokens when hidden pixels change", found, f"grid {grid}, {context.index.shape[1]} seen"
-        )
+    return changed
 
 
 @check(returns, seen)
@@ -139,29 +168,51 @@ def alone(make: Make) -> None:
     """An image's tokens do not depend on the other images, in eval mode."""
     part = _part(make)
     size, _ = _size(part)
-    pixels = _pixels(size, 5)
-    whole = _parts(_said(part, pixels))
-    for rows in (slice(0, 1), slice(4, 5), slice(0, 2), slice(2, 5)):
-        found = equal(_parts(_said(part, pixels[rows])), {name: x[rows] for name, x in whole.items()}, 1e-4)
-        if found:
-            came = f"{found} among {rows.stop - rows.start}"
-            raise Violation("the tokens an image gets among 5", came, f"image {rows.start} of 5")
+    for many in (5, MANY):
+        pixels = _pixels(size, many)
+        whole = _parts(_said(part, pixels))
+        for rows in (slice(0, 1), slice(many - 1, many), slice(0, 2), slice(many - 3, many)):
+            found = equal(_parts(_said(part, pixels[rows])), {name: x[rows] for name, x in whole.items()}, 1e-4)
+            if found:
+                came = f"{found} among {rows.stop - rows.start}"
+                raise Violation(f"the tokens an image gets among {many}", came, f"image {rows.start} of {many}")
 
 
 @check(returns)
 def positions(make: Make) -> None:
-    """Positions matter: moving the patches of an image gives other tokens than moving its tokens."""
+    """Positions matter, on oblong grids too: two patches that change places give other tokens than changed tokens."""
     part = _part(make)
     size, grid = _size(part)
-    pixels = _pixels(size)
-    high = size[0] // grid[0]
-    rolled = pixels.roll(high, 2)
-    once, moved = _said(part, pixels), _said(part, rolled)
-    if once.patches.shape[1] != grid[0] * grid[1]:
-        raise Skip("gives other tokens than patches")
-    back = moved.patches.unflatten(1, grid).roll(-1, 1).flatten(1, 2)
-    if not equal({"patches": once.patches}, {"patches": back}, 1e-5):
-        raise Violation("tokens that know their position", "the same after patches moved down a row", f"grid {grid}")
+    high, wide = size[0] // grid[0], size[1] // grid[1]
+    for rows, columns in (grid, (grid[0], grid[1] + 1), (grid[0] + 1, grid[1])):
+        pixels, where = _pixels((rows * high, columns * wide), 1), f"grid {rows} x {columns}"
+        if not _serves(part, pixels, (rows, columns)):
+            continue
+        pairs = list(combinations(range(rows * columns), 2))[:: max(1, (rows * columns) ** 2 // 200)]
+        order = torch.arange(rows * columns).repeat(len(pairs), 1)
+        for row, (one, other) in zip(order, pairs, strict=True):
+            row[one], row[other] = other, one
+        plain, moved = _said(part, pixels), _said(part, _moved(pixels, order, (rows, columns)))
+        for pair, row, x in zip(pairs, order, moved.patches, strict=True):
+            if not equal({"patches": x}, {"patches": plain.patches[0, row]}, 1e-5):
+                came = f"the same after patches {pair[0]} and {pair[1]} changed places"
+                raise Violation("tokens that know their position", came, where)
+
+
+def _serves(part: Any, pixels: Tensor, grid: Grid) -> bool:
+    """Whether it has a token for each patch of this grid there."""
+    try:
+        return part.grid(tuple(pixels.shape[2:])) == grid and _said(part, pixels).patches.shape[1] == grid[0] * grid[1]
+    except ValueError:
+        return False
+
+
+def _moved(pixels: Tensor, order: Tensor, grid: Grid) -> Tensor:
+    """An image [1 3 H W] with its patches in other orders [n N]: [n 3 H W]."""
+    high, wide = pixels.shape[2] // grid[0], pixels.shape[3] // grid[1]
+    cells = pixels[0].unflatten(1, (grid[0], high)).unflatten(3, (grid[1], wide))  # 3 h p w q
+    cells = cells.permute(1, 3, 0, 2, 4).flatten(0, 1)[order]  # n N 3 p q
+    return cells.unflatten(1, grid).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 @check(returns)
@@ -199,6 +250,8 @@ def layered(make: Make) -> None:
         found = equal({"patches": said.patches}, {"patches": _said(part, _pixels(size)).patches}, 1e-5)
         if found:
             raise Violation("the same tokens with and without layers", found, asked)
+        if count == 2 and not equal({"layers": said.layers[0]}, {"layers": said.layers[1]}, 0):
+            raise Violation("a layer of each block", "the same for both blocks", asked)
 
 
 @check(returns, seen, alone)
@@ -241,6 +294,28 @@ def learns(make: Make) -> None:
 
 
 @check(returns)
+def bf16(make: Make) -> str:
+    """Under bfloat16 autocast it says nearly what it says in float32."""
+    part = _part(make)
+    size, _ = _size(part)
+    return near_in_bf16(lambda: _parts(_said(part, _pixels(size))), f"2 images of {size[0]} x {size[1]}")
+
+
+@check(returns, alone, slow=True)
+def ranks(make: Make) -> None:
+    """Two ranks, each with half of the images, give the gradient of one process with all."""
+    part = _part(make).train()
+    size, _ = _size(part)
+    pixels = _pixels(size, 4)
+    with seeded(1), torch.no_grad():
+        one, other = (_parts(part(pixels, None, 0)) for _ in range(2))
+    if equal(one, other, 0):
+        raise Skip("draws by chance in training")
+    where = f"4 images of {size[0]} x {size[1]}"
+    same_on_two_ranks(part, lambda rows: _parts(part(pixels[rows], None, 0)), make, where)
+
+
+@check(returns)
 def repeats(make: Make) -> None:
     """In eval mode it says the same of the same, however often it is called."""
     part = _part(make)
@@ -276,4 +351,4 @@ def moves(make: Make) -> None:
 
 
 CHECKS: tuple[Check, ...] = (made, returns, seen, hidden, order, positions, stored, moves, alone, repeats)
-CHECKS += (sizes, layered, ragged, learns)
+CHECKS += (sizes, layered, ragged, learns, bf16, ranks)

@@ -12,6 +12,7 @@ from torch import nn
 from sslzoo.contracts import lacking, members
 from sslzoo.errors import UserError, did_you_mean
 from sslzoo.testing.report import Check, Make, Skip, Violation, raised
+from sslzoo.testing.scene import told_on_meta
 
 _TYPES = {"ragged": bool, "needs_target": bool, "width": int, "blocks": nn.ModuleList, "outputs": Mapping}
 
@@ -50,13 +51,12 @@ def offers(protocol: type, build: Callable[[Make], Any], *, module: bool = False
 
 def _on_meta(build: Callable[[Make], Any], make: Make) -> None:
     """Whether it can be made without memory, as `sslzoo check` makes a method of any size before a run does."""
-    try:
-        with torch.device("meta"):
-            build(make)
-    except (RuntimeError, NotImplementedError) as error:
-        came = raised(error, make) or f"{type(error).__name__}: {error}"
-        hint = "; its constructor reads no number from tensors (.item(), .tolist(), numpy)"
-        raise Violation("to be made on the meta device too", came + hint, "with torch.device('meta')") from error
+    hint = "; its constructor reads no number from tensors (.item(), .tolist(), numpy)"
+    with (
+        told_on_meta(make, "to be made on the meta device too", hint, "with torch.device('meta')"),
+        torch.device("meta"),
+    ):
+        build(make)
 
 
 def _answers(part: Any, kind: str, name: str, wanted: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,14 +15,17 @@ from sslzoo.testing.first import offers
 from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import (
     AT,
+    LATE,
+    MANY,
     Encoder,
     as_moved,
-    as_two_ranks,
     declared,
     elsewhere,
     equal,
     kept,
+    near_in_bf16,
     restored,
+    same_on_two_ranks,
     seeded,
     size_of,
     steady,
@@ -29,6 +33,7 @@ from sslzoo.testing.scene import (
     targets,
     tokens,
     unreached,
+    untouched,
 )
 
 
@@ -58,10 +63,13 @@ made = offers(Predictor, _part, module=True)
 
 @check(made)
 def outputs(make: Make) -> str:
-    """It returns the outputs it declares: patch signals [t e], image signals [s e]."""
+    """It returns the outputs it declares: patch signals [t e], image signals [s e]; its inputs stay as they were."""
     part = _part(make)
     seen, asked, where = _whole(part)
-    declared(part.outputs, _said(part, seen, asked), asked.count, (3,), where)
+    seen, asked = tokens(*seen.index.shape), targets(3, 2, 4)  # as new: `_whole` has called it with the others
+    with untouched(tokens=seen, target=asked):
+        said = _said(part, seen, asked)
+    declared(part.outputs, said, asked.count, (3,), where)
     return size_of(part)
 
 
@@ -88,28 +96,34 @@ def unmasked(make: Make) -> None:
 
 @check(outputs)
 def learns(make: Make) -> None:
-    """A gradient reaches every parameter."""
+    """A gradient reaches every parameter, and through the tokens the encoder."""
     part = _part(make).train()
     seen, asked, where = _whole(part)
+    seen = replace(seen, patches=seen.patches.requires_grad_(True), summary=seen.summary.requires_grad_(True))
     said = _said(part, seen, asked)
     missed = unreached(part, sum((x.float() * torch.randn_like(x.float())).sum() for x in said.values()))  # type: ignore[arg-type]
     if missed:
         raise Violation("a gradient in every parameter", f"none in {', '.join(missed[:5])}", where)
+    if all(x.grad is None or not x.grad.any() for x in (seen.patches, seen.summary)):
+        came = "none in tokens.patches and tokens.summary: were they detached?"
+        raise Violation("a gradient in the tokens, else no encoder learns", came, where)
 
 
 @check(outputs)
 def alone(make: Make) -> None:
     """A sequence's rows do not depend on the other sequences."""
     part = _part(make)
-    seen, asked, where = _whole(part)
-    whole = _said(part, seen, asked)
-    for rows in (slice(0, 1), slice(2, 3), slice(0, 2), slice(1, 3)):
-        some = _said(part, _rows(seen, rows), Patches(asked.index[rows]))
-        cut = {name: x.unflatten(0, (3, -1))[rows].flatten(0, 1) for name, x in whole.items()}
-        found = equal(some, cut, 1e-4)
-        if found:
-            came = f"{found} among {rows.stop - rows.start}"
-            raise Violation("the rows a sequence gets among others", came, f"{where}, sequence {rows.start} of 3")
+    _, _, where = _whole(part)
+    for many, at in ((3, AT), (3, LATE), (MANY, AT)):
+        seen, asked = tokens(many, 7 if where.startswith("7") else 16), targets(many, 2, 4)
+        whole = dict(part(seen, asked, at))
+        for rows in (slice(0, 1), slice(2, 3), slice(0, 2), slice(many - 2, many)):
+            some = dict(part(_rows(seen, rows), Patches(asked.index[rows]), at))
+            cut = {name: x.unflatten(0, (many, -1))[rows].flatten(0, 1) for name, x in whole.items()}
+            if found := equal(some, cut, 1e-4):
+                came = f"{found} among {rows.stop - rows.start}"
+                smallest = f"{where}, sequence {rows.start} of {many}, step {at.step} of {at.steps}"
+                raise Violation("the rows a sequence gets among others", came, smallest)
 
 
 @check(outputs)
@@ -135,27 +149,7 @@ def ranks(make: Make) -> None:
     part = _part(make).train()
     _, _, where = _whole(part)
     seen, asked = tokens(4, 7 if where.startswith("7") else 16), targets(4, 2, 4)
-
-    def gradients(rows: slice) -> dict[str, Any]:
-        part.zero_grad()
-        said = _said(part, _rows(seen, rows), Patches(asked.index[rows]))
-        torch.stack([_pull(x, rows) for x in said.values()]).sum().backward()
-        # Arrays: a tensor would share memory with a process that ends.
-        return {name: p.grad.numpy() for name, p in part.named_parameters() if p.grad is not None}
-
-    whole = {name: torch.from_numpy(x.copy()) for name, x in gradients(slice(0, 4)).items()}
-    halves = as_two_ranks(lambda rank: gradients(slice(2 * rank, 2 * rank + 2)), make)
-    both = {name: (torch.from_numpy(halves[0][name]) + torch.from_numpy(halves[1][name])) / 2 for name in whole}
-    found = equal(whole, both, 1e-5)
-    if found:
-        raise Violation("the gradient of one process", f"{found}; use gather, all_mean and all_sum of sslzoo", where)
-
-
-def _pull(x: Tensor, rows: slice) -> Tensor:
-    """A mean over sequences in which each pulls its rows another way."""
-    mine = x.float().unflatten(0, (rows.stop - rows.start, -1)).flatten(1)
-    way = torch.randn(4, mine.shape[1], generator=torch.Generator().manual_seed(6))
-    return (mine * way[rows]).sum() / len(mine)
+    same_on_two_ranks(part, lambda rows: _said(part, _rows(seen, rows), Patches(asked.index[rows])), make, where)
 
 
 @check(outputs, alone)
@@ -221,14 +215,31 @@ def bf16(make: Make) -> str:
     """Under bfloat16 autocast it says nearly what it says in float32."""
     part = _part(make)
     seen, asked, where = _whole(part)
-    full = _said(part, seen, asked)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = _said(part, seen, asked)
-    gaps = [(half[k].float() - x).norm() / x.norm().clamp(min=1e-6) for k, x in full.items()]
-    worst = torch.stack(gaps).max().item()  # nan, if any is
-    if not worst < 0.05:
-        raise Violation("within 5 % of float32", f"{worst:.1%} off", where)
-    return f"{worst:.1%} off"
+    return near_in_bf16(lambda: _said(part, seen, asked), where)
+
+
+@check(outputs)
+def places(make: Make) -> str:
+    """Other grids, oblong ones too, are served or refused with a ValueError; each patch gets a guess of its own."""
+    part = _part(make)
+    seen_of = 0.5 if _whole(part)[2].startswith("7") else 1.0
+    served = []
+    for rows, columns in ((5, 7), (7, 5), (2, 9)):
+        whole = rows * columns
+        seen = tokens(2, int(whole * seen_of), (rows, columns))
+        asked = Patches(torch.stack([torch.arange(whole)[None]] * 2))
+        try:
+            said = _patches(part, seen, asked)
+        except ValueError:
+            continue
+        for name, x in said.items():
+            apart = torch.pdist(x[:whole].double())
+            if not apart.min() > 1e-6 * x.abs().max():
+                one, other = torch.triu_indices(whole, whole, 1)[:, int(apart.argmin())].tolist()
+                came = f"{name} alike for patches {one} and {other}: does its table of positions end before the grid?"
+                raise Violation("another guess for each target patch", came, f"grid {rows} x {columns}, all asked for")
+        served.append(f"{rows} x {columns}")
+    return f"grids served besides: {', '.join(served) or 'none'}"
 
 
 @check(outputs, repeats, slow=True)
@@ -262,7 +273,7 @@ def arithmetic(make: Make) -> str:
     return f"{counter.get_total_flops() / 3 / 1e6:.2f} MFLOP a sequence; {where}"
 
 
-CHECKS: tuple[Check, ...] = (made, outputs, unmasked, stored, moves, learns, alone, repeats, order)
+CHECKS: tuple[Check, ...] = (made, outputs, unmasked, stored, moves, learns, alone, repeats, order, places)
 CHECKS += (ragged_context, ragged_target, bf16, arithmetic, ranks, compiles)
 
 

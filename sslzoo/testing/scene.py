@@ -8,10 +8,11 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -38,8 +39,9 @@ from sslzoo.run.processes import World
 from sslzoo.step import encode_and_predict
 from sslzoo.testing.report import Make, Violation, raised
 
-AT = Progress(3, 10, 5)
+AT, LATE = Progress(3, 10, 5), Progress(9, 10, 5)
 WIDTH, PATCH = 64, 8
+MANY = 130  # rows of a batch that is not small: what works in chunks shows it
 
 # The first backward of a process decides whether it may fork later: here, on the CPU alone, it may (`as_two_ranks`).
 torch.zeros(1, requires_grad=True).sum().backward()
@@ -246,13 +248,19 @@ def _holds_tensors(value: Any) -> bool:
 def elsewhere(part: nn.Module, call: Callable[[Any], Any], make: Make) -> None:
     """A part runs on another device: the meta device, where a plain tensor or a bare torch.arange is told."""
     moved = copy.deepcopy(part).to("meta")
+    hint = "; make tensors on the device of the inputs, and read no number from them (.item(), .tolist())"
+    with torch.no_grad(), told_on_meta(make, "to run on another device after part.to(device)", hint, "the meta device"):
+        call(moved)
+
+
+@contextmanager
+def told_on_meta(make: Make, expected: str, hint: str, smallest: str) -> Iterator[None]:
+    """An error of the meta device, which has no numbers, as a finding."""
     try:
-        with torch.no_grad():
-            call(moved)
+        yield
     except (RuntimeError, NotImplementedError) as error:
         came = raised(error, make) or f"{type(error).__name__}: {error}"
-        hint = "; make tensors on the device of the inputs, and read no number from them (.item(), .tolist())"
-        raise Violation("to run on another device after part.to(device)", came + hint, "the meta device") from error
+        raise Violation(expected, came + hint, smallest) from error
 
 
 def as_moved(x: Any) -> Any:
@@ -273,6 +281,64 @@ def unreached(module: nn.Module, value: Tensor) -> list[str]:
     return [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
 
 
+@contextmanager
+def untouched(**given: Any) -> Iterator[None]:
+    """What a part is given stays as it was: other parts read the same tensors."""
+    before = {name: [x.clone() for x in _tensors(value)] for name, value in given.items()}
+    yield
+    for name, value in given.items():
+        if any(not torch.equal(x, y) for x, y in zip(before[name], _tensors(value), strict=True)):
+            raise Violation(f"{name} as before the call: other parts read them too", "changed in place", "one call")
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    """The tensors in a batch, in tokens, in patches."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, Mapping | tuple):
+        for one in x.values() if isinstance(x, Mapping) else x:
+            yield from _tensors(one)
+    elif is_dataclass(x):
+        for field in fields(x):
+            yield from _tensors(getattr(x, field.name))
+
+
+def near_in_bf16(call: Callable[[], Mapping[str, Tensor]], where: str) -> str:
+    """Under bfloat16 autocast a part says what it says in float32, but for a few percent."""
+    full = call()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = call()
+    gaps = [(half[k].float() - x).norm() / x.norm().clamp(min=1e-6) for k, x in full.items()]
+    worst = torch.stack(gaps).max().item()  # nan, if any is
+    if not worst < 0.05:
+        raise Violation("within 5 % of float32", f"{worst:.1%} off", where)
+    return f"{worst:.1%} off"
+
+
+def same_on_two_ranks(part: nn.Module, call: Callable[[slice], Mapping[str, Tensor]], make: Make, where: str) -> None:
+    """Of 4 sequences, two ranks with half each have the gradient of one process with all. `call` is given the rows."""
+
+    def gradients(rows: slice) -> dict[str, np.ndarray]:
+        part.zero_grad()
+        torch.stack([_pull(x, rows) for x in call(rows).values()]).sum().backward()
+        # Arrays: a tensor would share memory with a process that ends.
+        return {name: p.grad.numpy() for name, p in part.named_parameters() if p.grad is not None}
+
+    whole = {name: torch.from_numpy(x.copy()) for name, x in gradients(slice(0, 4)).items()}
+    halves = as_two_ranks(lambda rank: gradients(slice(2 * rank, 2 * rank + 2)), make)
+    both = {name: (torch.from_numpy(halves[0][name]) + torch.from_numpy(halves[1][name])) / 2 for name in whole}
+    found = equal(whole, both, 1e-5)
+    if found:
+        raise Violation("the gradient of one process", f"{found}; use gather, all_mean and all_sum of sslzoo", where)
+
+
+def _pull(x: Tensor, rows: slice) -> Tensor:
+    """A mean over sequences in which each pulls its rows another way."""
+    mine = x.float().unflatten(0, (rows.stop - rows.start, -1)).flatten(1)
+    way = torch.randn(4, mine.shape[1], generator=torch.Generator().manual_seed(6))
+    return (mine * way[rows]).sum() / len(mine)
+
+
 def restored(
     part: nn.Module, other: nn.Module, call: Callable[[Any], Mapping[str, Tensor]], smallest: str, times: int = 5
 ) -> str:
@@ -280,6 +346,9 @@ def restored(
     for seed in range(times):
         with seeded(seed):
             call(part.train())
+    if late := sorted(part.state_dict().keys() - other.state_dict().keys()):
+        came = f"{', '.join(late[:3])} is made in a call: no optimizer moves it, no checkpoint fits it"
+        raise Violation("parameters and buffers made in the constructor", came, smallest)
     other.load_state_dict(copy.deepcopy(part.state_dict()))
     for mode in (True, False):
         with seeded(3):

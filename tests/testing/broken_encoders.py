@@ -1,7 +1,10 @@
 """Encoders that are wrong on purpose, each in one way; and the sound one they are made from."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Tokens
 
@@ -117,8 +120,6 @@ class Shuffled(Look):
     """Says that its tokens stand in other places than they do."""
 
     def forward(self, pixels, context=None, layers=0):
-        from dataclasses import replace
-
         tokens = super().forward(pixels, context, layers)
         return tokens if context is None else replace(tokens, index=tokens.index.flip(1))
 
@@ -162,7 +163,82 @@ class Measured(Look):
         self.size = next(self.parameters()).norm().item()
 
 
+class PeeksLittle(Look):
+    """Lets hidden patches through where few are seen."""
+
+    def shown(self, pixels, context, grid):
+        few = context is not None and context.index.shape[1] * 4 <= grid[0] * grid[1]
+        return pixels + pixels.mean((1, 2, 3), keepdim=True) if few else pixels
+
+
+class PeeksTraining(Look):
+    """Lets hidden patches through in training."""
+
+    def shown(self, pixels, context, grid):
+        return pixels + pixels.mean((1, 2, 3), keepdim=True) if self.training else pixels
+
+
+class PeeksApart(Look):
+    """Lets hidden patches into its prefix, which predictors read too."""
+
+    def forward(self, pixels, context=None, layers=0):
+        return replace(super().forward(pixels, context, layers), prefix=pixels.flatten(1)[:, None, :16])
+
+
+class Darkens(Look):
+    """Changes the pixels in place, which the target generator reads too."""
+
+    def shown(self, pixels, context, grid):
+        return pixels.sub_(0.01)
+
+
+class OneOrder(Look):
+    """Counts rows as if every grid had two columns."""
+
+    def place(self, index, grid):
+        return super().place(index % 2 + 2 * (index // grid[1]), grid)
+
+
+class Chunked(Look):
+    """Works in chunks of a hundred, and gives all what the first has got."""
+
+    def last(self, x):
+        return x[torch.arange(len(x), device=x.device) % 100]
+
+
+class SameLayer(Look):
+    """Gives its last layer as often as layers are asked for."""
+
+    def forward(self, pixels, context=None, layers=0):
+        tokens = super().forward(pixels, context, layers)
+        return replace(tokens, layers=(tokens.patches,) * layers)
+
+
+class Coarse(Look):
+    """Overflows under bfloat16."""
+
+    def place(self, index, grid):
+        place = super().place(index, grid)
+        return place.half() * 1e5 if torch.is_autocast_enabled("cpu") else place
+
+
+class OwnNorm(Look):
+    """Normalises by its own rank's images in training, as torch's batch norm does."""
+
+    def last(self, x):
+        return F.batch_norm(x.transpose(1, 2), None, None, training=True).transpose(1, 2) if self.training else x
+
+
 ENCODERS = {
+    PeeksLittle: "hidden",
+    PeeksTraining: "hidden",
+    PeeksApart: "hidden",
+    Darkens: "returns",
+    OneOrder: "positions",
+    Chunked: "alone",
+    SameLayer: "layered",
+    Coarse: "bf16",
+    OwnNorm: "ranks",
     Measured: "made",
     Shuffled: "seen",
     Loose: "stored",

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from sslzoo import Signal
+from sslzoo import Patches, Signal
 
 
 class Guess(nn.Module):
@@ -197,7 +197,60 @@ class Blunt(Guess):
         return super().forward(tokens, target, None)
 
 
+class Sheared(Guess):
+    """Cuts what it is given, in place."""
+
+    def rows(self, tokens, target):
+        return super().rows(tokens, Patches(target.index.clamp_(max=9), target.length, target.real))
+
+
+class Cold(Guess):
+    """Detaches the tokens, so no encoder learns."""
+
+    def seen(self, tokens):
+        return super().seen(tokens).detach()
+
+
+class Chunked(Guess):
+    """Works in chunks of a hundred, and gives all what the first has got."""
+
+    def seen(self, tokens):
+        x = super().seen(tokens)
+        return x[torch.arange(len(x), device=x.device) % 100]
+
+
+class Late(Guess):
+    """Lets sequences read one another once half of the run is over."""
+
+    def forward(self, tokens, target, at):
+        said = super().forward(tokens, target, at)
+        return {name: x + x.mean() for name, x in said.items()} if at.step > at.steps / 2 else said
+
+
+class Lazy(Guess):
+    """Makes a layer when it is called, which no optimizer knows."""
+
+    def seen(self, tokens):
+        x = super().seen(tokens)
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(x.shape[1], x.shape[1], device=x.device)
+        return self.late(x)
+
+
+class OneTable(Guess):
+    """Has positions for a grid of 4 x 4, and takes the last for all beyond it."""
+
+    def rows(self, tokens, target):
+        return super().rows(tokens, Patches(target.index.clamp(max=15), target.length, target.real))
+
+
 PREDICTORS = {
+    Sheared: "outputs",
+    Cold: "learns",
+    Chunked: "alone",
+    Late: "alone",
+    Lazy: "stored",
+    OneTable: "places",
     Plain: "stored",
     Scalar: "stored",
     Tired: "repeats",
