@@ -66,7 +66,8 @@ def save(
     Every rank calls it, since weights may be split over ranks; one has `write`.
 
     Raises:
-        RunError: it could not be written, such as on a full disk; earlier checkpoints are untouched.
+        RunError: it could not be written, such as on a full disk; earlier checkpoints are untouched. Or the optimizer
+            keeps state that could not be restored.
     """
     tensors = _snapshot(method, optimizer, write, {})
     if write:
@@ -246,7 +247,7 @@ def restore(saved: Saved, method: Method, optimizer: torch.optim.Optimizer) -> N
     states = {key: key.split(".", 2)[1:] for key in saved.tensors if key.startswith("optim.")}
     for key, (slot, name) in states.items():
         value = saved.tensors[key]
-        if name not in known or (value.ndim and value.shape != known[name].shape):
+        if name not in known or _lost_in_pieces(value, known[name], optimizer):
             raise RunError(f"checkpoint {saved.path} does not fit the recipe: optimizer state {slot} of {name}")
     for key, value in saved.each():
         if key in own:
@@ -309,6 +310,11 @@ def _snapshot(
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in trainable(method):
         for slot, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and _lost_in_pieces(value, parameter, optimizer):
+                raise RunError(
+                    f"state {slot!r} of the optimizer, {list(value.shape)} for {name} {list(parameter.shape)}, cannot "
+                    "be saved: an optimizer with `shards = True` keeps tensors of the weight's own shape, or of none"
+                )
             if isinstance(value, Tensor):
                 tensors[f"optim.{slot}.{name}"] = value
             else:
@@ -326,6 +332,11 @@ def _snapshot(
     if waiting:
         torch.cuda.current_stream().synchronize()
     return found
+
+
+def _lost_in_pieces(state: Tensor, weight: Tensor, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether nobody knows how to split this state where the weight is split; whole weights may have any."""
+    return getattr(optimizer, "shards", False) and state.ndim > 0 and state.shape != weight.shape
 
 
 def _room(like: Tensor) -> Tensor:

@@ -42,11 +42,16 @@ def images(make: Make) -> str:
     data = make()
     if len(data) < 1:
         raise Violation("at least one image", "none", "len")
-    for i in _some(data):
+    until = time.monotonic() + 1
+    for number, i in enumerate(_some(data, 16) + _some(data, 1000)):
+        if number >= 16 and time.monotonic() > until:
+            break
         image = data.image(i)
         if isinstance(image, Image.Image):
             if image.mode != "RGB":
                 raise Violation("mode RGB", image.mode, f"image {i}")
+        elif isinstance(image, Tensor) and not image.numel():
+            raise Violation("an image with pixels", f"none: {list(image.shape)}", f"image {i}")
         elif not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
             came = f"{type(image).__name__} {getattr(image, 'dtype', '')} {list(getattr(image, 'shape', []))}"
             raise Violation("a PIL image or uint8 [3 H W]", came, f"image {i}")
@@ -55,10 +60,14 @@ def images(make: Make) -> str:
 
 @check(images)
 def repeats(make: Make) -> None:
-    """Image i is the same each time, read in any order."""
+    """Image i and its label are the same each time, read in any order, and opened again."""
     data, other = make(), make()
+    if len(data) != len(other):
+        raise Violation(f"{len(data):,} images, as before", f"{len(other):,}", "opened again")
     for i in _some(data):
         first = _plain(data.image(i))
+        if data.tasks and dict(data.label(i)) != dict(other.label(i)):
+            raise Violation(f"the labels {dict(data.label(i))}", f"{dict(other.label(i))}", f"image {i}, opened again")
         data.image(0)
         for again in (data.image(i), other.image(i)):
             if not np.array_equal(first, _plain(again)):
@@ -108,6 +117,10 @@ def labels(make: Make) -> str:
         if set(label) != set(data.tasks):
             raise Violation(f"labels of {sorted(data.tasks)}", str(sorted(label)), f"image {i}")
         for task, classes in data.tasks.items():
+            if not isinstance(label[task], int | np.integer):
+                raise Violation(
+                    f"{task} a whole number", f"{label[task]!r} ({type(label[task]).__name__})", f"image {i}"
+                )
             if not 0 <= int(label[task]) < classes:
                 raise Violation(f"{task} from 0 to {classes - 1}", str(label[task]), f"image {i}")
     for task, names in getattr(data, "class_names", {}).items():

@@ -17,7 +17,7 @@ from torch import Tensor
 from sslzoo.contracts import Loss, Pairing, Signal
 from sslzoo.testing.first import offers
 from sslzoo.testing.report import Check, Make, Skip, Violation, check, raised
-from sslzoo.testing.scene import AT, as_two_ranks, equal, kept, pairing, seeded
+from sslzoo.testing.scene import AT, as_two_ranks, elsewhere, equal, kept, pairing, seeded, unreached
 
 ROWS, WIDTH = 12, 8
 Kind = Literal["patch", "image", "context"]
@@ -106,8 +106,13 @@ def returns(make: Make) -> str:
                 came = f"shape {list(x.shape)}" if isinstance(x, Tensor) else repr(x)
                 raise Violation(f"{name} a 0-d tensor", came, _where(kind))
     ids = " with class ids" if getattr(_any(make), "class_ids", False) else ""
-    refused = "".join(f"; not {kind}: {error.splitlines()[0][:60]}" for kind, error in kinds.items() if error)
+    refused = "".join(f"; not {kind}: {_brief(error)}" for kind, error in kinds.items() if error)
     return f"of {' and '.join(kind for kind, error in kinds.items() if not error)} signals{ids}{refused}"
+
+
+def _brief(error: str) -> str:
+    """The first line of an error, without the place in the part's file."""
+    return error.splitlines()[0].split(" (/")[0][:80]
 
 
 @check(returns)
@@ -138,6 +143,47 @@ def extremes(make: Make) -> None:
                 raise Violation("a finite value", f"{value.item()}", where)
             if one.grad is not None and not one.grad.isfinite().all():
                 raise Violation("a finite gradient", "one that is not", where)
+
+
+@check(returns)
+def moves(make: Make) -> None:
+    """It runs on the device that it is moved to."""
+    for part, kind in _accepted(make):
+        x, y, given = _inputs(part, kind)
+        there = (x.to("meta"), y.to("meta"), given.map(lambda tensor: tensor.to("meta")))
+        elsewhere(part, lambda moved, there=there: _value(moved, *there), make)
+
+
+@check(returns)
+def learns(make: Make) -> None:
+    """A gradient reaches every parameter."""
+    missed: list[set[str]] = []  # by kind of signal: a parameter may serve one of them
+    for part, kind in _accepted(make):
+        x, y, given = _inputs(part, kind)
+        value = _value(part.train(), x.requires_grad_(True), y, given)
+        missed.append(set(unreached(part, value)))
+    if none := sorted(set.intersection(*missed)):
+        raise Violation("a gradient in every parameter", f"none in {', '.join(none[:5])}", "as it was made")
+
+
+@check(returns)
+def few(make: Make) -> None:
+    """One row, or none, gives a finite value and finite gradients: of some images nothing may be asked."""
+    parts = [(part, kind) for part, kind in _accepted(make) if kind != "image"]
+    if not parts:
+        raise Skip("of image signals")
+    for part, kind in parts:
+        x, y, given = _inputs(part, kind)
+        for rows in (1, 0):
+            one = x[:rows].clone().requires_grad_(True)
+            some = replace(given, weight=given.weight[:rows] * ROWS, sequence=given.sequence[:rows])
+            value = _value(part, one, y[:rows], some)
+            if value.requires_grad:
+                value.backward()
+            if not math.isfinite(value.item()) or (one.grad is not None and not one.grad.isfinite().all()):
+                raise Violation(
+                    "a finite value and gradient", f"{value.item()}, or its gradient", f"{kind}, {rows} rows"
+                )
 
 
 @check(returns)
@@ -215,17 +261,23 @@ def gradient(make: Make) -> None:
         part = part.double().eval()
         x, y, given = _inputs(part, kind, dtype=torch.float64)
         given = replace(given, weight=given.weight.double())
-        x.requires_grad_(True)
-        (found,) = torch.autograd.grad(_value(part, x, y, given), x, allow_unused=True)
-        if found is None:
-            raise Violation("a gradient in the prediction", "none: was it detached?", _where(kind))
-        for trial in range(4):
-            way = torch.randn(x.shape, generator=torch.Generator().manual_seed(5 + trial), dtype=torch.float64)
-            wanted, unsure = _slope(part, x.detach(), way, (y, given))
-            got = (found * way).sum().item()
-            if abs(wanted - got) > 1e-4 * max(1e-2, abs(wanted)) + 3 * unsure:
-                came = f"{got:.6g} by autograd"
-                raise Violation(f"slope {wanted:.6g} by finite differences", came, f"direction {trial}; {_where(kind)}")
+        _sloped(part, kind, x, y, given)
+        if y.is_floating_point():  # far apart, where a branch may be of its own
+            _sloped(part, kind, 5 * x, y, given)
+
+
+def _sloped(part: Any, kind: Kind, x: Tensor, y: Tensor, given: Pairing) -> None:
+    x = x.clone().requires_grad_(True)
+    (found,) = torch.autograd.grad(_value(part, x, y, given), x, allow_unused=True)
+    if found is None:
+        raise Violation("a gradient in the prediction", "none: was it detached?", _where(kind))
+    for trial in range(4):
+        way = torch.randn(x.shape, generator=torch.Generator().manual_seed(5 + trial), dtype=torch.float64)
+        wanted, unsure = _slope(part, x.detach(), way, (y, given))
+        got = (found * way).sum().item()
+        if abs(wanted - got) > 1e-4 * max(1e-2, abs(wanted)) + 3 * unsure:
+            came = f"{got:.6g} by autograd"
+            raise Violation(f"slope {wanted:.6g} by finite differences", came, f"direction {trial}; {_where(kind)}")
 
 
 def _slope(part: Any, x: Tensor, way: Tensor, rest: tuple[Tensor, Pairing]) -> tuple[float, float]:
@@ -325,4 +377,5 @@ def _gradients(part: Any, kind: Kind, rank: int | None = None) -> dict[str, Tens
     return {"the prediction": x.grad} | own
 
 
-CHECKS: tuple[Check, ...] = (made, returns, stored, extremes, weights, meets, gradient, restores, pure, ranks)
+CHECKS: tuple[Check, ...] = (made, returns, stored, moves, extremes, few, weights, meets, gradient)
+CHECKS += (learns, restores, pure, ranks)

@@ -21,20 +21,25 @@ import torch
 from torch import Tensor
 
 from sslzoo.contracts import Grid, Mask, MaskSampler, Patches, true_entries
+from sslzoo.progress import Progress
 from sslzoo.rng import Rng
 from sslzoo.testing.first import offers
 from sslzoo.testing.report import Check, Make, Skip, Violation, check, patience
+from sslzoo.testing.scene import MANY
 
 GRIDS: tuple[Grid, ...] = ((14, 14), (8, 8), (8, 12), (12, 8))
 TINY: tuple[Grid, ...] = ((1, 1), (1, 4), (2, 2), (3, 3), (4, 4), (2, 9))
 ROWS, STEPS = 16, 200  # images of a draw, draws on each grid
+APART = 997  # steps between two draws: over a long run, so that what changes on the way is seen
 PATIENCE = 10.0  # seconds for a draw, after which it is taken to be endless
-SIZES = (1, 2, 3, 5, 7, 12, 33)  # batches beside the one of 48 that they are compared with
+SIZES = (1, 2, 3, 5, 7, 12, 33)  # batches beside the one of `MANY` that they are compared with
 
 
 def _draw(sampler: Any, grid: Grid, step: int = 0, rows: Sequence[int] = range(ROWS)) -> Mask:
-    with patience(PATIENCE, f"grid {grid}, step {step}, {len(rows)} images"):
-        return sampler(len(rows), grid, Rng(0, step, rows))
+    number = step * APART
+    at = Progress(number, max(STEPS * APART, number + 1))
+    with patience(PATIENCE, f"grid {grid}, step {number}, {len(rows)} images"):
+        return sampler(len(rows), grid, Rng(0, number, rows, at))
 
 
 def _fit(make: Make) -> list[Grid]:
@@ -61,7 +66,7 @@ class _Draws:
     def __iter__(self) -> Iterator[tuple[Grid, Mask, str]]:
         for grid, masks in self.masks.items():
             for step, mask in enumerate(masks):
-                yield grid, mask, f"grid {grid}, step {step}"
+                yield grid, mask, f"grid {grid}, step {step * APART}"
 
 
 _DRAWS: WeakKeyDictionary[Any, _Draws] = WeakKeyDictionary()  # by what makes the part: drawn once for all checks
@@ -236,7 +241,7 @@ def repeats(make: Make) -> None:
                 if not _same(masks[step], _draw(sampler, grid, step)):
                     came = "others by a new sampler that drew the steps backwards: it keeps something between calls, "
                     came += "draws from numbers of its own, or changes tensors that it returned"
-                    raise Violation("the same masks", came, f"grid {grid}, step {step}")
+                    raise Violation("the same masks", came, f"grid {grid}, step {step * APART}")
 
 
 @check(repeats)
@@ -263,7 +268,7 @@ def workers(make: Make) -> None:
 @check(repeats)
 def batches(make: Make) -> None:
     """An image's mask does not depend on the batch it is drawn with."""
-    sampler, many = make(), 48
+    sampler, many = make(), MANY
     for grid in _fit(make):
         for step in range(2):
             whole = _by_image(_draw(sampler, grid, step, range(many)), many)
@@ -276,7 +281,8 @@ def batches(make: Make) -> None:
                     one, other = len(whole[row][0][0]), len(part[row - rows[0]][0][0])
                     came = f"{one} patches of context among {many}, {other} among {size}"
                     came = came if one != other else f"another mask among {size} than among {many}"
-                    raise Violation("one mask whatever the batch", came, f"grid {grid}, step {step}, image {row}")
+                    smallest = f"grid {grid}, step {step * APART}, image {row}"
+                    raise Violation("one mask whatever the batch", came, smallest)
 
 
 @check(legal)
@@ -288,7 +294,7 @@ def oblong(make: Make) -> None:
                 mask = _draw(make(), grid, step)
             except ValueError:
                 continue
-            _legal(mask, grid, f"grid {grid}, step {step}")
+            _legal(mask, grid, f"grid {grid}, step {step * APART}")
 
 
 @check(legal)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 from sslzoo.contracts import Optimizer
+from sslzoo.errors import RunError
 from sslzoo.progress import Progress
 from sslzoo.recipe.recipe import OptimKeys
 from sslzoo.recipe.schedule import Schedule
@@ -203,9 +204,12 @@ def restores(make: Make) -> str:
     for before in (0, 3):
         one, other = (_Run(make, decay=DECAY) for _ in range(2))
         one.steps(before, _swinging)
-        with tempfile.TemporaryDirectory() as folder:
-            saved = checkpoint.save(Path(folder), before, one.method, one.optimizer)
-            checkpoint.restore(checkpoint.read(saved), other.method, other.optimizer)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                saved = checkpoint.save(Path(folder), before, one.method, one.optimizer)
+                checkpoint.restore(checkpoint.read(saved), other.method, other.optimizer)
+        except RunError as error:
+            raise Violation("state that a checkpoint holds", str(error), f"saved after {before} steps") from error
         other.done = one.done
         if moved := _differ(one.steps(3, _uphill).weights, other.steps(3, _uphill).weights):
             came = f"another {moved}: something it knows is no state of a parameter"

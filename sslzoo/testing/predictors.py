@@ -66,7 +66,7 @@ def outputs(make: Make) -> str:
     """It returns the outputs it declares: patch signals [t e], image signals [s e]; its inputs stay as they were."""
     part = _part(make)
     seen, asked, where = _whole(part)
-    seen, asked = tokens(*seen.index.shape), targets(3, 2, 4)  # as new: `_whole` has called it with the others
+    seen, asked = tokens(3, seen.index.shape[1]), targets(3, 2, 4)  # as new: `_whole` has called it with the others
     with untouched(tokens=seen, target=asked):
         said = _said(part, seen, asked)
     declared(part.outputs, said, asked.count, (3,), where)

@@ -57,7 +57,7 @@ def figures(make: Make) -> str:
 
 @check(figures)
 def repeats(make: Make) -> None:
-    """The same features and seed give the same figures, whatever the global generators hold."""
+    """The same features and seed give the same figures, whatever the global generators hold or it has seen before."""
     answers = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -65,6 +65,25 @@ def repeats(make: Make) -> None:
         answers.append(_plainly(found))
     if answers[0] != answers[1]:
         raise Violation("the same figures", "others under another global seed", "200 and 100 images")
+    used = make()
+    used(_plain(200, 2, clear=True), _plain(100, 3, clear=True), 0)
+    if _plainly(used(_plain(200, 0, clear=False), _plain(100, 1, clear=False), 0)) != answers[0]:
+        came = "others of a probe that has seen other features: one probe reads the trained and the untrained encoder"
+        raise Violation("the same figures", came, "200 and 100 images, after 200 and 100 others")
+
+
+@check(repeats)
+def blind(make: Make) -> None:
+    """What it answers does not depend on the test's labels, which are for the score alone."""
+    train, test = _plain(60, 0, clear=False), _plain(40, 1, clear=False)
+    turned = [drawn(test.x, (test.labels["kind"] + turn) % 4, 4) for turn in range(4)]
+    found = [make()(train, one, 0) for one in turned]
+    if "kind/top1" not in found[0]:
+        raise Skip("it gives no top1")
+    whole = sum(float(one["kind/top1"]) for one in found)
+    if abs(whole - 100) > 0.01:  # each answer is right under one of the four
+        came = f"{whole:.2f}: answers that follow the test's labels"
+        raise Violation("top1 of 100 in all, over four turns of the test's labels", came, "60 and 40 images, 4 classes")
 
 
 @check(figures)
@@ -142,4 +161,4 @@ def few(make: Make) -> None:
             raise Violation("finite figures", f"{name}: {value!r}", "4 and 5 images, none of class 3 among the first")
 
 
-CHECKS: tuple[Check, ...] = (made, figures, repeats, reads, unchanged, alone, tasks, few)
+CHECKS: tuple[Check, ...] = (made, figures, repeats, reads, blind, unchanged, alone, tasks, few)

@@ -165,6 +165,16 @@ def one_view(given: Batch, view: int) -> Batch:
     return _batch({"image": replace(group, pixels=group.pixels[view][None], boxes=group.boxes[view][None], mask=own)})
 
 
+def one_half(given: Batch, rank: int) -> Batch:
+    """What one of two ranks has of a batch of one view of the group `image`."""
+    group = given.groups["image"]
+    mask, many = group.mask, group.pixels.shape[1] // 2
+    assert mask is not None
+    rows = slice(rank * many, rank * many + many)
+    own = Mask(Patches(mask.context.index[rows]), Patches(mask.target.index[rows]))
+    return _batch({"image": replace(group, pixels=group.pixels[:, rows], boxes=group.boxes[:, rows], mask=own)})
+
+
 def _batch(groups: Mapping[str, Group]) -> Batch:
     images = next(iter(groups.values())).pixels.shape[1]
     return weigh([Batch(groups, pair(groups), tuple(range(images)), seen=pair(groups, "context"))], World())[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +16,14 @@ from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import (
     AT,
     as_moved,
+    as_two_ranks,
     batch,
     declared,
     elsewhere,
     equal,
     gathering,
     kept,
+    one_half,
     one_view,
     reading,
     seeded,
@@ -27,6 +31,7 @@ from sslzoo.testing.scene import (
     steady,
     stirred,
     student,
+    untouched,
 )
 
 
@@ -47,9 +52,12 @@ made = offers(TargetGenerator, lambda make: _part(make)[0], module=True)
 
 @check(made)
 def outputs(make: Make) -> str:
-    """It returns the outputs it declares: patch signals [t e], image signals [u b e]; class ids from 0."""
+    """It returns the outputs it declares: patch signals [t e], image signals [u b e]; class ids from 0; inputs stay."""
     part, who = _part(make)
-    said, given, _ = _called(part, who)
+    given = batch()
+    read = reading(who, given)
+    with untouched(**{"the batch": given, "what the student said": read}):
+        said = dict(part(given, read, AT))
     rows = len(given.pairing.sequence)
     declared(part.outputs, said, rows, (1, 3), "3 images of 32 x 32, 2 target blocks of 4 patches each")
     if any(signal.ids for signal in part.outputs.values()):
@@ -105,7 +113,7 @@ def still(make: Make) -> None:
 
 @check(outputs)
 def follows(make: Make) -> str:
-    """Being called changes nothing that `after_step` does not; the teacher moves there, and only there."""
+    """Being called changes nothing that `after_step` does not; the teacher moves there, whole, and only there."""
     part, who = _part(make)
     part.train()
     weights = _weights(part)
@@ -123,7 +131,12 @@ def follows(make: Make) -> str:
         if found:
             raise Violation("weights that stay after a step that was not finite (gated)", found, "after_step")
     part.after_step(who, AT)
-    moved = equal(weights, _weights(part), 0) != ""
+    after = _weights(part)
+    moved = equal(weights, after, 0) != ""
+    stays = [name for name in weights if name.startswith("encoder.") and torch.equal(weights[name], after[name])]
+    if 0 < len(stays) < sum(name.startswith("encoder.") for name in weights):
+        came = f"{len(stays)} of its tensors stay, such as {stays[0]}"
+        raise Violation("a teacher of which all moves, or nothing", came, "after_step; all of the student moved by 0.5")
     return "moves in after_step" if moved else "has nothing that moves" if not weights else "did not move at this step"
 
 
@@ -131,15 +144,20 @@ def follows(make: Make) -> str:
 def separate(make: Make) -> None:
     """It holds copies: the student's weights are not its own, and it does not change them."""
     part, who = _part(make)
-    shared = {id(p) for p in who.parameters()} & {id(p) for p in part.parameters()}
-    if shared:
-        raise Violation("copies of the student's weights", f"{len(shared)} shared with it", "make(student)")
     before = {name: p.clone() for name, p in who.named_parameters()}
+    _shares_nothing(part, who, "make(student)")
     _called(part, who)
     part.after_step(who, AT)
+    _shares_nothing(part, who, "after_step")
     found = equal(before, dict(who.named_parameters()), 0)
     if found:
         raise Violation("a student that stays as it is", found, "a call and after_step")
+
+
+def _shares_nothing(part: nn.Module, who: Student, when: str) -> None:
+    shared = {p.data_ptr() for p in who.parameters()} & {p.data_ptr() for p in part.parameters()}
+    if shared:
+        raise Violation("copies of the student's weights", f"{len(shared)} shared with it", when)
 
 
 @check(outputs, repeats)
@@ -176,7 +194,8 @@ def restores(make: Make) -> str:
         part.after_step(who, AT)
         _called(part, who)
     said, given, read = _called(part, who)
-    other = _part(make, student(1))[0].train(part.training)
+    with seeded(9):  # what it draws when it is made must be saved too
+        other = make(student(1)).train(part.training)
     other.load_state_dict(copy.deepcopy(part.state_dict()))
     with seeded(1):
         found = equal(said, dict(other(given, read, AT)), 1e-6)
@@ -203,19 +222,48 @@ def weightless(make: Make) -> None:
     part, who = _part(make)
     if _relates(part):
         raise Skip("declares whole_batch, or normalises over the batch")
-    part.eval()
     who.eval()
-    for many in (2, 3, 5, 9):
-        said, given, _ = _called(part, who, batch(many))
-        changed = batch(many)
+    for many, training in product((2, 3, 5, 9), (False, True)):
+        part.train(training)
+        given, changed = batch(many), batch(many)
         changed.groups["image"].pixels[:, 1:] = 0.3
-        there, _, _ = _called(part, who, changed)
+        said, there = (_seeded(part, who, one) for one in (given, changed))
         first = given.pairing.sequence == 0
         for name, signal in part.outputs.items():
             one, other = ((x[name][first] if signal.kind == "patch" else x[name][:, 0]) for x in (said, there))
             found = equal({name: one}, {name: other}, 1e-5)
             if found:
-                raise Violation("the same target beside other images", found, f"image 0 of {many}")
+                mode = "training" if training else "eval"
+                raise Violation("the same target beside other images", found, f"image 0 of {many}, in {mode} mode")
+
+
+def _seeded(part: Any, who: Student, given: Batch) -> dict[str, Tensor]:
+    with seeded():
+        return _called(part, who, given)[0]
+
+
+@check(outputs, restores, slow=True)
+def ranks(make: Make) -> None:
+    """Two ranks, each with half of the images, end a step with the state of one process with all."""
+    part, who = _part(make)
+    part.train()
+    start = {name: x.clone() for name, x in part.state_dict().items()}
+
+    def state(rank: int | None) -> dict[str, np.ndarray]:
+        part.load_state_dict(start)
+        for number in range(2):
+            _seeded(part, who, batch(4) if rank is None else one_half(batch(4), rank))
+            with seeded(number):
+                part.after_step(who, AT)
+        # Arrays: a tensor would share memory with a process that ends.
+        return {name: x.detach().numpy().copy() for name, x in part.state_dict().items()}
+
+    whole = {name: torch.from_numpy(x) for name, x in state(None).items()}
+    for half in as_two_ranks(state, make):
+        found = equal(whole, {name: torch.from_numpy(x) for name, x in half.items()}, 1e-4)
+        if found:
+            came = f"{found}; use gather, all_mean and all_sum of sslzoo"
+            raise Violation("the state of one process", came, "4 images, two steps")
 
 
 @check(outputs, repeats)
@@ -261,6 +309,7 @@ CHECKS: tuple[Check, ...] = (
     restores,
     weightless,
     groups,
+    ranks,
 )
 
 

@@ -83,11 +83,24 @@ def repeats(make: Make) -> None:
     for where, image in _images():
         first = _seen(view, image, 7)
         _seen(view, image, 8)
-        for again in (_seen(view, image, 7), _seen(make(), image, 7)):
+        fresh = make()
+        _seen(fresh, image, 8)
+        for again in (_seen(view, image, 7), _seen(fresh, image, 7)):
             if not torch.equal(first[0], again[0]):
-                raise Violation(
-                    "the same view", "another: chance that is not torch's, random's or numpy's", f"{where}, seed 7"
-                )
+                came = "another: chance that is not torch's, random's or numpy's, or something kept between calls"
+                raise Violation("the same view", came, f"{where}, seed 7")
+
+
+@check(repeats)
+def alike(make: Make) -> None:
+    """A PIL image and a tensor of the same pixels give nearly the same view: data sets give either."""
+    view, images = make(), list(_images())
+    for (_, tensor), (where, image) in zip(images[::2], images[1::2], strict=True):
+        one, other = (_seen(view, x, 7)[0].float() for x in (tensor, image))
+        gap, spread = (one - other).abs().mean().item(), max(one.std().item(), other.std().item())
+        if gap > 0.25 * spread + 1e-3:
+            came = f"others: {gap:.3g} off in the mean, of a deviation of {spread:.3g}"
+            raise Violation("the view that the tensor gives", came, f"{where}, seed 7")
 
 
 @check(repeats)
@@ -129,4 +142,4 @@ def _together(one: Tensor, other: Tensor) -> float:
     return torch.corrcoef(torch.stack([one, other]))[0, 1].item()
 
 
-CHECKS: tuple[Check, ...] = (made, shapes, boxes, unchanged, repeats, steady, cut)
+CHECKS: tuple[Check, ...] = (made, shapes, boxes, unchanged, repeats, alike, steady, cut)

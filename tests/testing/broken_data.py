@@ -107,7 +107,25 @@ class Shrinking(Window):
         return super().__call__(image)
 
 
+class Stuck(Window):
+    """Keeps the first corner that it drew."""
+
+    def corner(self, down, across):
+        kept = self.__dict__.setdefault("kept", {})
+        return kept.setdefault((down, across), super().corner(down, across))
+
+
+class Doubled(Window):
+    """Takes tensors for images from 0 to 1."""
+
+    def __call__(self, image):
+        x, box = super().__call__(image)
+        return x * (255 if isinstance(image, torch.Tensor) else 1), box
+
+
 VIEWS = {
+    Stuck: "repeats",
+    Doubled: "alike",
     Larger: "shapes",
     WholeBox: "shapes",
     Beyond: "boxes",
@@ -199,7 +217,53 @@ class NewEachTime(Squares):
         self.fingerprint = str(NewEachTime.opened)
 
 
+class Grows(Squares):
+    """Is longer each time it is opened."""
+
+    opened = 300
+
+    def __init__(self):
+        super().__init__()
+        Grows.opened += 1
+        self.many = Grows.opened
+
+    def __len__(self):
+        return self.many
+
+
+class Renumbered(Squares):
+    """Numbers its classes anew each time it is opened."""
+
+    opened = 0
+
+    def __init__(self):
+        super().__init__()
+        Renumbered.opened += 1
+        self.shift = Renumbered.opened
+
+    def label(self, i):
+        return {task: (k + self.shift) % 300 for task, k in super().label(i).items()}
+
+
+class Parts(Squares):
+    """Gives labels that are no whole numbers."""
+
+    def label(self, i):
+        return {task: k + 0.5 for task, k in super().label(i).items()}
+
+
+class RareNothing(Squares):
+    """Has an image without pixels."""
+
+    def image(self, i):
+        return torch.zeros(3, 0, 9, dtype=torch.uint8) if i == 151 else super().image(i)
+
+
 DATASETS = {
+    Grows: "repeats",
+    Renumbered: "repeats",
+    Parts: "labels",
+    RareNothing: "images",
     RareGray: "images",
     InOrder: "repeats",
     OpenFile: "workers",
@@ -287,7 +351,25 @@ class Needs(Means):
         return torch.cdist(test.x, means).argmin(1)
 
 
+class Peeks(Means):
+    """Takes a tenth of its answers from the test's labels."""
+
+    def answers(self, train, test, task, classes):
+        some = torch.arange(len(test.x)) % 10 == 0
+        return torch.where(some, test.labels[task], super().answers(train, test, task, classes))
+
+
+class Remembers(Means):
+    """Keeps the training features that it saw first."""
+
+    def answers(self, train, test, task, classes):
+        self.first = getattr(self, "first", {task: train})
+        return super().answers(self.first.setdefault(task, train), test, task, classes)
+
+
 PROBES = {
+    Peeks: "blind",
+    Remembers: "repeats",
     Shares: "figures",
     ByChance: "repeats",
     Cheats: "reads",

@@ -65,7 +65,7 @@ class Unweighted(Square):
     """Takes the mean over rows, whatever they weigh."""
 
     def forward(self, prediction, target, pairing, at):
-        return self.rows(prediction, target).mean(), {}
+        return self.rows(prediction, target).sum() / max(1, len(prediction)), {}
 
 
 class OwnMean(Unweighted):
@@ -203,7 +203,41 @@ class Silent(Square):
     needs_target = "yes"
 
 
+class Fixed(Square):
+    """Makes its tensors on the CPU, wherever it is."""
+
+    def rows(self, prediction, target):
+        return ((prediction - target).square() * torch.linspace(0.5, 1.5, prediction.shape[1])).mean(1)
+
+
+class Spare(Square):
+    """Has a parameter that learns nothing."""
+
+    def __init__(self, signal):
+        super().__init__(signal)
+        self.spare = nn.Parameter(torch.zeros(3))
+
+
+class Alone(Square):
+    """Is not finite for one row."""
+
+    def rows(self, prediction, target):
+        return super().rows(prediction, target) / (1 - 1 / len(prediction))
+
+
+class WrongFar(Square):
+    """Has a gradient that is not its own where a difference is large."""
+
+    def rows(self, prediction, target):
+        x = prediction - target
+        return torch.where(x.abs() > 6, 2 * x.detach() - x, x).square().mean(1)
+
+
 LOSSES = {
+    Fixed: "moves",
+    Spare: "learns",
+    Alone: "few",
+    WrongFar: "gradient",
     FromOneToK: "returns",
     RoundedWrong: "gradient",
     Stowed: "stored",

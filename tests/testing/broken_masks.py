@@ -268,7 +268,26 @@ class Whole(Sound):
         return Patches(super().context(target, grid, rng).index.float())
 
 
+class LateOverlap(Sound):
+    """Shows what must be guessed once half of the run is over."""
+
+    def __call__(self, batch, grid, rng):
+        mask = super().__call__(batch, grid, rng)
+        if rng.at.step > rng.at.steps / 2:
+            mask.context.index[:, 0] = mask.target.index[:, 0, 0]
+        return mask
+
+
+class VeryCrowded(Sound):
+    """Cuts contexts in batches of more than a hundred."""
+
+    def context(self, target, grid, rng):
+        return Patches(super().context(target, grid, rng).index[:, : -2 if len(target) > 100 else None])
+
+
 MASKS = {
+    LateOverlap: "disjoint",
+    VeryCrowded: "batches",
     RareOutside: "legal",
     RareOverlap: "disjoint",
     Empty: "legal",

@@ -161,6 +161,20 @@ class HiddenSign(Hidden):
         return mean.sign()
 
 
+class Rows(Momentum):
+    """Keeps a number for each row, and says that pieces of weights will do."""
+
+    def move(self, weight, grad, lr, decay):
+        self.state[weight].setdefault("rows", torch.zeros(2 * len(weight))).add_(1)
+        super().move(weight, grad, lr, decay)
+
+
+class WholeRows(Rows):
+    """The same, but needs whole weights, which is no defect."""
+
+    shards = False
+
+
 class Piecewise(Momentum):
     """Divides by the norm of the piece that a rank has."""
 
@@ -170,6 +184,7 @@ class Piecewise(Momentum):
 
 
 OPTIMIZERS = {
+    Rows: "restores",
     Mute: "grouped",
     Ungrouped: "grouped",
     Upwards: "downhill",
@@ -187,4 +202,9 @@ OPTIMIZERS = {
     HiddenSign: "restores",
     Piecewise: "shards",
 }
-SOUND = {"optimizers": (Momentum,)}
+SOUND = {
+    "optimizers": (
+        Momentum,
+        WholeRows,
+    )
+}

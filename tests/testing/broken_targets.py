@@ -237,7 +237,74 @@ class Motionless(Follow):
         self.after_stp = self.forward
 
 
+class Darkens(Follow):
+    """Changes the pixels in place."""
+
+    def of(self, group):
+        group.pixels.sub_(0.1)
+        return super().of(group)
+
+
+class Joins(Follow):
+    """Takes the student's weights for its own at the first step."""
+
+    def after_step(self, student, at):
+        for mine, theirs in zip(self.encoder.parameters(), student.encoder.parameters(), strict=True):
+            mine.data = theirs.data
+
+
+class HalfFollows(Follow):
+    """Follows with its first weight alone."""
+
+    @torch.no_grad()
+    def after_step(self, student, at):
+        next(self.encoder.parameters()).lerp_(next(student.encoder.parameters()), 0.1)
+
+
+class UnsavedDraw(Follow):
+    """Scales by numbers that it draws when it is made and does not save."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.register_buffer("scale", torch.randn(student.encoder.width), persistent=False)
+
+    def forward(self, batch, student, at):
+        return {"patch": super().forward(batch, student, at)["patch"] * self.scale}
+
+
+class CentredTraining(Follow):
+    """Takes the mean over the batch away, in training alone."""
+
+    def forward(self, batch, student, at):
+        x = super().forward(batch, student, at)["patch"]
+        return {"patch": x - x.mean(0) if self.training else x}
+
+
+class OwnCenter(Follow):
+    """Keeps a center of its own rank's images."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.register_buffer("center", torch.zeros(student.encoder.width))
+        self.register_buffer("fresh", torch.zeros(student.encoder.width))
+
+    def forward(self, batch, student, at):
+        x = super().forward(batch, student, at)["patch"]
+        self.fresh.copy_(x.mean(0))
+        return {"patch": x - self.center}
+
+    def after_step(self, student, at):
+        super().after_step(student, at)
+        self.center.lerp_(self.fresh, 0.1)
+
+
 TARGETS = {
+    Darkens: "outputs",
+    Joins: "separate",
+    HalfFollows: "follows",
+    UnsavedDraw: "restores",
+    CentredTraining: "weightless",
+    OwnCenter: "ranks",
     FromOne: "outputs",
     FloatIds: "outputs",
     Double: "outputs",
