@@ -66,10 +66,10 @@ def repeats(make: Make) -> None:
     if answers[0] != answers[1]:
         raise Violation("the same figures", "others under another global seed", "200 and 100 images")
     used = make()
-    used(_plain(200, 2, clear=True), _plain(100, 3, clear=True), 0)
+    used(_plain(40, 2, clear=True), _plain(20, 3, clear=True), 0)
     if _plainly(used(_plain(200, 0, clear=False), _plain(100, 1, clear=False), 0)) != answers[0]:
         came = "others of a probe that has seen other features: one probe reads the trained and the untrained encoder"
-        raise Violation("the same figures", came, "200 and 100 images, after 200 and 100 others")
+        raise Violation("the same figures", came, "200 and 100 images, after 40 and 20 others")
 
 
 @check(repeats)
