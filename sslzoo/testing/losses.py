@@ -169,7 +169,7 @@ def learns(make: Make) -> None:
 @check(returns)
 def few(make: Make) -> None:
     """One row, or none, gives a finite value and finite gradients: of some images nothing may be asked."""
-    parts = [(part, kind) for part, kind in _accepted(make) if kind != "image"]
+    parts: list[tuple[Any, Kind]] = [(part, kind) for part, kind in _accepted(make) if kind != "image"]
     if not parts:
         raise Skip("of image signals")
     for part, kind in parts:

@@ -201,7 +201,7 @@ def skips(make: Make) -> None:
 @check(repeats)
 def restores(make: Make) -> str:
     """Saved and restored, it goes on bit for bit: all that it knows is state, tensors by parameter."""
-    for before in (0, 3):
+    for before in (0, 3, 12):
         one, other = (_Run(make, decay=DECAY) for _ in range(2))
         one.steps(before, _swinging)
         try:

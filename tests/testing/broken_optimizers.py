@@ -161,6 +161,18 @@ class HiddenSign(Hidden):
         return mean.sign()
 
 
+class CountsLate(Momentum):
+    """Counts its steps in an attribute, and goes faster from the tenth on."""
+
+    steps = 0
+
+    def step(self, closure=None):
+        self.steps += 1
+        super().step()
+        if self.steps > 10:
+            super().step()
+
+
 class Rows(Momentum):
     """Keeps a number for each row, and says that pieces of weights will do."""
 
@@ -184,6 +196,7 @@ class Piecewise(Momentum):
 
 
 OPTIMIZERS = {
+    CountsLate: "restores",
     Rows: "restores",
     Mute: "grouped",
     Ungrouped: "grouped",
