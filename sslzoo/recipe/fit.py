@@ -305,7 +305,7 @@ def _idle_parts(recipe: Recipe, method: Method, read: list[tuple[Tokens, bool]])
 
 def _apart(tokens: Tokens) -> bool:
     """Whether the summary is a token of its own, and no pool of the patches."""
-    if not tokens.summary.requires_grad:
+    if tokens.prefix is None or not tokens.summary.requires_grad:
         return False
     return torch.autograd.grad(tokens.summary.sum(), tokens.patches, allow_unused=True, retain_graph=True)[0] is None
 

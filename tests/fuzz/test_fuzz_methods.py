@@ -80,7 +80,7 @@ def joined(rng: random.Random, tree: Tree) -> list[str]:
     for name, part in tree["targets"].items():
         part |= {"project": "b" if name.endswith("-b") else "a"} if part.get("project") else {}
     tree["losses"] |= {f"{name}-b": part for name, part in other["losses"].items()}
-    if rng.random() < 0.5:
+    if len(other["views"]) > len(tree["views"]) or rng.random() < 0.2:  # most losses of images compare two views
         tree["views"] = other["views"]
     masks = rng.choice([one["masks"] for one in methods().values() if "masks" in one])
     tree["masks"] = {"none yet": next(iter(masks.values()))}
@@ -117,7 +117,7 @@ def wired(rng: random.Random, tree: Tree, place: Path) -> None:
         elif "target" not in loss and (able or loss["predict"] in signals):
             loss["predict"] = loss["predict"] if loss["predict"] in signals else rng.choice(able)
         else:
-            tree["losses"][name] = {"use": "variance", "predict": rng.choice(guesses)}
+            tree["losses"][name] = {"use": "covariance", "predict": rng.choice(guesses)}
 
 
 def agree(guess: Signal, right: Signal, ids: bool) -> bool:
