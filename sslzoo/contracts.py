@@ -277,7 +277,8 @@ class Dataset(Protocol):
 
     It may also have `fingerprint`, text that changes when its list of images does (cheap: a run that goes on asks for
     it), `class_names`, the names of the classes of each task: by them, training and test data of an evaluation
-    agree on what a number means; and `decoder`, what makes pixels of its files: other pixels would be other data.
+    agree on what a number means; `decoder`, what makes pixels of its files: other pixels would be other data; and
+    `advice`, a sentence that the start of a run tells, such as on what makes random order slow.
     """
 
     tasks: Mapping[str, int]  # label tasks and their number of classes; empty where there are no labels

@@ -19,6 +19,7 @@ from sslzoo_datasets.images import DECODER, ENDINGS, digest, read
 
 MOST = 10**6  # numbers above are identifiers, not classes; counting so many would fill the memory
 KEPT = 256 * 2**20  # bytes of row groups that a process keeps
+IN_VAIN = 4  # times that bytes are read for one use, before it is told
 CLASSES = "classes.json"  # the names of the classes, in the folder of the shards
 Sample = dict[str, Any]  # shard, name; and by kind (image, cls, json) where it begins and how long it is
 
@@ -167,6 +168,24 @@ class Parquet:
         """Of the tables' names, row groups and labels, in order."""
         groups = (f"{self.paths[table].name} {group} {rows}" for table, group, rows in self.groups)
         return digest([*groups, *map(str, self.labels)])
+
+    @property
+    def advice(self) -> str:
+        """How much is read in vain where images come in random order, and what spares it; nothing where it is little.
+
+        A row group that is kept is not read again, and each worker keeps KEPT bytes of them all.
+        """
+        sizes = [self._metadata[table].row_group(group).total_byte_size for table, group, _ in self.groups]
+        whole = max(1, sum(sizes))
+        # An image lies in a group as often as that has rows, and costs its bytes unless it is kept.
+        read = sum(size * rows for size, (_, _, rows) in zip(sizes, self.groups, strict=True)) / whole
+        times = read * (1 - min(1.0, KEPT / whole))
+        if times < IN_VAIN:
+            return ""
+        return (
+            f"a shuffled epoch reads {times:.0f} bytes of these tables for one that it uses, a row group for an image: "
+            "`sslzoo data pack` makes shards that are read image by image"
+        )
 
     def image(self, i: int) -> Image.Image:
         """Image i as RGB; raises OSError if it cannot be read."""

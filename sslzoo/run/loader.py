@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
-from sslzoo.contracts import Batch
+from sslzoo.contracts import Batch, Dataset
 from sslzoo.errors import UserError
 from sslzoo.run.data import Micros
 
@@ -72,10 +72,11 @@ def allow_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def remarks(found: Mapping[str, Any], ahead: Ahead) -> list[str]:
-    """What decodes the files of a data set of this identity, and what the loader may hold."""
-    decoder = [f"JPEG files are decoded by {found['decoder']}"] if "decoder" in found else []
-    return [*decoder, str(ahead) if ahead.workers else "batches are made by the training process itself"]
+def remarks(data: Dataset, found: Mapping[str, Any], ahead: Ahead) -> list[str]:
+    """What decodes the files of a data set of this identity, its own advice, and what the loader may hold."""
+    said = [f"JPEG files are decoded by {found['decoder']}"] if "decoder" in found else []
+    said += [advice] if (advice := getattr(data, "advice", "")) else []
+    return [*said, str(ahead) if ahead.workers else "batches are made by the training process itself"]
 
 
 def load(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Iterator[Batch]:

@@ -1,6 +1,8 @@
 """Is what data sets and loaders hold in memory bounded?"""
 
 import os
+import random
+import re
 import resource
 from types import SimpleNamespace
 
@@ -49,6 +51,21 @@ def test_workers_hold_no_more_than_the_shared_memory_of_a_container_has(monkeypa
 
     monkeypatch.setattr(os, "statvfs", missing)
     assert ahead(micros(1, 224, 8), 4).prefetch == 4
+
+
+def test_tables_that_random_order_reads_again_and_again_say_how_often(tmp_path, monkeypatch):
+    def advice(rows):
+        table = pa.table({"image": [random.Random(i).randbytes(1000) for i in range(60)]})
+        pq.write_table(table, tmp_path / "a.parquet", row_group_size=rows)
+        data = packed.Parquet(files=tmp_path / "a.parquet")
+        (told,) = loader.remarks(data, {}, ahead(micros(1, 8, 4), 0))[:-1] or [""]
+        return told
+
+    assert advice(20) == "", "all of it is kept"
+    monkeypatch.setattr(packed, "KEPT", 30_000)
+    assert re.search(r"reads 1[01] bytes of these tables for one", advice(20)), "20 images, of which half are kept"
+    assert "sslzoo data pack" in advice(20)
+    assert advice(2) == ""
 
 
 def test_as_many_files_as_the_system_allows_may_be_open_for_tensors_on_their_way():

@@ -143,11 +143,14 @@ def test_a_mask_from_a_lone_file_goes_along_as_it_was(cluster, tmp_path, monkeyp
     sslzoo("new", "mask", "my-stripes", "--file", "--into", tmp_path)
     run, plugin = tmp_path / "stripes", tmp_path / "sslzoo_my_stripes.py"
     more = ["--plugin", plugin, "--set", "masks.image={use: my-stripes}"]
-    submit(cluster, run, "quick", nodes=1, steps=6, more=more)
+    # Nor do those of the shell that submits it, on a cluster that passes none on; the script's own do.
+    (cluster / "bare.yaml").write_text((cluster / "quick.yaml").read_text() + "sbatch: {export: NONE}\n")
+    submit(cluster, run, "bare", nodes=1, steps=6, more=more)
     version = hashlib.sha256(plugin.read_bytes()).hexdigest()[:12]
     plugin.write_text("raise RuntimeError('changed after it was submitted')\n")
     assert finish(run)["step"] == 6
     assert version in (run / "recipe.yaml").read_text()
+    assert "commit" not in State(run).attempts[-1]["facts"], "it runs the copy of the code, which is no checkout"
 
 
 def test_a_drill_ends_with_a_verdict(cluster, tmp_path):
