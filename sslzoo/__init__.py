@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sslzoo.errors import ImageError, PluginError, RecipeError, RunError, UserError
     from sslzoo.evaluate.trained import load_encoder, load_view
     from sslzoo.hooks import hookimpl
-    from sslzoo.keys import Free
+    from sslzoo.keys import Free, PartsOf
     from sslzoo.photo import Photo
     from sslzoo.plugins import catalogue, load
     from sslzoo.progress import Progress
@@ -45,7 +45,7 @@ _HOMES = {
     "evaluate.trained": "load_encoder load_view",
     "photo": "Photo",
     "hooks": "hookimpl",
-    "keys": "Free",
+    "keys": "Free PartsOf",
     "run.parallel": "all_mean all_sum gather world_size",
     "plugins": "catalogue load",
     "progress": "Progress",
@@ -65,6 +65,7 @@ __all__ = [
     "ImageError",
     "Mask",
     "Pairing",
+    "PartsOf",
     "Patches",
     "Photo",
     "PluginError",

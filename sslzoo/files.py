@@ -10,10 +10,11 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sslzoo.errors import RunError
 
@@ -131,7 +132,7 @@ def read_rows(path: Path, fits: Fits = lambda _row: True) -> tuple[list[dict[str
 def read_bytes(path: Path, start: int = 0) -> bytes:
     """The bytes of a file from one on; none where there is no such file, or it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             file.seek(start)
             return file.read()
     except OSError:
@@ -141,11 +142,22 @@ def read_bytes(path: Path, start: int = 0) -> bytes:
 def read_text(path: Path) -> tuple[str | None, str]:
     """The text of a file, or None where there is none; and what is wrong with it, or nothing."""
     try:
-        return path.read_bytes().decode(errors="replace"), ""
+        with _opened(path) as file:
+            return file.read().decode(errors="replace"), ""
     except FileNotFoundError:
         return None, ""
     except OSError as error:
         return None, f"{path} cannot be read: {error.strerror or error}"
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A plain file to read; what is none, such as a pipe that nobody writes to, would be waited for."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    kind = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(kind):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no file")
+    return file
 
 
 def _holds(path: Path, content: bytes) -> bool:

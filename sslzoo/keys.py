@@ -23,6 +23,18 @@ class Free:
     """
 
 
+@dataclass(frozen=True)
+class PartsOf:
+    """Marks a key that holds parts by name, each `{use: WORD, key: value, ...}`; the constructor gets them made.
+
+    `parts: Annotated[dict[str, Predictor], PartsOf("predictors")]`: each is made of what the engine gives the
+    constructor itself, so they are of its own family. Their keys are checked, written out and compared at a resume as
+    those of any part.
+    """
+
+    family: str
+
+
 def _rising(ends: tuple[float, float]) -> tuple[float, float]:
     if ends[0] > ends[1]:
         raise ValueError(f"found [{ends[0]:g}, {ends[1]:g}]; [low, high] with low <= high is wanted")

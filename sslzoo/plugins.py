@@ -14,7 +14,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -108,7 +107,7 @@ def singular(family: str) -> str:
 
 def raised_in(make: Any, error: BaseException) -> str:
     """Where in a part's own code an error arose, ` (FILE, line N, in CALL)`: its last line there; or nothing."""
-    homes = set()
+    homes, make = set(), inspect.unwrap(make)
     for one in inspect.getmro(make) if isinstance(make, type) else (make,):
         module = sys.modules.get(getattr(one, "__module__", ""))
         top = getattr(module, "__name__", "").partition(".")[0]
@@ -165,27 +164,12 @@ def load(files: Sequence[Path | str] = ()) -> pluggy.PluginManager:
     return manager
 
 
-_IN_USE: ContextVar[Catalogue | None] = ContextVar("catalogue", default=None)
-
-
-@contextmanager
-def using(installed: Catalogue) -> Iterator[None]:
-    """Inside, as where a part is made, `catalogue()` is this one: it knows the plugin files of the recipe."""
-    token = _IN_USE.set(installed)
-    try:
-        yield
-    finally:
-        _IN_USE.reset(token)
-
-
 def catalogue(files: Sequence[Path | str] = ()) -> Catalogue:
-    """Loads plugins and collects what they offer; in the constructor of a part, without files: the catalogue in use.
+    """Loads plugins and collects what they offer.
 
     Raises:
         PluginError: as `load`; or two plugins offer one name.
     """
-    if not files and (current := _IN_USE.get()) is not None:
-        return current
     manager, entries = load(files), {entry.name: entry for entry in entry_points(group="sslzoo")}
     plugins = {
         name: _describe(manager, name, module, entries.get(name))

@@ -105,14 +105,18 @@ def cache_path(root: Path) -> Path:
     return home / "sslzoo" / f"index3-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
 
 
-def _walk(root: Path, inside: str, folders: dict[str, int]) -> Iterator[str]:
-    folders[inside] = (root / inside).stat().st_mtime_ns
+def _walk(root: Path, inside: str, folders: dict[str, int], above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    found = (root / inside).stat()
+    way = (*above, (found.st_dev, found.st_ino))
+    if way[-1] in above:
+        raise ValueError(f"root: {root / inside} is a link to a folder that it lies in, so there is no end to it")
+    folders[inside] = found.st_mtime_ns
     with os.scandir(root / inside) as entries:
         for entry in entries:
             if entry.name.startswith((".", "__MACOSX")):
                 continue  # .ipynb_checkpoints and thumbnails, and what unpacking on a Mac leaves
             name = f"{inside}/{entry.name}" if inside else entry.name
             if entry.is_dir():
-                yield from _walk(root, name, folders)
+                yield from _walk(root, name, folders, way)
             elif entry.name.lower().endswith(ENDINGS) and (entry.is_file() or entry.is_symlink()):
                 yield name  # no pipe or socket, which would be waited for; a link to nowhere is told when it is read

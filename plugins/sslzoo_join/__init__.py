@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
-from sslzoo import Patches, Progress, Signal, Tokens, catalogue, hookimpl, make
+from sslzoo import PartsOf, Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
 
 
@@ -22,11 +22,11 @@ class Join(nn.Module):
         parts: predictors by name, each {use: WORD, key: value, ...}.
     """
 
-    def __init__(self, encoder: Encoder, *, parts: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, encoder: Encoder, *, parts: Annotated[dict[str, Any], PartsOf("predictors")]) -> None:
         super().__init__()
         if len(parts) < 2:
             raise ValueError(f"parts: found {len(parts)}; two predictors or more, by name")
-        self.parts = nn.ModuleDict({name: _made(name, spec, encoder) for name, spec in parts.items()})
+        self.parts = nn.ModuleDict(parts)
         often = Counter(key for part in self.parts.values() for key in part.outputs)  # type: ignore[union-attr]
         self.names = {
             name: {key: key if often[key] == 1 else f"{name}_{key}" for key in part.outputs}  # type: ignore[union-attr]
@@ -53,14 +53,6 @@ class Join(nn.Module):
         """Every signal of every part."""
         said = {name: part(tokens, target, at) for name, part in self.parts.items()}
         return {self.names[name][key]: value for name, all_of in said.items() for key, value in all_of.items()}
-
-
-def _made(name: str, spec: dict[str, Any], encoder: Encoder) -> Any:
-    installed = catalogue()
-    if str(spec.get("use")) not in installed.parts["predictors"]:
-        known = ", ".join(installed.parts["predictors"])
-        raise ValueError(f"parts.{name}.use: found {spec.get('use')!r}; installed: {known}")
-    return make(installed, "predictors", spec, encoder, place=f"predictor.parts.{name}")
 
 
 @hookimpl

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sslzoo import Progress, hookimpl
 
+_WRITERS: dict[Path, Any] = {}  # by run folder; None where it cannot be written
 
-@cache
-def _writer(folder: Path) -> Any:
+
+def _opened(folder: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / "tensorboard"))
@@ -23,9 +24,16 @@ def sslzoo_log(metrics: Mapping[str, float], at: Progress, folder: Path) -> None
     """Writes every number of a line as a scalar at its step."""
     if find_spec("tensorboard") is None:
         return
-    writer = _writer(folder)
-    for name, value in metrics.items():
-        if name != "step":
-            writer.add_scalar(name, value, int(metrics["step"]))
-    if at.last:
-        writer.flush()
+    try:
+        if folder not in _WRITERS:
+            _WRITERS[folder] = _opened(folder)
+        if (writer := _WRITERS[folder]) is None:
+            return
+        for name, value in metrics.items():
+            if name != "step":
+                writer.add_scalar(name, value, int(metrics["step"]))
+        if at.last:
+            writer.flush()
+    except OSError as error:  # the run keeps its numbers in metrics.jsonl: a copy of them is not worth it
+        _WRITERS[folder] = None
+        warnings.warn(f"{folder / 'tensorboard'} gets no more numbers: {error}", stacklevel=1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -46,8 +48,9 @@ def command(
     from sslzoo import testing
     from sslzoo.cli import echo_folded, echo_json
     from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean, shown
-    from sslzoo.plugins import catalogue, using
+    from sslzoo.plugins import catalogue
     from sslzoo.recipe import signature, yamltext
+    from sslzoo.recipe.build import construct
 
     installed = catalogue(plugins)
     families = [words[0]] if len(words) == 2 else list(testing.FAMILIES)
@@ -80,8 +83,13 @@ def command(
         made = {name: signature.expand(value) for name, value in keys.items()}
     except ValueError as error:
         raise UserError(f"--set: {error}") from error
-    with using(installed):
-        report = testing.examine(part.family, part.make, made, only=only, fast=fast, limit=limit, tell=tell)
+
+    @wraps(part.make)
+    def with_parts(*given: Any, **own: Any) -> Any:
+        return construct(installed, part, own, *given, place=part.name)
+
+    make = with_parts if any(signature.held(part.make, keys)) else part.make
+    report = testing.examine(part.family, make, made, only=only, fast=fast, limit=limit, tell=tell)
     if as_json:
         echo_json(
             {"part": part.name, "family": part.family, "ok": report.ok, "checks": [r.__dict__ for r in report.results]}

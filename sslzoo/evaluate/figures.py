@@ -12,7 +12,7 @@ import yaml
 from sslzoo.errors import RunError
 from sslzoo.evaluate.bench import Bench, Figures, Say, bench, untrained
 from sslzoo.evaluate.features import summary_told
-from sslzoo.evaluate.kept import Kept
+from sslzoo.evaluate.kept import Kept, glimpse
 from sslzoo.evaluate.written import Columns, overlap_told, write
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe, resolve, versions
@@ -43,6 +43,7 @@ def probe(
     of_probes = ("probes", "seed", "remarks")
     depends = {key: value for key, value in conditions.items() if key not in of_probes}
     depends["encoder"] = yaml.safe_load(resolve(recipe, installed))["encoder"]  # as the run folder has it: all defaults
+    depends["seen"] = [glimpse(opened.train), glimpse(opened.test)]
     kept = Kept(features or folder / "eval" / "features", depends)
     for column, method in encoders.items():
         name = network_of(method, network)

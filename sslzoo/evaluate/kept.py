@@ -15,14 +15,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from sslzoo.contracts import Features
+from sslzoo.contracts import Dataset, Features
 from sslzoo.errors import RunError
 from sslzoo.run import tensors
+from sslzoo.run.data import read
 
 MOST = 2**32  # bytes that the files of a folder may take together
+
+
+def glimpse(data: Dataset, count: int = 16) -> str:
+    """A hash of the pixels of some images, evenly spread: other images may bear the names of those that were read."""
+    hashed = hashlib.sha256()
+    for i in sorted({int(i) for i in np.linspace(0, len(data) - 1, count)}):
+        try:
+            pixels = np.asarray(read(data, i))
+        except OSError:
+            pixels = np.empty(0)
+        hashed.update(f"{i} {pixels.shape} ".encode() + pixels.tobytes())
+    return hashed.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

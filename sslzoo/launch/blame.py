@@ -48,7 +48,7 @@ def _homes(installed: Catalogue) -> dict[Path, str]:
 
 def _used(plugin: str, frames: Sequence[Frame], recipe: Recipe, installed: Catalogue) -> str:
     """The parts of the recipe that it may be: those whose own code called last, else all that the plugin gave."""
-    parts = {place: installed.parts[family][spec["use"]] for place, family, spec in recipe.specs()}
+    parts = {place: installed.parts[family][spec["use"]] for place, family, spec in recipe.parts(installed)}
     for frame in reversed(frames):
         called = [place for place, part in parts.items() if _holds(part.make, frame)]
         if called:

@@ -13,7 +13,7 @@ from torch import nn
 
 from sslzoo.contracts import CONTRACTS, Dataset, Signal, Student, lacking
 from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
-from sslzoo.plugins import Catalogue, using
+from sslzoo.plugins import Catalogue, Part
 from sslzoo.recipe import signature
 from sslzoo.recipe.recipe import GroupKeys, Recipe, Spec, TermKeys, split_keys
 from sslzoo.rng import derive_seed
@@ -36,8 +36,7 @@ def make(installed: Catalogue, family: str, spec: Spec, *given: Any, place: str 
     who = part.label
     if not problems:
         try:
-            with using(installed):
-                made = part.make(*given, **{name: signature.expand(value) for name, value in keys.items()})
+            made = construct(installed, part, keys, *given, place=place)
             absent = [written for _, written in lacking(made, CONTRACTS[family])] if family in CONTRACTS else []
             if not absent:
                 return made
@@ -50,6 +49,21 @@ def make(installed: Catalogue, family: str, spec: Spec, *given: Any, place: str 
         except Exception as error:  # a plugin's own mistake, told as one
             problems = [Problem(place, f"{who} failed when it was made: {located(error)}")]
     raise RecipeError("recipe", problems)
+
+
+def construct(installed: Catalogue, part: Part, keys: Mapping[str, Any], *given: Any, place: str) -> Any:
+    """A part of keys that are right; the parts that stand in its keys are made first, of what it is given itself.
+
+    Raises:
+        RecipeError: some of those refused their keys.
+    """
+    problems: list[Problem] = []
+    inner: dict[str, dict[str, Any]] = {}
+    for key, name, family, spec in signature.held(part.make, keys):
+        inner.setdefault(key, {})[name] = attempt(problems, installed, family, spec, f"{place}.{key}.{name}", *given)
+    if problems:
+        raise RecipeError("recipe", problems)
+    return part.make(*given, **{name: signature.expand(value) for name, value in keys.items()} | inner)
 
 
 def build(recipe: Recipe, installed: Catalogue) -> tuple[Method, Sources]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 from torch import nn
 
-from sslzoo.errors import Problem, UserError, did_you_mean, did_you_mean_beside, is_no_run, shown
+from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean, did_you_mean_beside, is_no_run, shown
 from sslzoo.keys import Free
 from sslzoo.plugins import Catalogue, catalogue, missing, singular
 from sslzoo.recipe import signature, yamltext
@@ -45,6 +45,7 @@ _NAME = re.compile(r"[^\W_][\w.+=-]{0,99}")  # of a run: one folder's name, and 
 _ENTRY = re.compile(r"[^\W_][\w-]{0,63}")  # of a group, target generator or loss: one word of a dotted place
 
 Positive = Annotated[Schedule, Field(ge=0)]
+Span = Annotated[Duration, Field(gt=0)]
 
 
 class GroupKeys(Keys):
@@ -134,9 +135,9 @@ class Run(Keys):
     micro: Annotated[int | None, Free()] = Field(None, ge=1, le=2**20)
     precision: Literal["auto", "bf16", "fp32"] = "bf16"
     seed: int = 0
-    save_every: Annotated[Duration, Free()] = Duration(1, "epochs")
+    save_every: Annotated[Span, Free()] = Duration(1, "epochs")
     keep: Annotated[int, Free()] = Field(2, ge=1, le=10**6)
-    milestones: Annotated[Duration | None, Free()] = None
+    milestones: Annotated[Span | None, Free()] = None
     log_every: Annotated[int, Free()] = Field(10, ge=1, le=10**6)
     workers: Annotated[int, Free()] = Field(8, ge=0, le=512)
     compile: Annotated[bool, Free()] = False
@@ -146,7 +147,7 @@ class Run(Keys):
     device: Annotated[Literal["auto", "cpu", "cuda"], Free()] = "auto"
     unreadable: Annotated[float, Free()] = Field(0.01, ge=0, le=1)
     monitor: Annotated[int, Free()] = Field(256, ge=0, le=10**6)
-    monitor_every: Annotated[Duration, Free()] = Duration(1, "epochs")
+    monitor_every: Annotated[Span, Free()] = Duration(1, "epochs")
 
     def length(self, epoch_steps: int) -> int:
         """Steps of the run, where an epoch has so many."""
@@ -191,7 +192,7 @@ class Evaluate(Keys):
     layers: int = Field(0, ge=0, le=1000)
     batch: int = Field(256, ge=1, le=2**20)
     seed: int = 0
-    every: Annotated[Duration | None, Free()] = None
+    every: Annotated[Span | None, Free()] = None
     images: Annotated[int, Free()] = Field(2000, ge=1, le=10**9)
 
 
@@ -224,8 +225,12 @@ class Recipe:
         return OptimKeys(**split_keys(self.optim, "optim")[1])
 
     def specs(self) -> Iterator[tuple[str, str, Spec]]:
-        """Place, family and spec of every part."""
+        """Place, family and spec of every part that stands in a section."""
         return _specs({name: getattr(self, name) for name in (*ONE, *MANY)}, self.evaluate)
+
+    def parts(self, installed: Catalogue) -> Iterator[tuple[str, str, Spec]]:
+        """Place, family and spec of every part, those that stand in other parts among them."""
+        return _with_held(installed, self.specs())
 
 
 _FREE_SECTIONS = [
@@ -272,7 +277,7 @@ def load(name: str, sets: Sequence[str] = (), plugins: Sequence[Path] = ()) -> t
     """
     path = find(name, plugins)
     text = yamltext.read(path, str(path) if path.parent != Path() else name)
-    yamltext.put(text, sets)
+    _put(text, sets)
     listed = [*_plugin_files(text, path.parent), *(Path(file).resolve() for file in plugins)]
     files = list(dict.fromkeys(listed))  # named twice is no other plugin
     installed = catalogue(files)
@@ -293,8 +298,20 @@ def change(recipe: Recipe, installed: Catalogue, sets: Sequence[str]) -> Recipe:
         RecipeError: everything wrong with it then.
     """
     text = Text(recipe.text.source, yaml.safe_load(resolve(recipe, installed)), dict(recipe.text.lines))
-    yamltext.put(text, sets)
+    _put(text, sets)
     return _recipe(text, installed, recipe.plugins)
+
+
+def _put(text: Text, sets: Sequence[str]) -> None:
+    """As `yamltext.put`; a pattern of `optim.groups` whose dots part it into names is told."""
+    for assignment, place, _ in yamltext.assigned(sets):
+        names = yamltext.names(place)
+        if ".".join(names[:2]) == GROUPS and len(names) > 3 and names[3] not in Factors.model_fields:
+            last = names[-1:] if names[-1] in Factors.model_fields else []
+            quoted = ".".join((GROUPS, f'"{".".join(names[2 : len(names) - len(last)])}"', *last))
+            problem = Problem(f"--set {assignment}", f"a pattern that holds dots stands in quotes: {quoted}")
+            raise RecipeError(text.source, [problem])
+    yamltext.put(text, sets)
 
 
 def find(name: str, plugins: Sequence[Path] = ()) -> Path:
@@ -360,7 +377,7 @@ def resolve(recipe: Recipe, installed: Catalogue) -> str:
 def versions(recipe: Recipe, installed: Catalogue) -> dict[str, str]:
     """Of sslzoo, torch and every plugin whose parts the recipe uses."""
     found = {name: version(name) for name in ("sslzoo", "torch")}
-    used = sorted({installed.parts[family][spec["use"]].plugin for _, family, spec in recipe.specs()})
+    used = sorted({installed.parts[family][spec["use"]].plugin for _, family, spec in recipe.parts(installed)})
     return found | {f"plugin {name}": str(installed.plugins[name].version) for name in used}
 
 
@@ -380,10 +397,15 @@ def keys(recipe: Recipe, installed: Catalogue) -> Iterator[Key]:
 
 def _part_keys(installed: Catalogue, family: str, place: tuple[str, ...], spec: Spec) -> Iterator[Key]:
     yield Key((*place, "use"), spec["use"])
-    models = [signature.keys_of(installed.parts[family][spec["use"]].make), _engine_model(place[0])]
+    make = installed.parts[family][spec["use"]].make
+    models, held = [signature.keys_of(make), _engine_model(place)], list(signature.held(make, spec))
     for model in (model for model in models if model is not None):
         for name, declared in model.model_fields.items():
-            yield Key((*place, name), signature.plain(spec.get(name, declared.default)), declared)
+            inner = {one[1]: one for one in held if one[0] == name}
+            for entry, (_, _, kind, within) in inner.items():
+                yield from _part_keys(installed, kind, (*place, name, entry), within)
+            if not inner:
+                yield Key((*place, name), signature.plain(spec.get(name, declared.default)), declared)
 
 
 def _recipe(text: Text, installed: Catalogue, files: tuple[Path, ...]) -> Recipe:
@@ -395,7 +417,7 @@ def _recipe(text: Text, installed: Catalogue, files: tuple[Path, ...]) -> Recipe
     settings, wrong = _settings(tree)
     problems += wrong
     parts = {name: sound.get(name, {}) for name in (*ONE, *MANY)}
-    for place, family, spec in _specs(parts, settings.get("evaluate")):
+    for place, family, spec in _with_held(installed, _specs(parts, settings.get("evaluate"))):
         problems += _check_part(installed, family, place, spec)
     for name, spec in parts["losses"].items():
         problems += _check_owners(f"losses.{name}", spec, parts["targets"])
@@ -434,10 +456,15 @@ def _names(tree: Mapping[str, Any]) -> list[Problem]:
     probes = evaluate.get("probes") if isinstance(evaluate, Mapping) else None
     for section, entries in {**{name: tree.get(name) for name in MANY}, "evaluate.probes": probes}.items():
         for entry in entries if isinstance(entries, Mapping) else ():
-            if not _ENTRY.fullmatch(entry) or hasattr(nn.ModuleDict(), entry) or entry == "student":
-                plain = "letters, digits, _ and -, a letter or digit first, and no word of the engine's own"
-                found.append(Problem(f"{section}.{entry}", f"found {shown(entry)}; a plain name is wanted: {plain}"))
+            found += _misnamed(section, entry)
     return found
+
+
+def _misnamed(section: str, entry: str) -> list[Problem]:
+    if _ENTRY.fullmatch(entry) and not hasattr(nn.ModuleDict(), entry) and entry != "student":
+        return []
+    plain = "letters, digits, _ and -, a letter or digit first, and no word of the engine's own"
+    return [Problem(f"{section}.{entry}", f"found {shown(entry)}; a plain name is wanted: {plain}")]
 
 
 def _settings(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -469,21 +496,34 @@ def _specs(tree: Mapping[str, Any], evaluate: Evaluate | None) -> Iterator[tuple
             yield f"evaluate.probes.{name}", "probes", spec
 
 
+def _with_held(installed: Catalogue, specs: Iterable[tuple[str, str, Any]]) -> Iterator[tuple[str, str, Any]]:
+    """These parts, each followed by those that stand in its keys, if it is known which they are."""
+    for place, family, spec in specs:
+        yield place, family, spec
+        part = installed.parts[family].get(str(spec.get("use"))) if isinstance(spec, Mapping) else None
+        if part is not None:
+            inner = signature.held(part.make, spec)
+            yield from _with_held(installed, ((f"{place}.{key}.{name}", kind, one) for key, name, kind, one in inner))
+
+
 def _check_part(installed: Catalogue, family: str, place: str, spec: Any) -> list[Problem]:
     if not isinstance(spec, Mapping) or not isinstance(spec.get("use"), str):
-        return [Problem(place, f"found {shown(spec)}; a {singular(family)} is wanted: {{use: NAME, ...}}")]
+        word = singular(family)
+        word = f"an {word}" if word[0] in "aeo" else f"a {word}"
+        return [Problem(place, f"found {shown(spec)}; {word} is wanted: {{use: NAME, ...}}")]
     parts = installed.parts[family]
     if spec["use"] not in parts:
         return [Problem(f"{place}.use", missing(family, spec["use"], parts))]
     part = parts[spec["use"]]
     own, engine = split_keys(spec, place)
-    model, theirs = signature.keys_of(part.make), _engine_model(place)
+    model, theirs = signature.keys_of(part.make), _engine_model(place.split("."))
     taken = [name for name in model.model_fields if name == "use" or (theirs and name in theirs.model_fields)]
     if taken:
         text = f"{part.label} has a key {taken[0]!r}, which is the engine's own here; the plugin must call it otherwise"
         return [Problem(place, text)]
     others = [] if theirs is None else list(theirs.model_fields)
     problems = signature.validate(model, own, place, part.label, others)[1]
+    problems += [one for key, name, *_ in signature.held(part.make, spec) for one in _misnamed(f"{place}.{key}", name)]
     if theirs is not None:
         problems += signature.validate(theirs, engine, place, part.label, list(model.model_fields))[1]
     return problems
@@ -537,13 +577,14 @@ def schedules(recipe: Recipe, installed: Catalogue) -> Iterator[tuple[str, Any]]
             yield f"{GROUPS}.{pattern}.{name}", value
 
 
-def _engine_model(place: str) -> type[Keys] | None:
-    return ENGINE_KEYS.get(place.split(".")[0])
+def _engine_model(place: Sequence[str]) -> type[Keys] | None:
+    """What the engine takes beside a part's own keys; nothing of a part that stands in another."""
+    return ENGINE_KEYS.get(place[0]) if len(place) <= 2 else None
 
 
 def split_keys(spec: Spec, place: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A spec's keys for the part, and those for the engine."""
-    model = _engine_model(place)
+    model = _engine_model(place.split("."))
     engine = {} if model is None else {key: value for key, value in spec.items() if key in model.model_fields}
     return {key: value for key, value in spec.items() if key not in engine and key != "use"}, engine
 

@@ -67,6 +67,10 @@ class Duration:
             raise ValueError(f"found {shown(amount)} {unit}; {_DURATIONS}, 0 to {_LONGEST:,}")
         return cls(amount, unit)
 
+    def __gt__(self, bound: float) -> bool:
+        """For a key that asks for more: Annotated[Duration, Field(gt=0)]."""
+        return self.amount > bound
+
     def steps(self, epoch_steps: int) -> int:
         """In steps, rounded down: 2.3 epochs of 100 steps are 230, though 2.3 * 100 falls short of it by a bit."""
         return int(round(self.amount * (epoch_steps if self.unit == "epochs" else 1), 6))
@@ -128,10 +132,9 @@ class Schedule:
             if found not in words:
                 close = did_you_mean(found, words)
                 raise ValueError(f"{key}: found {shown(found)}{close}; accepted: {', '.join(words)}")
-        stretch = _number(spec.get("stretch", 1.0))
+        stretch, truncate = (_number(spec.get(name, 1.0), f"{name}: ") for name in ("stretch", "truncate"))
         if not 0 < stretch <= _MOST_STRETCH:
             raise ValueError(f"stretch: found {stretch:g}; a factor above 0, at most {_MOST_STRETCH}")
-        truncate = _number(spec.get("truncate", 1.0))
         if not 0 < truncate <= 1:
             raise ValueError(f"truncate: found {truncate:g}; a share above 0, at most 1")
         over = Duration.parse(spec["over"]) if "over" in spec else None
@@ -259,17 +262,17 @@ def _warmup(spec: Any) -> dict[str, Any]:
     return {"start": start, "peak": peak, "end": _number(end), "shape": shape, "warm": warm}
 
 
-def _number(value: Any) -> float:
+def _number(value: Any, where: str = "") -> float:
     # A person who quotes a number means the number.
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
-            raise ValueError(f"found {shown(value)}; a number is wanted") from None
+            raise ValueError(f"{where}found {shown(value)}; a number is wanted") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"found {shown(value)}; a number is wanted")
+        raise ValueError(f"{where}found {shown(value)}; a number is wanted")
     if fault := out_of_range(value):
-        raise ValueError(f"found {shown(value)}; {fault}")
+        raise ValueError(f"{where}found {shown(value)}; {fault}")
     return value
 
 

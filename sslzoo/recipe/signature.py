@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model, field
 from pydantic.fields import FieldInfo
 
 from sslzoo.errors import PluginError, Problem, did_you_mean, shown
+from sslzoo.keys import PartsOf
 from sslzoo.recipe.schedule import Duration, Schedule, out_of_range
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -94,8 +95,26 @@ def keys_of(make: Any) -> type[Keys]:
                 raise PluginError(f"{_home(make)}: the key {name} has no annotation")
             if name.startswith("_") or hasattr(Keys, name):
                 raise PluginError(f"{_home(make)}: no key can be called {name}, which pydantic keeps for itself")
-            fields[name] = (hints[name], ... if parameter.default is parameter.empty else parameter.default)
+            fields[name] = (
+                _as_written(hints[name]),
+                ... if parameter.default is parameter.empty else parameter.default,
+            )
     return create_model(make.__name__, __base__=Keys, **fields)
+
+
+def _as_written(hint: Any) -> Any:
+    """A key's type as it stands in a recipe: of parts by name, their specs."""
+    marks = [mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, PartsOf)]
+    return typing.Annotated[dict[str, Any], marks[0]] if marks else hint
+
+
+def held(make: Any, keys: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
+    """The parts that stand in the keys of a part, right or wrong: key, name, family and spec."""
+    for key, declared in keys_of(make).model_fields.items():
+        for mark in (mark for mark in declared.metadata if isinstance(mark, PartsOf)):
+            inner = keys.get(key)
+            for name, spec in inner.items() if isinstance(inner, Mapping) else ():
+                yield key, name, mark.family, spec
 
 
 def _home(make: Any) -> str:
@@ -205,6 +224,9 @@ def names(hint: Any, wanted: Any) -> bool:
 def _bounds(metadata: Sequence[Any]) -> str:
     """`, from 0 to below 1`, or nothing; of pydantic's Field and of the marks it is made of."""
     marks = [mark for one in metadata for mark in (one.metadata if isinstance(one, FieldInfo) else [one])]
+    parts = [mark.family for mark in marks if isinstance(mark, PartsOf)]
+    if parts:
+        return f" of {parts[0]} by name, each {{use: NAME, ...}}"
     found = {name: getattr(mark, name) for mark in marks for name in ("ge", "gt", "le", "lt") if hasattr(mark, name)}
     low = f"above {found['gt']}" if "gt" in found else f"{found['ge']} or more" if "ge" in found else ""
     high = f"below {found['lt']}" if "lt" in found else f"at most {found['le']}" if "le" in found else ""

@@ -19,6 +19,10 @@ BYTES, VALUES, DEPTH = 1 << 18, 20_000, 32  # the largest recipe; beyond them it
 _CORE = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 
 
+_NAME = re.compile(r"""[^."']+|"[^"]+"|'[^']+'""")
+_PLACE = re.compile(rf"(?:{_NAME.pattern})(?:\.(?:{_NAME.pattern}))*")
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML as people mean it: 1e-3 is a number, only true and false are booleans, 2020-01-01 is text."""
 
@@ -119,6 +123,11 @@ def dumped(tree: Any, *, default_flow_style: bool | None, width: int) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=default_flow_style, width=width)
 
 
+def names(place: str) -> list[str]:
+    """The names that lead to a dotted place; one in quotes may hold dots: `optim.groups."*.bias".lr`."""
+    return [one.strip("\"'") for one in _NAME.findall(place)]
+
+
 def assigned(assignments: Sequence[str]) -> list[tuple[str, str, Any]]:
     """What `--set KEY=VALUE` says: each as it was written, its place and its value.
 
@@ -129,8 +138,8 @@ def assigned(assignments: Sequence[str]) -> list[tuple[str, str, Any]]:
     for assignment in assignments:
         place, equals, written = assignment.partition("=")
         try:
-            if not equals or not all(place.strip().split(".")):
-                raise ValueError("KEY=VALUE is wanted, such as run.steps=60")
+            if not equals or not _PLACE.fullmatch(place.strip()):
+                raise ValueError("""KEY=VALUE is wanted, such as run.steps=60 or optim.groups."*.bias".lr=0""")
             found.append((assignment, place.strip(), value(written)))
         except ValueError as error:
             problems.append(Problem(f"--set {assignment}", str(error)))
@@ -140,7 +149,7 @@ def assigned(assignments: Sequence[str]) -> list[tuple[str, str, Any]]:
 
 
 def put(text: Text, assignments: Sequence[str]) -> None:
-    """Changes the tree: each assignment is KEY=VALUE, KEY a dotted place, VALUE YAML.
+    """Changes the tree: each assignment is KEY=VALUE, KEY a dotted place (`names`), VALUE YAML.
 
     Raises:
         RecipeError: an assignment cannot be read, or stands inside something that is not a mapping.
@@ -156,7 +165,8 @@ def put(text: Text, assignments: Sequence[str]) -> None:
 
 
 def _assign(text: Text, place: str, new: Any) -> None:
-    *way, last = place.split(".")
+    *way, last = names(place)
+    place = ".".join((*way, last))
     here = text.tree
     for depth, name in enumerate(way):
         if here.get(name) is None:  # an empty section may be filled

@@ -14,8 +14,8 @@ from sslzoo.recipe import signature
 # By the module that authors import from; in the order of the page.
 NAMES = {
     "sslzoo": "Rng Mask Patches Tokens Signal Batch Group Pairing Reading Student Features Progress Schedule Duration "
-    "Free gather all_mean all_sum world_size make hookimpl Photo Grid load_encoder load_view catalogue load UserError "
-    "RecipeError RunError PluginError ImageError",
+    "Free PartsOf gather all_mean all_sum world_size make hookimpl Photo Grid load_encoder load_view catalogue load "
+    "UserError RecipeError RunError PluginError ImageError",
     "sslzoo.keys": "Count Width Codes Classes Side GridCount Positive Epsilon NotNegative Rate BelowOne Share Fraction "
     "MlpRatio Deviation Range Aspects Areas Sigmas FractionRange ShareRange",
     "sslzoo.nn": "Block LayerNorm attention Positions sincos patchify pixels_of target_pixels key_mask mean_of "

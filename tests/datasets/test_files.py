@@ -264,6 +264,13 @@ def test_what_is_called_an_image_and_is_no_file_is_left_out(folder):
         data.image(data.index.files.index("ant/gone.png"))
 
 
+def test_folders_without_end_are_told_and_not_walked(folder):
+    for name in "one", "two", "three":  # each doubles the ways at every level
+        (folder / "ant" / name).symlink_to("..")
+    with pytest.raises(ValueError, match="root: .*ant/.* is a link to a folder that it lies in"):
+        PARTS["folder"].make(root=folder)
+
+
 def test_missing_shards_are_told(tmp_path):
     for shard in (0, 1, 3):
         tar_of(tmp_path / f"in-{shard:03}.tar", samples(1, 2))

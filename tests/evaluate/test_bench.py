@@ -80,6 +80,13 @@ def test_what_could_never_be_right_is_a_problem(test_set, told):
     assert re.search(told, problems[0].message)
 
 
+def test_a_test_set_that_is_the_training_set_is_told():
+    sets = (*SETS, "evaluate.test.split=train")
+    assert bench(*load("tiny/ijepa", sets)).remarks == ()  # fewer of them
+    (remark,) = bench(*load("tiny/ijepa", (*sets, "evaluate.test.length=12"))).remarks
+    assert "evaluate.test is the data of evaluate.train" in remark
+
+
 @pytest.mark.parametrize(
     ("sets", "place", "told"),
     [

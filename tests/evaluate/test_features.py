@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from sslzoo import RecipeError
+from sslzoo import RecipeError, catalogue
 from sslzoo.evaluate import figures
 from sslzoo.evaluate.bench import bench
 from sslzoo.evaluate.features import extract, pooled
+from sslzoo.evaluate.figures import probe
 from sslzoo.evaluate.kept import Kept
 from sslzoo.evaluate.rehearse import rehearse
 from sslzoo.recipe.build import build_method
@@ -60,6 +62,19 @@ def test_all_probes_share_one_extraction_and_the_next_evaluation_reads_it(opened
     (tmp_path / f"{kept.key(encoder, ['train', 0, found_pools(found), 'cpu'])}.safetensors").write_bytes(b"torn")
     found.probe(encoder, CPU, kept)
     assert len(calls) == 7
+
+
+def test_other_images_of_the_same_names_are_extracted_anew(opened, tmp_path, monkeypatch):
+    recipe, found, _ = opened
+    installed, calls = catalogue(), []
+    monkeypatch.setattr("sslzoo.evaluate.bench.extract", lambda *a, **k: calls.append(1) or extract(*a, **k))
+    given = (found, recipe, installed, {"start": build_method(recipe, installed)}, 0, "student", tmp_path, CPU, print)
+    probe(*given)
+    probe(*given)
+    assert len(calls) == 2  # training and test images
+    monkeypatch.setattr(type(found.test), "image", lambda _self, i: Image.new("RGB", (64, 64), (i, 0, 0)))
+    probe(*given)
+    assert len(calls) == 4
 
 
 def test_features_put_in_the_place_of_others_are_made_anew(opened, tmp_path, monkeypatch):

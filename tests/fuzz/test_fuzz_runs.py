@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 from harness import METHOD, Case, beyond, removed, tried
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
+from sslzoo.cli import cli
 from sslzoo.launch.work import work
 from sslzoo.recipe.recipe import load
 from sslzoo.run.clock import TIMING
@@ -325,6 +327,11 @@ def reported(rng: random.Random, folder: Path) -> Case:
     if rng.random() < 0.3:
         words = (rng.choice(["compare", "report"]), str(made() / "sibling"), str(run), "--out", str(folder / "table"))
 
+    def command() -> None:
+        with pytest.MonkeyPatch.context() as patched:  # drawing takes most of the time, and reads no file of the run
+            patched.setattr(Figure, "savefig", lambda _figure, out, **_: out.write("<svg></svg>"))
+            cli.main(list(words), prog_name="sslzoo", standalone_mode=False)
+
     def judge(kind: str, said: str) -> str:
         changed = [name for name, content in before.items() if _contents(run).get(name) != content]
         if changed or _lost(run, foreign, kinds):
@@ -338,7 +345,7 @@ def reported(rng: random.Random, folder: Path) -> Case:
                 return "no figures, and not a word"
         return ""
 
-    return Case(told, words, names=(str(run), "recipe.yaml"), judge=judge)
+    return Case(told, words, call=command, names=(str(run), "recipe.yaml"), judge=judge)
 
 
 def evaluated(rng: random.Random, folder: Path) -> Case:

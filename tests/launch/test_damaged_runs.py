@@ -52,6 +52,16 @@ def test_what_the_data_were_may_be_lost_and_the_run_goes_on(run, damage):
     assert str(path) in told.output
 
 
+def test_what_tensorboard_cannot_write_is_not_worth_a_run(run):
+    shutil.rmtree(run / "tensorboard")
+    (run / "tensorboard").write_text("mine")
+    (run / "checkpoints" / "step-000000002.safetensors").unlink()
+    with pytest.warns(UserWarning, match="tensorboard gets no more numbers"):
+        told = train(run)
+    assert told.exit_code == 0, told.output
+    assert (run / "checkpoints" / "step-000000002.safetensors").is_file()
+
+
 def test_a_refused_command_leaves_a_damaged_state_as_it_was(run):
     (run / "state.json").write_text("garbage")
     told = train(run, "data.length=12")

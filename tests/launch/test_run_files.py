@@ -64,6 +64,14 @@ def test_a_line_after_a_torn_one_stands_alone(tmp_path):
     assert "line 2 cannot be read" in fault
 
 
+@pytest.mark.parametrize("name", ["state.json", "attempts.jsonl", "metrics.jsonl", "recipe.yaml"])
+def test_a_pipe_of_a_files_name_is_told_and_not_waited_for(run, name):
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    faults = [*State(run).faults, Folder(run).fault, Folder(run).metrics.found()[1]]
+    assert [one for one in faults if one] == [f"{run / name} cannot be read: it is no file"]
+
+
 def test_metrics_that_need_no_cutting_are_not_written(run):
     path = run / "metrics.jsonl"
     before = path.stat().st_ino

@@ -91,6 +91,15 @@ def test_numbers_without_sense_are_refused_where_they_stand(place, given, model,
     assert all("no such key" in message or "needs this key" in message for _, message in refused.values())
 
 
+def test_what_happens_every_so_often_happens_after_some_time(tmp_path):
+    wanted = {"run.save_every": "0", "run.milestones": "0 epochs", "run.monitor_every": "0", "evaluate.every": "0"}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(TREE))
+    with pytest.raises(RecipeError) as caught:
+        load(str(tmp_path / "r.yaml"), [f"{place}={given}" for place, given in wanted.items()])
+    assert {one.place for one in caught.value.problems} == set(wanted)
+    assert all("expected a duration" in one.message and "above 0" in one.message for one in caught.value.problems)
+
+
 def test_where_data_lie_may_change_when_a_run_is_resumed():
     fixed = [
         f"{part.name}.{name}"

@@ -146,7 +146,22 @@ def test_epochs_replace_steps_when_set(recipe):
     assert (read.run.steps, read.run.epochs) == (None, 3)
 
 
-@pytest.mark.parametrize("wrong", ["run.steps", "=3", "name.first=3", "run.steps=[1"])
+def test_a_pattern_that_holds_dots_stands_in_quotes(recipe):
+    sets = ["""optim.groups."*.bias".weight_decay=0""", "optim.groups.'encoder.*.weight'.lr={linear: [1, 0.5]}"]
+    groups = load(recipe(), sets)[0].optim["groups"]
+    assert groups["*.bias"]["weight_decay"] == 0
+    assert groups["encoder.*.weight"] == {"lr": {"linear": [1, 0.5]}}
+    told = {
+        "optim.groups.*.bias.weight_decay=0": 'optim.groups."*.bias".weight_decay',
+        "optim.groups.*.bias={weight_decay: 0}": 'optim.groups."*.bias"',
+    }
+    for wrong, right in told.items():
+        assert (
+            problems(recipe(), [wrong])[f"--set {wrong}"][1] == f"a pattern that holds dots stands in quotes: {right}"
+        )
+
+
+@pytest.mark.parametrize("wrong", ["run.steps", "=3", "name.first=3", "run.steps=[1", 'optim."lr=3', "a..b=3"])
 def test_a_set_that_cannot_be_read_is_an_error(recipe, wrong):
     assert f"--set {wrong}" in problems(recipe(), [wrong])
 
