@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from sslzoo.errors import RunError
@@ -46,7 +47,7 @@ def whole(path: Path, *, lasting: bool = True) -> Iterator[Path]:
 
 def write_whole(path: Path, text: str, *, lasting: bool = True) -> None:
     """Replaces a text file at once, as `whole`; leaves it alone if it already says this."""
-    content = text.encode()
+    content = text.encode(errors="backslashreplace")  # a path may hold bytes that are no UTF-8
     if not _holds(path, content):
         with whole(path, lasting=lasting) as beside:
             beside.write_bytes(content)
@@ -58,6 +59,15 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritten(path, error) from error
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Makes a folder and sees that it takes files, before the work whose result goes there; raises RunError if not."""
+    make_folder(folder)
+    try:
+        TemporaryFile(dir=folder).close()  # has no name where the file system can do that
+    except OSError as error:
+        raise unwritten(folder, error) from error
 
 
 def remove_torn(folder: Path) -> None:

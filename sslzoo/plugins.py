@@ -261,7 +261,7 @@ def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         _refuse_run(path)
         raise PluginError(f"no plugin file {path}")
-    name = f"sslzoo_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"sslzoo_file_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError(f"plugin file {path} is not a Python file")

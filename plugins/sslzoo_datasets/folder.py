@@ -102,7 +102,7 @@ def index_of(root: Path) -> Index:
 def cache_path(root: Path) -> Path:
     """Where the index of a folder is kept: in the user's cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "sslzoo" / f"index3-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    return home / "sslzoo" / f"index3-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.json"
 
 
 def _walk(root: Path, inside: str, folders: dict[str, int], above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:

@@ -114,7 +114,9 @@ def compare_runs(folders: Sequence[Path], asked: Asked) -> bool:
         raise UserError(f"{message}\nvariants: {', '.join(variants)}")
     commands = "sslzoo compare " + shlex.join(map(str, folders)) + _options(asked)
     name = "-".join(re.sub(r"[^\w.]", "_", one)[:30] for one in list(variants)[:3])
-    folder = asked.out or Path("runs") / "compared" / f"{name}-{zlib.crc32(commands.encode()):08x}"
+    folder = (
+        asked.out or Path("runs") / "compared" / f"{name}-{zlib.crc32(commands.encode(errors='surrogateescape')):08x}"
+    )
     return _tell("comparison", variants, baseline, {}, "", folder, commands, asked)
 
 

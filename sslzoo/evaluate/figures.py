@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from sslzoo import files
 from sslzoo.errors import RunError
 from sslzoo.evaluate.bench import Bench, Figures, Say, bench, untrained
 from sslzoo.evaluate.features import summary_told
@@ -36,6 +37,7 @@ def probe(
 
     Features are kept in the folder `features`, which runs may share; in eval/features of the run if left out.
     """
+    files.refuse_unwritable(folder / "eval")
     for remark in opened.remarks:
         say(f"note: {remark}")
     figures, answers, name, overlap = {}, {}, "", 0

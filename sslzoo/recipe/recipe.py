@@ -19,7 +19,16 @@ from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 from torch import nn
 
-from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean, did_you_mean_beside, is_no_run, shown
+from sslzoo.errors import (
+    Problem,
+    RecipeError,
+    UserError,
+    did_you_mean,
+    did_you_mean_beside,
+    is_no_run,
+    printable,
+    shown,
+)
 from sslzoo.keys import Free
 from sslzoo.plugins import Catalogue, catalogue, missing, singular
 from sslzoo.recipe import signature, yamltext
@@ -334,6 +343,8 @@ def find(name: str, plugins: Sequence[Path] = ()) -> Path:
         return known[name]
     if name in studies(installed):
         raise UserError(f"{name} is a study, which compares recipes: `sslzoo compare {name}` runs it")
+    if path.is_dir() and path.parent != Path():
+        raise is_no_run(path, "is a folder that holds no recipe.yaml")
     beside = did_you_mean_beside(path) if "/" in name or path.suffix in (".yaml", ".yml") else ""
     close = beside or did_you_mean(name, known)
     raise UserError(f"no recipe, file or run folder is called {shown(name)}{close}\n`sslzoo list recipes` lists all")
@@ -370,7 +381,9 @@ def resolve(recipe: Recipe, installed: Catalogue) -> str:
             here[last] = key.value
     order = {section: tree[section] for section in SECTIONS if section in tree}
     lines = (f"{name} {number}" for name, number in versions(recipe, installed).items())
-    header = "".join(f"# {line}\n" for line in (f"Resolved from {recipe.text.source} with", *lines))
+    # A path may hold line breaks, and bytes that are no UTF-8; a comment ends with its line.
+    said = (printable(line).replace("\n", "\\n") for line in (f"Resolved from {recipe.text.source} with", *lines))
+    header = "".join(f"# {line}\n" for line in said)
     return header + yamltext.dumped(order, default_flow_style=None, width=110)
 
 

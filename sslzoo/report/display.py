@@ -68,7 +68,7 @@ class Display:
 
     def __init__(self, log: Path | None = None) -> None:
         self.console = Console(file=None if sys.stdout is None else _Lossy(sys.stdout))  # type: ignore[arg-type]
-        self._lines = None if log is None else _Lossy(log.open("a"))
+        self._lines = None if log is None else _Lossy(log.open("a", errors="backslashreplace"))
         self._log = None if self._lines is None else Console(file=self._lines, width=120)  # type: ignore[arg-type]
         self._bar = Progress(
             TextColumn("training"),

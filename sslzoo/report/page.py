@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sslzoo import files
 from sslzoo.contracts import Grid
 from sslzoo.evaluate.bench import Say, asked, restored, untrained
 from sslzoo.evaluate.figures import main_figures
@@ -58,6 +59,7 @@ def write(
     Of several evaluations it shows those that answer the recipe. The doctor's verdict stands first. `fault` hears of
     each file that is damaged.
     """
+    files.refuse_unwritable(folder / "report")
     record = records.own(folder, step)
     for one in record.faults:
         fault(one)

@@ -164,7 +164,7 @@ class State:
     def fail(self, text: str) -> bool:
         """Notes an error; only the first of all processes counts. Returns whether this was it."""
         try:
-            with (self.folder / "failure.txt").open("x") as file:
+            with (self.folder / "failure.txt").open("x", errors="backslashreplace") as file:
                 file.write(text.rstrip() + "\n")
             self.tell("failed")
         except (OSError, RunError):
@@ -173,7 +173,7 @@ class State:
 
     def hint(self, text: str) -> None:
         """Notes for the batch script why an attempt may have ended, where trying again may do; the first counts."""
-        with suppress(OSError), (self.folder / HINT).open("x") as file:
+        with suppress(OSError), (self.folder / HINT).open("x", errors="backslashreplace") as file:
             file.write(text.rstrip() + "\n")
 
     def refuse_if_held(self) -> None:

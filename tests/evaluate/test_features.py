@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sslzoo import RecipeError, catalogue
+from sslzoo import RecipeError, RunError, catalogue
 from sslzoo.evaluate import figures
 from sslzoo.evaluate.bench import bench
 from sslzoo.evaluate.features import extract, pooled
@@ -75,6 +75,14 @@ def test_other_images_of_the_same_names_are_extracted_anew(opened, tmp_path, mon
     monkeypatch.setattr(type(found.test), "image", lambda _self, i: Image.new("RGB", (64, 64), (i, 0, 0)))
     probe(*given)
     assert len(calls) == 4
+
+
+def test_nothing_is_extracted_for_figures_that_cannot_be_written(opened, tmp_path, monkeypatch):
+    recipe, found, _ = opened
+    (tmp_path / "eval").write_text("mine")
+    monkeypatch.setattr("sslzoo.evaluate.bench.extract", lambda *_, **__: pytest.fail("extracted in vain"))
+    with pytest.raises(RunError, match="eval could not be written: File exists"):
+        probe(found, recipe, catalogue(), {"start": None}, 0, "student", tmp_path, CPU, print)
 
 
 def test_features_put_in_the_place_of_others_are_made_anew(opened, tmp_path, monkeypatch):

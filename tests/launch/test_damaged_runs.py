@@ -1,15 +1,19 @@
 """Run folders that something befell, and the commands that go on with them or look at them."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from sslzoo import UserError
 from sslzoo.cli import cli
+from sslzoo.recipe.recipe import find
 
 SHORT = ("run.steps=2", "run.batch=4", "run.workers=0", "run.monitor=0", "run.device=cpu", "data.length=16")
 SHORT += ("run.save_every=1",)
@@ -89,6 +93,33 @@ def test_a_folder_where_a_checkpoint_belongs_is_told_before_the_run_goes_on(run)
     assert isinstance(told.exception, UserError)
     assert f"{path} is a folder" in str(told.exception)
     assert {one: one.read_bytes() for one in before} == before
+
+
+@pytest.mark.parametrize("odd", [b"\xff\xfe", b"new\nline: [", b"\x1b[31m"])
+def test_a_recipe_and_a_run_may_lie_under_any_name(tmp_path, odd):
+    home = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + odd))
+    home.mkdir()
+    plugin, data = home / "mine.py", home / "data"
+    plugin.write_text("from sslzoo import hookimpl\n\n\n@hookimpl\ndef sslzoo_masks():\n    return {}\n")
+    for name in "a/0.png", "b/1.png":
+        (data / name).parent.mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(data / name)
+    recipe = home / "mine.yaml"
+    recipe.write_text(find("tiny/ijepa").read_text())
+    words = ["train", str(recipe), "--plugin", str(plugin), "--out", str(home / "run")]
+    words += [word for one in SHORT if not one.startswith("data.") for word in ("--set", one)]
+    words += ["--set", "data={use: folder, root: '${ODD_DATA}'}", "--set", "run.batch=2"]
+    first = CliRunner().invoke(cli, words, env={"ODD_DATA": str(data)})
+    assert first.exit_code == 0, first.output
+    (home / "run" / "checkpoints" / "step-000000002.safetensors").unlink()
+    again = CliRunner().invoke(cli, ["train", str(home / "run")], env={"ODD_DATA": str(data)})
+    assert again.exit_code == 0, again.output
+    assert "resumed from step-000000001" in again.output
+
+
+def test_a_folder_that_is_no_run_is_told_as_one(tmp_path):
+    told = CliRunner().invoke(cli, ["train", str(tmp_path)])
+    assert str(told.exception) == f"{tmp_path} is a folder that holds no recipe.yaml"
 
 
 def test_control_characters_of_a_path_reach_no_terminal(run):
