@@ -116,13 +116,14 @@ def cli() -> None:
 def main(args: list[str] | None = None) -> Any:
     """Runs the command line: a person's mistakes end with a message and exit code, without a traceback."""
     from sslzoo.errors import UserError
+    from sslzoo.run.stop import Stopped
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an old locale must not end a command at a letter
     try:
         return cli.main(args, prog_name="sslzoo")
-    except UserError as error:
+    except (UserError, Stopped) as error:
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
     except OSError as error:

@@ -149,18 +149,19 @@ def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequenc
             watch = replace(teller.watch(stop), probe=during(attempt, world, display.say))
             train(recipe, installed, flow, out, world, watch)
             processes.leave()  # what follows is done by this process alone
+            if evaluate and recipe.evaluate is not None:
+                stop.patient = False  # nothing is lost when probing is cut short
+                if stop.asked:
+                    raise Stopped(f"stopped by {stop.asked}")
+                teller.tell("probing")
+                _probe(recipe, installed, out, world, display)
         except Stopped:
+            stop.patient = True  # a second signal must not keep this from being told
             saved = max(checkpoint.steps(Folder(out).checkpoints), default=0)
             if not saved:  # a second Ctrl-C does not wait for a save
                 display.say("nothing was saved, so the same command begins again at step 0")
             teller.tell("stopped", step=saved, saved=saved)
             raise
-        if evaluate and recipe.evaluate is not None:
-            stop.patient = False  # nothing is lost when probing is cut short
-            if stop.asked:
-                raise Stopped(f"stopped by {stop.asked}")
-            teller.tell("probing")
-            _probe(recipe, installed, out, world, display)
         teller.tell("done", left=0, peak_memory=peak_memory(world.device))
 
 

@@ -6,13 +6,15 @@ import signal
 from dataclasses import dataclass
 from types import FrameType
 
-from sslzoo.errors import RunError
-
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Stopped(RunError):  # noqa: N818 - no mistake was made
-    """The run was asked to stop, saved, and left; the same command goes on."""
+class Stopped(BaseException):
+    """The run was asked to stop, saved, and left; the same command goes on.
+
+    No Exception, as KeyboardInterrupt is none: it may arise anywhere, and whoever catches errors there (a part's that
+    is broken, a file's that is damaged) would take it for one and go on, or tell of a failure.
+    """
 
     exit_code = 143
 

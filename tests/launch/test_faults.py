@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import pkgutil
 import signal
 import socket
 import stat
@@ -395,6 +396,24 @@ def test_a_run_that_is_left_before_its_first_save_is_stopped_and_says_so(tmp_pat
     assert State(tmp_path / "run").now["state"] == "stopped"
     assert State(tmp_path / "run").failure == ""
     assert "nothing was saved" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("where", ["sslzoo.evaluate.bench.extract", "sslzoo.run.tensors.read"])
+def test_a_run_that_is_stopped_while_it_is_probed_is_stopped_and_not_failed(where, tmp_path, monkeypatch):
+    stop, short = Stop(), ("run.steps=1", "run.batch=4", "data.length=8", "run.monitor=0", "run.device=cpu")
+    short += ("evaluate.train.length=12", "evaluate.test.length=6", "evaluate.probes={knn: {use: knn}}")
+    real = pkgutil.resolve_name(where)
+
+    def asked(*words, **more):
+        if not stop.patient:
+            stop._note(signal.SIGTERM, None)  # a signal arises wherever the process is just then
+        return real(*words, **more)
+
+    monkeypatch.setattr(where, asked)
+    with pytest.raises(Stopped):
+        work.work(*load("tiny/ijepa", short), tmp_path / "run", stop, evaluate=True)
+    state = State(tmp_path / "run")
+    assert (state.now["state"], state.now["step"], state.failure) == ("stopped", 1, "")
 
 
 def test_a_job_inherits_no_process_group_from_the_shell_that_submits_it(tmp_path, monkeypatch):
