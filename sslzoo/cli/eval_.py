@@ -41,11 +41,19 @@ def command(
     from sslzoo.errors import UserError, did_you_mean
     from sslzoo.evaluate.bench import bench, restored, untrained
     from sslzoo.evaluate.figures import probe, table
+    from sslzoo.evaluate.rehearse import rehearse
     from sslzoo.recipe.recipe import load_run
+    from sslzoo.recipe.resuming import differences
+    from sslzoo.run.folder import Folder
     from sslzoo.run.networks import network_of
     from sslzoo.run.processes import join
 
     recipe, installed = load_run(run, sets, plugins)
+    rows = differences(Folder(run).tree()[0] or {}, recipe, installed)
+    if rows:
+        lines = "".join(f"    {row}\n" for row in rows)
+        raise UserError(f"{run} was trained with other settings:\n{lines}--set changes what `evaluate` says here")
+    rehearse(recipe, installed, data=False)  # the data are opened, and told of, next
     known = () if recipe.evaluate is None else tuple(recipe.evaluate.probes)
     for name in probes:
         if name not in known:
@@ -57,7 +65,7 @@ def command(
     device = join(recipe.run.device, 1).device
     opened = bench(recipe, installed, probes, device=device, folder=run, say=say)
     method, steps = restored(recipe, installed, run, step, say)
-    network = network_of(method, network or opened.settings.network)
+    network = network_of(method, opened.settings.network if network is None else network)
     methods = {f"step {steps}": method}
     if also_untrained:
         methods["untrained"] = untrained(recipe, installed)

@@ -38,6 +38,8 @@ def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, 
     from sslzoo.recipe import told
     from sslzoo.scaffold import api
 
+    if sets and len(words) == 1 and words[0] in (*api.HOME, *told.SECTIONS):
+        raise UserError(f"--set changes recipes, and {words[0]} is none")
     if len(words) == 1 and words[0] in api.HOME:
         echo_folded(api.describe(words[0]).removesuffix("\n"))
         return

@@ -90,6 +90,8 @@ def test_show_tells_every_key_of_a_part_and_every_default_of_a_recipe(sslzoo, tm
     assert yaml.safe_load(resolved)["run"]["steps"] == 60
     (tmp_path / "mine.yaml").write_text(resolved)
     assert yaml.safe_load(sslzoo("show", "mine.yaml")[1]) == yaml.safe_load(resolved)
+    code, _, complaint = sslzoo("show", "run", "--set", "steps=60")
+    assert (code, complaint.strip()) == (2, "--set changes recipes, and run is none")
     code, _, complaint = sslzoo("show", "masks", "multiblok")
     assert (code, "did you mean multiblock" in complaint) == (2, True)
 

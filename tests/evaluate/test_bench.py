@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
-from sslzoo import RecipeError
+from sslzoo import RecipeError, UserError
 from sslzoo.cli import cli
 from sslzoo.compare.evaluation import evaluate
 from sslzoo.compare.study import Cell
@@ -209,6 +209,21 @@ def test_an_evaluation_tells_what_its_figures_depend_on_and_replaces_no_other(ru
     again = json.loads(path.read_text())
     changed = {key for key, value in json.loads(before).items() if again.pop(key) != value} | set(again)
     assert changed == {"time", "crc32"}  # made later
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--set", "run.seed=5"], "trained with other settings:\n    run.seed: 0 there, 5 asked for"),
+        (["--set", "encoder.width=48"], "encoder.width: 96 there, 48 asked for"),
+        (["--set", "evaluate.view.size=60"], "evaluate.view\n    an image of 60 x 60 does not split"),
+        (["--network", ""], "no network is called ''"),
+    ],
+)
+def test_an_evaluation_that_does_not_fit_the_run_is_refused(run, more, told):
+    answer = CliRunner().invoke(cli, ["eval", str(run[0]), *more])
+    assert isinstance(answer.exception, UserError)
+    assert told in str(answer.exception)
 
 
 @pytest.mark.parametrize(("began", "able"), [("bf16", False), ("fp32", True)])
