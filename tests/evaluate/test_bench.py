@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
 from rich.console import Console
 
 from sslzoo import RecipeError, UserError
@@ -79,20 +78,6 @@ def test_what_could_never_be_right_is_a_problem(test_set, told):
     matched(Named(("ant", "bee", "cat"), ("ant",)), test_set, problems, [])
     assert [problem.place for problem in problems] == ["evaluate.test"]
     assert re.search(told, problems[0].message)
-
-
-def test_a_test_set_that_is_the_training_set_is_told(tmp_path):
-    sets = (*SETS, "evaluate.test.split=train")
-    assert bench(*load("tiny/ijepa", sets)).remarks == ()  # fewer of them
-    root = tmp_path / "images"
-    for name in "a/0.png", "b/1.png":
-        (root / name).parent.mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(root / name)
-    there = f"{{use: folder, root: {root}}}"
-    elsewhere = f"{{use: folder, root: {shutil.copytree(root, tmp_path / 'copy')}}}"
-    for again in (["evaluate.test.length=12"], [f"evaluate.train={there}", f"evaluate.test={elsewhere}"]):
-        (remark,) = bench(*load("tiny/ijepa", (*sets, *again))).remarks
-        assert "evaluate.test is the data of evaluate.train" in remark
 
 
 @pytest.mark.parametrize(
