@@ -10,6 +10,7 @@ eval/            figures                              report/      plots
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -60,8 +61,11 @@ class Folder:
         """Sees that no run is begun among files that are not a run's, such as a data set's; changes nothing.
 
         Raises:
-            RunError: the folder holds some, and nothing of a run.
+            RunError: the folder holds some, and nothing of a run; or its name has bytes that are no UTF-8, under which
+                safetensors would write weights and not read them again.
         """
+        if os.fsencode(self.path).decode(errors="replace") != str(self.path):
+            raise RunError(f"the path {self.path} holds bytes that are no UTF-8; choose another folder with --out")
         try:
             names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
         except OSError as error:

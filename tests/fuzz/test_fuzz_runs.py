@@ -253,6 +253,17 @@ def _contents(run: Path) -> dict[str, bytes]:
 # ---- commands, and what is right --------------------------------------------------------------------------------
 
 
+def _undrawn(words: tuple[str, ...]) -> Callable[[], object]:
+    """The command, without drawing its charts: that takes most of the time, and reads no file of the run."""
+
+    def command() -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Figure, "savefig", lambda _figure, out, **_: out.write("<svg></svg>"))
+            cli.main(list(words), prog_name="sslzoo", standalone_mode=False)
+
+    return command
+
+
 def resumed(rng: random.Random, folder: Path) -> Case:
     """A stopped run is damaged and goes on: as if never stopped, or refused and left as it was, or told."""
     run, foreign = _copy(rng, folder, "stopped")
@@ -280,7 +291,7 @@ def resumed(rng: random.Random, folder: Path) -> Case:
         bare = [name for name in bare if newest in kinds or not name.startswith("checkpoints/")]  # others are not read
         return f"nothing is said of {', '.join(bare)}" if bare else ""
 
-    return Case(told, words, names=(str(run), "recipe.yaml"), judge=judge)
+    return Case(told, words, call=_undrawn(words), names=(str(run), "recipe.yaml"), judge=judge)
 
 
 def looked_at(rng: random.Random, folder: Path) -> Case:
@@ -327,11 +338,6 @@ def reported(rng: random.Random, folder: Path) -> Case:
     if rng.random() < 0.3:
         words = (rng.choice(["compare", "report"]), str(made() / "sibling"), str(run), "--out", str(folder / "table"))
 
-    def command() -> None:
-        with pytest.MonkeyPatch.context() as patched:  # drawing takes most of the time, and reads no file of the run
-            patched.setattr(Figure, "savefig", lambda _figure, out, **_: out.write("<svg></svg>"))
-            cli.main(list(words), prog_name="sslzoo", standalone_mode=False)
-
     def judge(kind: str, said: str) -> str:
         changed = [name for name, content in before.items() if _contents(run).get(name) != content]
         if changed or _lost(run, foreign, kinds):
@@ -345,7 +351,7 @@ def reported(rng: random.Random, folder: Path) -> Case:
                 return "no figures, and not a word"
         return ""
 
-    return Case(told, words, call=command, names=(str(run), "recipe.yaml"), judge=judge)
+    return Case(told, words, call=_undrawn(words), names=(str(run), "recipe.yaml"), judge=judge)
 
 
 def evaluated(rng: random.Random, folder: Path) -> Case:
