@@ -70,8 +70,10 @@ def box(variants: Mapping[str, Sequence[Record]], named: Mapping[str, Iterable[s
     compared = {name: records for name, records in finished.items() if records} or variants
     for what, value, close in _COSTS:
         _cost(found, compared, what, value, close, held)
-    for what, settings in _SETTINGS:
-        _settings(found, compared, what, settings)
+    probes = _shared_probes(compared)
+    evaluations = lambda record: [one.settings_with(probes) for one in record.evaluated.values()]  # noqa: E731
+    _settings(found, compared, "evaluation", evaluations)
+    _settings(found, compared, "training data", lambda one: [_data(one, data) for data in one.identities or ({},)])
     for what, value in _FACTS:
         _fact(found, compared, what, value)
     for rule in (_versions, _networks, _overlaps, _summaries, _masked_together, _teachers, _warm_ups):
@@ -190,6 +192,16 @@ def _settings(
         found.same.append(Finding(what, {"all": "as told below"}))
 
 
+def _shared_probes(variants: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Probes that all variants were read by; figures of others are in no comparison."""
+    named = [
+        {probe for r in records for one in r.evaluated.values() for probe in one.content.get("probes") or ()}
+        for records in variants.values()
+        if any(r.evaluated for r in records)
+    ]
+    return sorted(set.intersection(*named)) if named else []
+
+
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {".".join(map(str, place)): value for place, value in leaves(settings)}
 
@@ -208,10 +220,6 @@ _COSTS: tuple[tuple[str, Callable[[Record], float | None], float], ...] = (
     ("flops", lambda record: record.flops, CLOSE),
     ("seconds of device time", lambda record: record.seconds, SLOW),
     ("patch tokens seen", lambda record: record.tokens, CLOSE),
-)
-_SETTINGS: tuple[tuple[str, Callable[[Record], Sequence[Mapping[str, Any]]]], ...] = (
-    ("evaluation", lambda record: [one.settings for one in record.evaluated.values()]),
-    ("training data", lambda record: [_data(record, one) for one in record.identities or ({},)]),
 )
 _FACTS: tuple[tuple[str, Callable[[Record], Any]], ...] = (
     ("versions", lambda record: record.versions),

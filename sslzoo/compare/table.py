@@ -147,8 +147,9 @@ def _paired(ours: Sequence[Record], theirs: Sequence[Record], what: str) -> Diff
         gap = float(np.mean([_value(one, what) for one in ours]) - np.mean([_value(one, what) for one in theirs]))
         return Difference(gap, None, None, None, (), "no seed in common, so nothing is paired")
     values = [[_value(one, what) for one in side] for side in zip(*pairs, strict=True)]
-    network = what.partition(" ")[0]
-    if len({plain(one.evaluated[network].settings) for pair in pairs for one in pair}) > 1:
+    network, _, key = what.partition(" ")
+    probe = key.partition("/")[0]
+    if len({plain(one.evaluated[network].settings_with([probe])) for pair in pairs for one in pair}) > 1:
         gaps = tuple(a - b for a, b in zip(*values, strict=True))
         return Difference(float(np.mean(gaps)), None, None, None, gaps, "evaluated in different ways")
     correct = [[one.correct(what) for one in side] for side in zip(*pairs, strict=True)]

@@ -8,7 +8,7 @@ import math
 import re
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,6 +95,11 @@ class Evaluation:
     def settings(self) -> dict[str, Any]:
         """Everything its figures depend on beside the encoder."""
         return {key: value for key, value in self.content.items() if key not in BESIDE}
+
+    def settings_with(self, probes: Iterable[str]) -> dict[str, Any]:
+        """The settings with those of some probes alone, where it has these."""
+        own = self.content.get("probes") or {}
+        return self.settings | {"probes": {name: own[name] for name in probes if name in own}}
 
     def correct(self, key: str) -> NDArray[np.generic] | None:
         """Whether each test image was told right by the run's own encoder, for "probe/task"; None if not known."""

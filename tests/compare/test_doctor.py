@@ -52,6 +52,17 @@ def test_each_sign_is_told_with_evidence_and_two_remedies(verdict, lines, change
     assert len(found.remedies) == 2
 
 
+@pytest.mark.parametrize(("target", "verdict"), [(None, "full collapse"), ("teacher.code", "healthy")])
+def test_views_that_are_all_alike_are_a_collapse_where_nothing_else_is_compared(target, verdict):
+    """VICReg without its variance; healthy CAPI, whose predictions are held to targets, falls as far."""
+    losses = {"agree": {"use": "invariance", "target": target}}
+    first, *others = HEALTHY
+    lines = [first | {"agree/prediction_std": 0.215}, *(one | {"agree/prediction_std": 0.0183} for one in others)]
+    found = told(lines, tree={"losses": losses, "targets": {}})
+    assert found.verdict == verdict
+    assert ("variance" in "".join(found.remedies[:1])) is (target is None)
+
+
 def test_a_run_that_learnt_nothing_is_told_and_one_that_learnt_is_not():
     def probed(gain):
         figures = {"trained": {"knn/x/top1": 30.0 + gain}, "untrained": {"knn/x/top1": 30.0}}

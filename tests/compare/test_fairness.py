@@ -168,6 +168,15 @@ def test_a_run_that_was_trained_on_the_test_images_is_told():
     assert found["trained, without labels, on the test images"] == {"a": "yes"}
 
 
+def test_a_probe_that_only_some_were_read_by_is_no_unfairness_to_the_others():
+    knn, sides = {"use": "knn", "k": [5]}, {}
+    for name, more in (("a", {}), ("b", {"few": {"use": "few"}}), ("c", {"knn": knn | {"k": [9]}})):
+        sides[name] = [record(evaluated=evaluated("teacher", probes={"knn": knn} | more))]
+    assert not box({name: sides[name] for name in "ab"}, {}).unfair
+    (found,) = box(sides, {}).unfair
+    assert (found.what, found.grouped) == ("evaluation: probes.knn.k", {"a, b": "[5]", "c": "[9]"})
+
+
 def test_of_an_evaluation_that_differs_it_is_told_in_what():
     found = both(evaluated=evaluated("teacher", pooling="last 4 blocks", data={"test": {"images": 7}}))
     told = {one.what: dict(one.values) for one in found.unfair}

@@ -75,6 +75,19 @@ def test_figures_of_unlike_evaluations_are_shown_and_not_tested():
     assert "surely" not in line
 
 
+def test_another_probe_beside_it_makes_a_figure_no_other():
+    variants = {"base": runs("base", BASE), "other": runs("other", [(55.0, 55.0), (56.1, 56.4), (56.9, 54.1)])}
+    for name, more in (("base", {}), ("other", {"linear": {"use": "linear", "held_out": 0.5}})):
+        for one in variants[name]:
+            probes = {"knn": {"use": "knn"}, "linear": {"use": "linear"}} | more
+            one.evaluated["teacher"].content["probes"] = probes
+    found = compare(variants, "base").differences["other"]
+    assert {what: one.why for what, one in found.items()} == {
+        "teacher knn/x": "",
+        "teacher linear/y": "evaluated in different ways",
+    }
+
+
 def test_of_few_seeds_or_one_variant_nothing_is_said_to_be_sure():
     (line,) = said([(90.0, 90.0), (91.0, 91.0)])
     assert "not tested: 2 seeds: a test needs at least 3" in line
