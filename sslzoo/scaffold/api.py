@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import typing
 from importlib import import_module
 from typing import Any
@@ -32,11 +33,13 @@ HOME = {name: home for home, names in NAMES.items() for name in names.split()}
 
 
 def describe(name: str) -> str:
-    """One public name: how it is called, its docstring, and its public methods and properties."""
+    """One public name: how it is called, its docstring, its fields, and its public methods and properties."""
     thing = getattr(import_module(HOME[name]), name)
     if typing.get_origin(thing) is typing.Annotated:  # a type of keys: what it takes is all there is to say
         return f"{HOME[name]}.{name}\n\n{signature.describe(thing)}\n"
     lines = [f"{HOME[name]}.{name}{_signature(thing)}", "", NOTES.get(name) or _doc(thing)]
+    for key, note in _field_notes(thing):
+        lines += ["", f"  .{key}", f"    {note}"]
     for key, member in _members(thing):
         if not isinstance(member, _PROPERTIES) and not callable(member):
             lines += ["", f"  .{key} = {member!r}"]
@@ -58,6 +61,14 @@ def _members(thing: Any) -> list[tuple[str, Any]]:
 
 def _fields(thing: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else set()
+
+
+def _field_notes(thing: Any) -> list[tuple[str, str]]:
+    """Fields of a dataclass with what is written beside them."""
+    if not _fields(thing):
+        return []
+    beside = re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(thing), re.MULTILINE)
+    return [(name, note) for name, note in beside if name in _fields(thing)]
 
 
 def _doc(thing: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import multiprocessing
 import os
@@ -139,9 +140,29 @@ def same(make: Make) -> None:
         raise Violation("text, the same twice", f"{found[0]!r} and {found[1]!r}", "opened twice")
 
 
+def _told(data):  # without types: its text runs in another process, without sslzoo
+    """What must not change from process to process: the fingerprint, and some images with their labels."""
+    import hashlib
+
+    def pixels(i):
+        image = data.image(i)
+        image = image.numpy() if hasattr(image, "numpy") else image
+        return hashlib.sha256(image.tobytes()).hexdigest()
+
+    some = sorted({0, len(data) // 2, len(data) - 1})
+    labels = [[[task, int(label)] for task, label in sorted(data.label(i).items())] for i in some if data.tasks]
+    return {
+        "fingerprint": getattr(data, "fingerprint", None),
+        "labels": labels,
+        "images": [pixels(i) for i in some],
+        "len": len(data),
+    }
+
+
 # Standard library alone, so that it costs what the part's own module costs.
-_ELSEWHERE = """
+_ELSEWHERE = f"""
 import importlib, importlib.util, json, pickle, sys
+{inspect.getsource(_told)}
 sys.path[:], name, file, make = pickle.load(sys.stdin.buffer)
 try:
     importlib.import_module(name)
@@ -149,16 +170,14 @@ except ImportError:  # a plugin file, or a module that a test found
     spec = importlib.util.spec_from_file_location(name, file)
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
-print("", json.dumps(pickle.loads(make)().fingerprint), sep=chr(10))
+print("", json.dumps(_told(pickle.loads(make)())), sep=chr(10))
 """
 
 
-@check(same, slow=True)
+@check(repeats, labels, same, slow=True)
 def processes(make: Make) -> None:
-    """Its fingerprint is the same in another process, where `hash()` and the order of sets are others."""
-    here = getattr(make(), "fingerprint", None)
-    if here is None:
-        raise Skip("no fingerprint")
+    """It is the same in another process, where `hash()` and the order of sets are others."""
+    here = _told(make())
     module = sys.modules[(make.func if isinstance(make, partial) else make).__module__]
     try:
         given = pickle.dumps((sys.path, module.__name__, module.__file__, pickle.dumps(make)))
@@ -169,8 +188,8 @@ def processes(make: Make) -> None:
     if done.returncode:
         raise Violation("no error in another process", done.stderr.decode(errors="replace").strip().split("\n")[-1])
     there = json.loads(done.stdout.splitlines()[-1])
-    if there != here:
-        came = f"{here!r} and {there!r}: is it made by hash(), or of a set?"
+    if other := [name for name in here if here[name] != there[name]]:
+        came = f"another {other[0]}: is it made by hash(), of a set, or of a folder in no order?"
         raise Violation("the same in every process", came, "opened here and in another process")
 
 

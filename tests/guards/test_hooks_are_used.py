@@ -25,6 +25,7 @@ def test_every_name_that_plugins_may_import_is_on_the_page_with_a_docstring():
 
     assert set(sslzoo.__all__) - set(NAMES["sslzoo"].split()) == {"__version__"}
     assert all(len(describe(name).splitlines()) > 2 for name in HOME)
+    assert "  .sequence\n    which sequence a row belongs to" in describe("Pairing")
     for foreign in ("int([x])", "partial(", "Built-in immutable"):  # docstrings of the types of values
         assert not any(foreign in describe(name) for name in HOME)
 

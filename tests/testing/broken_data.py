@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from hashed_data import Hashed
+from hashed_data import Hashed, Unordered
 from PIL import Image
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
@@ -271,6 +271,7 @@ DATASETS = {
     FickleLabel: "labels",
     Misnamed: "labels",
     NewEachTime: "same",
+    Unordered: "processes",
     Hashed: "processes",
 }
 

@@ -2,6 +2,8 @@
 
 from types import MappingProxyType
 
+from PIL import Image
+
 
 class Named:
     """Its fingerprint is the same in each process."""
@@ -13,7 +15,7 @@ class Named:
         return 3
 
     def image(self, i):
-        raise NotImplementedError
+        return Image.new("RGB", (4, 4), (i, 0, 0))
 
     def label(self, i):
         return {}
@@ -24,3 +26,16 @@ class Hashed(Named):
 
     def __init__(self):
         self.fingerprint = str(hash("three images"))
+
+
+class Unordered(Named):
+    """Its images stand in the order of a set."""
+
+    def __init__(self):
+        self.names = list({str(i) for i in range(250)})
+
+    def __len__(self):
+        return 250
+
+    def image(self, i):
+        return Image.new("RGB", (4, 4), (int(self.names[i]), 0, 0))
