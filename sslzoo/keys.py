@@ -25,7 +25,7 @@ class Free:
 
 @dataclass(frozen=True)
 class PartsOf:
-    """Marks a key that holds parts by name, each `{use: WORD, key: value, ...}`; the constructor gets them made.
+    """Marks a key that holds parts by name, each a mapping of `use` and its keys; the constructor gets them made.
 
     `parts: Annotated[dict[str, Predictor], PartsOf("predictors")]`: each is made of what the engine gives the
     constructor itself, so they are of its own family. Their keys are checked, written out and compared at a resume as
