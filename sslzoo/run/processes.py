@@ -282,7 +282,8 @@ def leave() -> None:
 
 def _given_gpus() -> bool:
     """Whether SLURM gave this job GPUs."""
-    return any(os.environ.get(name) for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"))
+    listed = any(os.environ.get(name) for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"))  # of one GPU that is "0"
+    return listed or os.environ.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0")
 
 
 def _device(wanted: str, local: int, gpus: bool = False) -> torch.device:

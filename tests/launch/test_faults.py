@@ -274,6 +274,11 @@ def test_a_job_that_asked_for_gpus_never_trains_without(monkeypatch):
     with pytest.raises(RunError, match="asked for GPUs: no GPU is visible"):
         processes.join()
     assert processes.join("cpu").device.type == "cpu"
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "0")
+    assert processes.join().device.type == "cpu"
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")  # the first GPU of its node
+    with pytest.raises(RunError, match="asked for GPUs: no GPU is visible"):
+        processes.join()
 
 
 def test_one_visible_gpu_a_process_is_the_first(monkeypatch):
