@@ -97,6 +97,6 @@ def _note_refusal(folder: Path, error: UserError) -> None:
             state.fail(str(error))
 
 
-def _say(error: UserError) -> None:
+def _say(error: UserError | Stopped) -> None:
     with suppress(OSError, ValueError):
         print(error, file=sys.stderr, flush=True)  # noqa: T201 - the job's log
