@@ -183,6 +183,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         count = torch.full_like(mean, x.numel() / x.shape[1])
         means, variances, counts = gather(torch.stack([mean, var, count])[None]).unbind(1)  # ranks d
         total = counts.sum(0)
+        means, variances = (torch.where(counts > 0, one, 0.0) for one in (means, variances))  # of ranks with rows
         mean = (counts * means).sum(0) / total
         var = (counts * (variances + (means - mean).square())).sum(0) / total
         if self.running_mean is not None and self.running_var is not None:
@@ -206,29 +207,43 @@ class _FusedBatchNorm(torch.autograd.Function):
     """The kernels of torch's SyncBatchNorm, which keep a third of the memory that plain operations would.
 
     Torch's own function asks the device which ranks have rows at all, and the host waits for the answer in every
-    forward. Here all have some: batches split evenly.
+    forward. Here ranks without rows (of whose images no patch is asked) come last: the kernel adds a count of 0 to what
+    it has, but cannot begin with one.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, eps: float, share: float) -> Tensor:
-        x = _dense(x)
-        own_mean, own_scale = torch.batch_norm_stats(x, eps)
-        own = torch.cat([own_mean, own_scale, own_mean.new_full((1,), x.numel() // x.shape[1])])
-        means, scales, counts = gather(own[None]).split([x.shape[1], x.shape[1], 1], 1)  # ranks d; ranks d; ranks 1
+        x, channels = _dense(x), x.shape[1]
+        rows = x.numel() // channels
+        own_mean, own_scale = torch.batch_norm_stats(x, eps) if rows else _nothing(x, 2)
+        own = torch.cat([own_mean, own_scale, own_mean.new_full((1,), rows)])
+        ranks = gather(own[None])
+        ranks = ranks[ranks[:, -1].argsort(descending=True, stable=True)]
+        means, scales, counts = ranks.split([channels, channels, 1], 1)  # ranks d; ranks d; ranks 1
         means, scales, counts = means.contiguous(), scales.contiguous(), counts.flatten()
         mean, scale = torch.batch_norm_gather_stats_with_counts(x, means, scales, mean, var, share, eps, counts)
         ctx.save_for_backward(x, weight, mean, scale, counts.to(torch.int32))
-        return torch.batch_norm_elemt(x, weight, bias, mean, scale, eps)
+        return torch.batch_norm_elemt(x, weight, bias, mean, scale, eps) if rows else torch.empty_like(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight, mean, scale, counts), grad, wanted = ctx.saved_tensors, _dense(grads[0]), ctx.needs_input_grad
-        reduced = torch.batch_norm_backward_reduce(grad, x, mean, scale, weight, *wanted[:3])
-        sums = all_sum(torch.cat(reduced[:2]))
-        of_channels: Any = (mean, scale, weight, *sums.chunk(2), counts)
-        of_x = torch.batch_norm_backward_elemt(grad, x, *of_channels)
+        reduced: Any = _nothing(x, 4)
+        if x.numel():
+            reduced = torch.batch_norm_backward_reduce(grad, x, mean, scale, weight, *wanted[:3])
+        of_x = None
+        if wanted[0]:  # on all ranks, or on none
+            sums = all_sum(torch.cat(reduced[:2]))
+            weight = None if weight is None else weight.to(mean.dtype)
+            of_channels: Any = (mean, scale, weight, *sums.chunk(2), counts)
+            of_x = torch.batch_norm_backward_elemt(grad, x, *of_channels) if x.numel() else torch.empty_like(x)
         # Those of weight and bias are of this rank's rows; data parallel adds them up.
         return of_x, *(one if want else None for one, want in zip(reduced[2:], wanted[1:3], strict=True)), *[None] * 4
+
+
+def _nothing(x: Tensor, many: int) -> Sequence[Tensor]:
+    """Statistics of no rows: `many` zeros for each channel, of the precision that the kernels compute in."""
+    return x.new_zeros(many, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32)).unbind()
 
 
 def _dense(x: Tensor) -> Tensor:

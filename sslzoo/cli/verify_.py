@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -50,7 +48,7 @@ def command(
     from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean, shown
     from sslzoo.plugins import catalogue
     from sslzoo.recipe import signature, yamltext
-    from sslzoo.recipe.build import construct
+    from sslzoo.recipe.build import maker
 
     installed = catalogue(plugins)
     families = [words[0]] if len(words) == 2 else list(testing.FAMILIES)
@@ -84,11 +82,7 @@ def command(
     except ValueError as error:
         raise UserError(f"--set: {error}") from error
 
-    @wraps(part.make)
-    def with_parts(*given: Any, **own: Any) -> Any:
-        return construct(installed, part, own, *given, place=part.name)
-
-    make = with_parts if any(signature.held(part.make, keys)) else part.make
+    make = maker(installed, part) if any(signature.held(part.make, keys)) else part.make
     report = testing.examine(part.family, make, made, only=only, fast=fast, limit=limit, tell=tell)
     if as_json:
         echo_json(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def construct(installed: Catalogue, part: Part, keys: Mapping[str, Any], *given:
     if problems:
         raise RecipeError("recipe", problems)
     return part.make(*given, **{name: signature.expand(value) for name, value in keys.items()} | inner)
+
+
+def maker(installed: Catalogue, part: Part) -> Callable[..., Any]:
+    """What makes a part as a recipe does, of what it is given and its keys: parts in those are made first."""
+
+    @wraps(part.make, updated=())
+    def make(*given: Any, **keys: Any) -> Any:
+        return construct(installed, part, keys, *given, place=part.name)
+
+    return make
 
 
 def build(recipe: Recipe, installed: Catalogue) -> tuple[Method, Sources]:

@@ -1,6 +1,7 @@
 """Batch norm over all ranks equals torch's on one process with the whole batch."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -32,11 +33,11 @@ def steps(norm, wrap, rows, ranks=1):
     return found
 
 
-UNEVEN = slice(5), slice(5, None)
+SHARES = {"uneven": (slice(5), slice(5, None)), "one without rows": (slice(0), slice(None))}
 
 
-def in_two(rank):
-    return steps(BatchNorm(5), DistributedDataParallel, UNEVEN[rank], 2)
+def in_two(share, rank):
+    return steps(BatchNorm(5), DistributedDataParallel, SHARES[share][rank], 2)
 
 
 # What CUDA's kernels for batch norms over ranks are defined to give, in plain operations.
@@ -48,12 +49,16 @@ def batch_norm_stats(x, eps):
 
 
 def batch_norm_gather_stats_with_counts(_x, means, scales, running_mean, running_var, share, eps, counts):
-    counts, total = counts[:, None], counts.sum()
-    mean = (counts * means).sum(0) / total
-    var = (counts * (scales**-2 - eps + (means - mean).square())).sum(0) / total
+    mean, squares, total = torch.zeros_like(means[0]), torch.zeros_like(means[0]), torch.zeros(())
+    for one, scale, count in zip(means, scales, counts, strict=True):  # one after another: it cannot begin with 0 rows
+        part = count / (total + count)
+        if count:
+            squares = squares + (scale**-2 - eps) * count
+        squares = squares + (mean - one).square() * total * part
+        mean, total = mean * (total / (total + count)) + one * part, total + count
     running_mean.lerp_(mean, share)
-    running_var.lerp_(var * total / (total - 1), share)
-    return mean, (var + eps).rsqrt()
+    running_var.lerp_(squares / (total - 1), share)
+    return mean, (squares / total + eps).rsqrt()
 
 
 def batch_norm_elemt(x, weight, bias, mean, scale, _eps):
@@ -86,16 +91,17 @@ class OnCuda(BatchNorm):
         return _FusedBatchNorm.apply(x, *own)
 
 
-def in_two_by_kernels(rank):
+def in_two_by_kernels(share, rank):
     for name in [name for name in globals() if re.fullmatch("batch_norm_(stats|gather.*|elemt|backward.*)", name)]:
         setattr(torch, name, globals()[name])  # in this process alone
-    return steps(OnCuda(5), DistributedDataParallel, UNEVEN[rank], 2)
+    return steps(OnCuda(5), DistributedDataParallel, SHARES[share][rank], 2)
 
 
 @pytest.mark.two_ranks
+@pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("call", [in_two, in_two_by_kernels])
-def test_two_ranks_equal_torch_on_one_in_forward_backward_and_running_statistics(call):
-    parts = on_ranks(call, 2)
+def test_two_ranks_equal_torch_on_one_in_forward_backward_and_running_statistics(call, share):
+    parts = on_ranks(partial(call, share), 2)
     whole = steps(nn.BatchNorm1d(5), lambda norm: norm, slice(None))
     for one, first, second in zip(whole, *parts, strict=True):
         out, grad, *rest = one

@@ -15,6 +15,7 @@ NAMES = [
     "ImageError",
     "Mask",
     "Pairing",
+    "PartsOf",
     "Patches",
     "Photo",
     "PluginError",
