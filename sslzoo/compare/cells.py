@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -65,7 +66,7 @@ def refuse_edited(study: Study, *, more: bool = True) -> None:
             f"the study, or a recipe it names, was edited after {many} of its {len(study.cells)} cells had begun:\n"
             + "".join(f"  {what}\n    in {', '.join(names)}\n" for what, names in edited.items())
             + f"put it back, remove those folders, or run it elsewhere with --out (here: {study.folder}); "
-            f"`sslzoo compare {study.folder}/*/*` compares what has run, as it ran"
+            f"`sslzoo compare {shlex.quote(str(study.folder))}/*/seed-*` compares what has run, as it ran"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ SLOW = 0.1  # relative; device time is noisy
 MOST_KEPT = 0.05  # share of its starting weights that a teacher may keep
 MOST_KNOWN = 0.01  # share of the test images that probes may have trained on
 MOST_WARM_UP = 0.2  # share of a run that may be warm-up
+LONGEST = 120  # letters of a value that are told
 OWN = ("name", "run.seed", "plugins")  # what tells runs apart, and no question
 
 
@@ -32,11 +33,12 @@ class Finding:
 
     @property
     def grouped(self) -> dict[str, str]:
-        """The values, each once, by the names of all variants that have it."""
+        """The values, each once and in a few letters, by the names of all variants that have it."""
         names: dict[str, list[str]] = {}
         for name, value in self.values.items():
             names.setdefault(value, []).append(name)
-        return {", ".join(some): value for value, some in names.items()}
+        short = shown(names)
+        return {", ".join(some): short[value] for value, some in names.items()}
 
     def __str__(self) -> str:
         told = "; ".join(f"{names}: {value}" for names, value in self.grouped.items())
@@ -70,9 +72,7 @@ def box(variants: Mapping[str, Sequence[Record]], named: Mapping[str, Iterable[s
     compared = {name: records for name, records in finished.items() if records} or variants
     for what, value, close in _COSTS:
         _cost(found, compared, what, value, close, held)
-    probes = _shared_probes(compared)
-    evaluations = lambda record: [one.settings_with(probes) for one in record.evaluated.values()]  # noqa: E731
-    _settings(found, compared, "evaluation", evaluations)
+    _settings(found, compared, "evaluation", lambda record: [one.settings for one in record.evaluated.values()])
     _settings(found, compared, "training data", lambda one: [_data(one, data) for data in one.identities or ({},)])
     for what, value in _FACTS:
         _fact(found, compared, what, value)
@@ -97,7 +97,6 @@ def _recipes(found: Box, variants: Mapping[str, Sequence[Record]], named: set[st
         values = {name: str(one.get(place, "(absent)")) for name, one in trees.items()}
         if len(set(values.values())) == 1:
             continue
-        values = shown(values)
         if place in uses:  # what only this part has is told with it; what both have, in a line of its own
             values = {name: _with_own(one, place, own) for name, one in trees.items()}
         asked = any(place == one or place.startswith(one + ".") or one.startswith(place + ".") for one in named)
@@ -117,7 +116,7 @@ def _of_one_depth(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     for name, tree in trees.items():
         found[name] = own = {}
         for place, value in tree.items():
-            above = next((one for one in flat if place.startswith(f"{one}.")), None)
+            above = min((one for one in flat if place.startswith(f"{one}.")), key=len, default=None)
             if above is None:
                 own[place] = value
             else:
@@ -132,7 +131,7 @@ def _with_own(leaves_: Mapping[str, Any], place: str, own: Iterable[str]) -> str
     keys = [
         f"{one.removeprefix(within)} {leaves_[one]}" for one in sorted(own) if one.startswith(within) and one in leaves_
     ]
-    return _short(f"{leaves_.get(place, '(absent)')}" + (f" ({', '.join(keys)})" if keys else ""), 160)
+    return f"{leaves_.get(place, '(absent)')}" + (f" ({', '.join(keys)})" if keys else "")
 
 
 def _cost(
@@ -169,7 +168,7 @@ def _fact(found: Box, variants: Mapping[str, Sequence[Record]], what: str, value
     if len(different) == 1:
         found.same.append(_alike(what, told))
     else:
-        found.unfair.append(Finding(what, shown(told, 160)))
+        found.unfair.append(Finding(what, told))
 
 
 def _settings(
@@ -181,10 +180,14 @@ def _settings(
     known = {name: some for name, some in known.items() if some}
     differing = []
     for place in sorted({place for some in known.values() for one in some for place in one}):
-        values = {name: sorted({str(one.get(place, "(absent)")) for one in some}) for name, some in known.items()}
-        if len({one for some in values.values() for one in some}) > 1:
+        having = {name: [one for one in some if _has_probe_of(place, one)] for name, some in known.items()}
+        values = {
+            name: sorted({str(one.get(place, "(absent)")) for one in some}) for name, some in having.items() if some
+        }
+        compared = len(values) > 1 or len(known) == 1  # figures of a probe that one alone was read by are in no table
+        if compared and len({one for some in values.values() for one in some}) > 1:
             told = {name: ", ".join(some) for name, some in values.items()}
-            differing.append(Finding(f"{what}: {place}", shown(told, 100)))
+            differing.append(Finding(f"{what}: {place}", told))
     if absent:
         differing.append(Finding(what, dict.fromkeys(absent, "none")))
     found.unfair.extend(differing)
@@ -192,14 +195,10 @@ def _settings(
         found.same.append(Finding(what, {"all": "as told below"}))
 
 
-def _shared_probes(variants: Mapping[str, Sequence[Record]]) -> list[str]:
-    """Probes that all variants were read by; figures of others are in no comparison."""
-    named = [
-        {probe for r in records for one in r.evaluated.values() for probe in one.content.get("probes") or ()}
-        for records in variants.values()
-        if any(r.evaluated for r in records)
-    ]
-    return sorted(set.intersection(*named)) if named else []
+def _has_probe_of(place: str, settings: Mapping[str, Any]) -> bool:
+    """Whether an evaluation has the probe whose setting this is; of what is no probe's, always."""
+    section, _, key = place.partition(".")
+    return section != "probes" or any(one.startswith(f"probes.{key.partition('.')[0]}.") for one in settings)
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,8 +272,9 @@ def _overlaps(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
         name: {str(one.get("fingerprint") or "") for r in records for one in r.identities}
         for name, records in variants.items()
     }
-    if same := {name: "yes" for name in variants if tested[name] & trained[name]}:
-        yield Finding("trained, without labels, on the test images", same, "others' figures are of new images")
+    if same := {name: "their fingerprints are equal" for name in variants if tested[name] & trained[name]}:
+        why = "figures are of images seen in training" if len(same) == len(variants) else "others' are of new images"
+        yield Finding("seems to have trained, without labels, on the test images", same, why)
 
 
 def _summaries(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
@@ -370,19 +370,17 @@ def _networks(variants: Mapping[str, Sequence[Record]]) -> Iterable[Finding]:
 
 def _alike(what: str, values: Mapping[str, str]) -> Finding:
     """What is the same is told once."""
-    return Finding(what, {"all": _short(next(iter(values.values())), 160)})
+    return Finding(what, {"all": next(iter(values.values()))})
 
 
-def shown(values: Mapping[str, str], most: int = 60) -> dict[str, str]:
-    """Values in a few letters each: those in which they differ, where the first ones do not tell."""
-    short = {name: _short(text, most) for name, text in values.items()}
-    if len(set(short.values())) == len(set(values.values())):
-        return short
-    apart = [place for place, letters in enumerate(zip(*values.values(), strict=False)) if len(set(letters)) > 1]
-    alike = max(0, (apart[0] if apart else min(map(len, values.values()))) - 12)
-    return {name: "..." + _short(text[alike:], most - 3) for name, text in values.items()}
-
-
-def _short(value: Any, most: int = 60) -> str:
-    text = str(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
+def shown(texts: Collection[str]) -> dict[str, str]:
+    """Each text in a few letters; those that begin alike, from shortly before where they differ."""
+    found = {text: text if len(text) <= LONGEST else text[: LONGEST - 3] + "..." for text in texts}
+    for told in set(found.values()):
+        alike = [text for text in found if found[text] == told]
+        if len(alike) > 1:
+            apart = (n for n, letters in enumerate(zip(*alike, strict=False)) if len(set(letters)) > 1)
+            begin = next(apart, min(map(len, alike))) - 12
+            rest = shown([text[begin:] for text in alike])
+            found |= {text: "..." + rest[text[begin:]].removeprefix("...") for text in alike}
+    return found

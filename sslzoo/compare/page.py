@@ -63,7 +63,9 @@ def write(
             subtitle=f"{many} variant{'s' if many != 1 else ''}, seeds {seeds}; baseline {found.baseline}",
             verdict=[*verdict(found), *caveat(fair)],
             left_out=[*found.left_out, *blind],
-            sides=[(name, heading, _in_words(getattr(fair, name))) for name, heading in SIDES] if many > 1 else [],
+            sides=[(name, heading, _in_words(getattr(fair, name))) for name, heading in SIDES]
+            if many > 1 or fair.unfair
+            else [],
             tables=list(_tables(variants, found)),
             charts=[*_charts(variants, found), *insides.charts(looks, patch)],
             sources=_sources(records, commands),
@@ -136,20 +138,21 @@ def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iter
 
 def _figures(network: str, variants: Mapping[str, Sequence[Record]], found: Comparison) -> Table:
     own = _of_network(network, found)
-    levels = {key: _ranges(found.ready, network, key) for key in own.values()}
-    beside = [line for line in ("untrained", "chance") if all(line in one for one in levels.values())]
+    levels = {what: _ranges(found, what) for what in own}
+    beside = [line for line in ("untrained", "chance") if any(line in one for one in levels.values())]
     rows = [
         [
             Cell(key, key),
             *(_spread(one.get(what), len(found.ready[name])) for name, one in found.summaries.items()),
-            *(_level(levels[key][line]) for line in beside),
+            *(_level(levels[what].get(line)) for line in beside),
         ]
         for what, key in own.items()
     ]
     note = (
         "Top-1 in percent on test images: mean ± standard deviation over seeds. Untrained: the mean of the same "
-        "encoders before training, from the lowest variant's to the highest's where encoders or seeds differ. Chance: "
-        f"the commonest class. Where some seeds have no such figure, how many have. {_settings(network, variants)}"
+        "encoders before training, from the lowest variant's to the highest's where encoders or seeds differ; none "
+        "where some have a figure trained alone. Chance: the commonest class. "
+        f"Where some seeds have no such figure, how many have. {_settings(network, variants)}"
     )
     return Table(f"Figures of the {network}", note, ["probe/task", *found.summaries, *beside], rows)
 
@@ -278,14 +281,17 @@ def _levels(variants: Mapping[str, Sequence[Record]], network: str, key: str) ->
     return levels | ({"chance": sum(chance) / len(chance)} if chance else {})
 
 
-def _ranges(variants: Mapping[str, Sequence[Record]], network: str, key: str) -> dict[str, tuple[float, float]]:
-    """The lowest and the highest of the variants' levels; of those that all have."""
-    each = [_levels({name: records}, network, key) for name, records in variants.items()]
+def _ranges(found: Comparison, what: str) -> dict[str, tuple[float, float]]:
+    """The lowest and the highest of the levels of the variants that have a figure: of each that all have."""
+    having = {name: found.ready[name] for name, own in found.summaries.items() if what in own}
+    each = [_levels({name: records}, *what.split(" ", 1)) for name, records in having.items()]
     common = [line for line in each[0] if all(line in one for one in each)] if each else []
     return {line: (min(one[line] for one in each), max(one[line] for one in each)) for line in common}
 
 
-def _level(found: tuple[float, float]) -> Cell:
+def _level(found: tuple[float, float] | None) -> Cell:
+    if found is None:
+        return NOTHING
     low, high = (f"{value:.1f}" for value in found)
     return Cell(low if low == high else f"{low} to {high}", sum(found) / 2)
 

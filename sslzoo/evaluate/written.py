@@ -113,7 +113,7 @@ class Evaluation:
 
 def overlap_told(overlap: int, images: int | None) -> str:
     """That a test is none of images whose labels the probes have seen."""
-    return f"{overlap} of {images} test images are among the probes' training images, pixel for pixel"
+    return f"{overlap} of {images} test images seem to be training images of the probes, too: their views are alike"
 
 
 def plain(value: Any) -> str:

@@ -3,7 +3,7 @@
 import pytest
 from made_up import TREE, evaluated, record
 
-from sslzoo.compare.fairness import box
+from sslzoo.compare.fairness import LONGEST, Finding, _of_one_depth, box
 from sslzoo.run.identity import MASKED_TOGETHER
 
 
@@ -110,7 +110,25 @@ def test_values_that_differ_far_from_their_beginning_differ_and_are_told_by_that
     many = [0.1] * 40
     sides = [record(tree={"masks": {"image": {"scale": [*many, last]}}}) for last in (0.2, 0.3)]
     (told,) = box({"base": [sides[0]], "other": [sides[1]]}, {"base": [], "other": ["masks"]}).question
-    assert [value[-5:] for value in told.values.values()] == [" 0.2]", " 0.3]"]
+    assert [value[-5:] for value in told.grouped.values()] == [" 0.2]", " 0.3]"]
+
+
+def test_values_that_differ_are_never_told_as_equal():
+    """One that differs at its beginning made two long ones, which differ at their ends, the same."""
+    long = ["x" * 200 + end for end in ("a" * 90 + "1", "a" * 90 + "2", "b" * 90)]
+    texts = {"short": "0.001", **dict(zip("abc", long, strict=True)), "as a": long[0]}
+    told = Finding("lr", texts).grouped
+    assert list(told) == ["short", "a, as a", "b", "c"]
+    assert len(set(told.values())) == 4
+    assert all(len(value) <= LONGEST + 3 for value in told.values())
+    assert [value[-1] for value in told.values()][:3] == ["1", "1", "2"]
+
+
+def test_a_key_with_keys_below_it_is_one_leaf_with_all_of_them():
+    deep = {"lr.warmup.steps": 3, "lr.warmup.from": 0, "lr.each": "epoch"}
+    found = _of_one_depth({"a": {"lr": 1}, "b": {"lr.warmup": 5}, "c": deep})
+    assert found["b"] == {"lr": "warmup 5"}
+    assert found["c"] == {"lr": "warmup.steps 3, warmup.from 0, each epoch"}
 
 
 def test_settings_of_the_data_that_their_identity_does_not_tell_stand_beside():
@@ -158,14 +176,18 @@ def test_test_images_that_the_probes_have_seen_are_told():
     some = {"data": {"test": {"images": 300}}}
     known = [evaluated("teacher", overlap=n, **some) for n in (4, 3)]
     (found,) = box({"a": [record(evaluated=known[0])], "b": [record(evaluated=known[1])]}, {}).unfair
-    assert dict(found.values) == {"a": "4 of 300 test images are among the probes' training images, pixel for pixel"}
+    assert dict(found.values) == {
+        "a": "4 of 300 test images seem to be training images of the probes, too: their views are alike"
+    }
 
 
 def test_a_run_that_was_trained_on_the_test_images_is_told():
     known = evaluated("teacher", data={"test": {"images": 300, "fingerprint": "beef"}})
     sides = [record(evaluated=known, identities=({"fingerprint": name},)) for name in ("beef", "cafe")]
     found = {one.what: dict(one.values) for one in box({"a": [sides[0]], "b": [sides[1]]}, {}).unfair}
-    assert found["trained, without labels, on the test images"] == {"a": "yes"}
+    assert found["seems to have trained, without labels, on the test images"] == {"a": "their fingerprints are equal"}
+    (both,) = box({"a": [sides[0]], "b": [sides[0]]}, {}).unfair
+    assert both.why == "figures are of images seen in training"
 
 
 def test_a_probe_that_only_some_were_read_by_is_no_unfairness_to_the_others():
@@ -175,6 +197,17 @@ def test_a_probe_that_only_some_were_read_by_is_no_unfairness_to_the_others():
     assert not box({name: sides[name] for name in "ab"}, {}).unfair
     (found,) = box(sides, {}).unfair
     assert (found.what, found.grouped) == ("evaluation: probes.knn.k", {"a, b": "[5]", "c": "[9]"})
+
+
+def test_a_probe_that_two_of_three_were_read_by_is_one_for_these_two():
+    """They are compared by it, whatever the third has."""
+    sides = {}
+    for name, few in (("a", {"images": 1}), ("b", {"images": 5}), ("c", None)):
+        probes = {"knn": {"use": "knn"}} | ({"few": {"use": "few"} | few} if few else {})
+        sides[name] = [record(evaluated=evaluated("teacher", probes=probes))]
+    (found,) = box(sides, {}).unfair
+    assert (found.what, found.grouped) == ("evaluation: probes.few.images", {"a": "1", "b": "5"})
+    assert not box({name: sides[name] for name in "ac"}, {}).unfair
 
 
 def test_of_an_evaluation_that_differs_it_is_told_in_what():

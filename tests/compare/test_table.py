@@ -171,6 +171,24 @@ def test_tables_have_untrained_and_chance_and_many_panels_have_room():
         assert charts.differences({"other": many}, "base", ["base", "other"]).svg
 
 
+def test_an_untrained_encoder_that_one_variant_lacks_is_told_for_the_figures_of_the_others():
+    """A variant without a teacher, or without a probe, took the column out of the whole table."""
+    variants = {"base": runs("base", BASE), "other": runs("other", BASE), "bare": runs("bare", BASE)}
+    for one in variants["bare"]:
+        for column in ("trained", "untrained"):
+            del one.evaluated["teacher"].content["figures"][column]["linear/y/top1"]
+    first, *_ = _tables(variants, compare(variants, "base"))
+    assert [[cell.text for cell in row[-3:]] for row in first.rows] == [
+        ["51.0 ± 1.0", "40.0", "10.0"],
+        ["", "30.0", "20.0"],
+    ]
+    variants["other"] = runs("other", BASE)
+    for one in variants["other"]:
+        del one.evaluated["teacher"].content["figures"]["untrained"]["knn/x/top1"]
+    first, *_ = _tables(variants, compare(variants, "base"))
+    assert [[cell.text for cell in row[-2:]] for row in first.rows] == [["", "10.0"], ["30.0", "20.0"]]
+
+
 def test_gains_are_paired_with_the_untrained_encoder_of_each_run_and_tell_how_many_were():
     variants = {"base": runs("base", BASE), "other": runs("other", BASE)}
     bare = {"trained": {"knn/x/top1": 99.0, "linear/y/top1": 99.0}}
@@ -216,6 +234,15 @@ def test_who_reads_the_verdict_alone_is_told_that_not_all_was_equal():
     found = [Finding("evaluation: data.test.images", {}), Finding("evaluation: view.size", {}), Finding("flops", {})]
     (line,) = page.caveat(Box(unfair=found))
     assert line.endswith("may come of that: evaluation, arithmetic of the training (flops) (below, under Unfair).")
+
+
+def test_what_a_verdict_of_one_variant_points_to_is_on_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "_sources", lambda *_: [])
+    variants, fair = {"base": runs("base", BASE)}, Box(unfair=[Finding("health", {"base": "sick"})])
+    made = [
+        page.write(tmp_path, "one", variants, compare(variants, "base"), one, "").read_text() for one in (fair, Box())
+    ]
+    assert ["below, under Unfair" in text and "<i>sick</i>" in text for text in made] == [True, False]
 
 
 def test_places_of_a_recipe_have_words_beside_them():
