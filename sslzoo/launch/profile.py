@@ -18,6 +18,8 @@ _TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,5}):(\d{2})(?::(\d{2}))?", re.ASCII)  
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _KEY = re.compile(r"[A-Za-z][\w-]*", re.ASCII)
 _SHORT_TIME = re.compile(r"(\d{1,6})([dhm])", re.ASCII)
+_ASKING = re.compile(r"gres|gpus|gpus-per-\w+|tres-per-\w+", re.ASCII)  # keys of sbatch; gres-flags asks for nothing
+_OF_A_NODE = ("gres", "gpus-per-node", "tres-per-node")  # those whose number is of a node, as gpus_per_node
 _MEMORY = re.compile(r"(\d{1,9})([MGT]?)B?", re.ASCII | re.IGNORECASE)
 _MEGABYTES = {"": 1, "M": 1, "G": 1024, "T": 1024**2}
 _SHORT = {"d": 24 * 60, "h": 60, "m": 1}
@@ -65,14 +67,23 @@ class Profile(BaseModel):
         found = _MEMORY.fullmatch(self.memory or "")
         share = int(found[1]) * _MEGABYTES[found[2].upper()] // self.processes(gpus) if found else 0
         memory = self.probing_memory or (f"{share}M" if share else None)  # 0 would be all of a node
-        drop = ("exclusive", "gres", "gpus", "tres") if gpus else ("exclusive",)
-        sbatch = {key: value for key, value in self.sbatch.items() if not key.startswith(drop)}
+        sbatch = {key: value for key, value in self.sbatch.items() if key != "exclusive"}
+        sbatch = {key: value for key, value in sbatch.items() if not gpus or not asks_for_gpus(key, value)}
         return self.model_copy(update={"processes_per_node": 1, "memory": memory, "sbatch": sbatch})
 
 
 def asks_for_gpus(key: str, value: str | int | bool) -> bool:
     """Whether a key of sbatch asks for GPUs in its own way, such as gres: gpu:a100:8."""
-    return key.replace("_", "-").startswith(("gres", "gpus", "tres")) and "gpu" in f"{key}{value}"
+    return value is not False and bool(_ASKING.fullmatch(key.replace("_", "-"))) and "gpu" in f"{key}{value}"
+
+
+def gpus_asked(key: str, value: str | int | bool) -> int | None:
+    """GPUs of a node that a key of sbatch asks for, such as gres: gpu:a100:8; None where it tells none."""
+    if not asks_for_gpus(key, value) or key.replace("_", "-") not in _OF_A_NODE:
+        return None
+    of_gpus = [one for one in str(value).split(",") if "gpu" in f"{key}{one}"]
+    found = [int(one.rpartition(":")[2]) for one in of_gpus if re.search(r"(^|:)[0-9]{1,6}$", one)]
+    return sum(found) if found else None
 
 
 def minutes(text: str) -> int:

@@ -61,11 +61,13 @@ class Plan:
         given = {"job_name": self.name, "time": minutes(self.time), "nodes": self.nodes}
         given |= {"ntasks_per_node": p.processes(self.gpus), "cpus_per_task": p.cpus_per_process}
         given |= {"signal_delay_s": p.signal_lead, "stderr_to_stdout": True, "srun_args": srun, "comment": self.comment}
-        given |= {"setup": setup, "teardown": requeue.after() if self.folders else None}
         # The same key written in two ways would stand in the script twice.
         own = {key.replace("-", "_"): value for key, value in p.sbatch.items()}
-        own = {key: value for key, value in ({"requeue": True} | own).items() if value is not False}
-        given |= {"additional_parameters": own}
+        again = own.get("requeue", True) is not False and own.get("no_requeue", False) is False
+        # Where neither is said, the cluster decides, and most requeue.
+        own = {"requeue": True} | own if again else own | {"requeue": False, "no_requeue": True}
+        given |= {"additional_parameters": {key: value for key, value in own.items() if value is not False}}
+        given |= {"setup": setup, "teardown": requeue.after() if self.folders and again else None}
         given |= {"wckey": None}  # submitit's is its own name, which clusters that check these refuse
         gpus = f"{p.gpu_type}:{self.gpus}" if p.gpu_type else self.gpus
         asked = not self.gpus or any(asks_for_gpus(key, value) for key, value in p.sbatch.items())
@@ -110,7 +112,8 @@ def submit(plan: Plan, folder: Path, functions: Sequence[Any]) -> list[str]:
     """
     made = executor(plan, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _without_outer_job({f"SBATCH_{key.upper()}" for key in _DEFAULTS if getattr(plan.profile, key) is None}):
+    left_open = [key for key in _DEFAULTS if getattr(plan.profile, key) is None and key not in plan.profile.sbatch]
+    with _without_outer_job({f"SBATCH_{key.upper()}" for key in left_open}):
         try:
             if len(functions) == 1:
                 return [made.submit(functions[0]).job_id]

@@ -84,11 +84,7 @@ def plan(found: Sequence[Element], asked: Asked) -> slurm.Plan:
     first = found[0]
     profile = profiles.load(asked.cluster, first.installed)
     gpus = profile.gpus_per_node if asked.gpus is None else asked.gpus
-    own = [f"{key}: {value}" for key, value in profile.sbatch.items() if profiles.asks_for_gpus(key, value)]
-    if own and gpus != profile.gpus_per_node:
-        raise UserError(
-            f"--gpus {gpus}: {asked.cluster} asks for GPUs by sbatch, {own[0]}; give gpu_type there instead"
-        )
+    _refuse_other_gpus(profile, gpus, asked.cluster)
     text = asked.time or profile.time
     for which, limit in (("--time", text), (f"{asked.cluster}: probing_time", profile.probing_time)):
         try:
@@ -116,6 +112,24 @@ def plan(found: Sequence[Element], asked: Asked) -> slurm.Plan:
     return made
 
 
+def _refuse_other_gpus(profile: profiles.Profile, gpus: int, cluster: str) -> None:
+    """Sees that GPUs which a profile asks for by sbatch are those of a node, one a process."""
+    processes = profile.processes(gpus)
+    for key, value in profile.sbatch.items():
+        if not profiles.asks_for_gpus(key, value):
+            continue
+        if gpus != profile.gpus_per_node:
+            raise UserError(
+                f"--gpus {gpus}: {cluster} asks for GPUs by sbatch, {key}: {value}; give gpu_type there instead"
+            )
+        count = profiles.gpus_asked(key, value)
+        if count not in (None, processes):
+            raise UserError(
+                f"{cluster}: sbatch asks for {count} GPUs of a node, {key}: {value}, and there would be {processes} "
+                "processes on it; set gpus_per_node to the GPUs of a node"
+            )
+
+
 def _refuse_unsafe(path: Path) -> None:
     """SLURM replaces % in the names of logs, a line of a batch script ends with the line, and : parts PYTHONPATH."""
     if not str(path).isprintable() or set(str(path)) & set("%\\:"):
@@ -125,7 +139,8 @@ def _refuse_unsafe(path: Path) -> None:
         )
 
 
-def _refuse_unwritable(folder: Path) -> None:
+def _refuse_without_permission(folder: Path) -> None:
+    """Raises UserError if the run folder, or the first of its parents that there is, may not be written; makes none."""
     there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"the run folder {folder} cannot be written: {there} is no folder that you may write to")
@@ -154,7 +169,7 @@ def submit(found: Sequence[Element], asked: Asked, words: Sequence[str], *, upgr
     now = code(found, top)
     for one in found:
         folder = Folder(one.folder)
-        _refuse_unwritable(one.folder)
+        _refuse_without_permission(one.folder)
         refuse_if_active(one.folder)
         folder.refuse_others()
         refuse(folder, replace(one.recipe, plugins=now.plugins), one.installed)

@@ -423,7 +423,7 @@ def test_a_run_that_is_stopped_while_it_is_probed_is_stopped_and_not_failed(wher
 
 def test_a_job_inherits_no_process_group_from_the_shell_that_submits_it(tmp_path, monkeypatch):
     stale = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
-    for name in (*stale, "SLURM_CONF", "IMAGENET", "SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_EXPORT"):
+    for name in (*stale, "SLURM_CONF", "IMAGENET", "SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_EXPORT"):
         monkeypatch.setenv(name, "1")
     seen = []
 
@@ -433,11 +433,11 @@ def test_a_job_inherits_no_process_group_from_the_shell_that_submits_it(tmp_path
             return SimpleNamespace(job_id="7")
 
     monkeypatch.setattr(slurm, "executor", lambda *_words: Executor())
-    profile = Profile(partition="mine")
+    profile = Profile(partition="mine", sbatch={"qos": "mine"})
     assert slurm.submit(slurm.Plan("x", profile, 1, 1, "1h", "x"), tmp_path, [print]) == ["7"]
     assert not {*stale, "SBATCH_EXPORT"} & seen[0].keys()
     assert {"SLURM_CONF", "IMAGENET", "SBATCH_ACCOUNT"} <= seen[0].keys()
-    assert "SBATCH_PARTITION" not in seen[0], "it would count more than the profile's"
+    assert not {"SBATCH_PARTITION", "SBATCH_QOS"} & seen[0].keys(), "they would count more than the profile's"
     assert set(stale) <= os.environ.keys()
 
 

@@ -61,10 +61,11 @@ def test_a_run_is_cancelled_with_all_that_waits_for_it(run, queue):
     [("0", None), (None, None), ("800G", "102400M"), ("1T", "131072M"), ("8000", "1000M"), ("9KB", None)],
 )
 def test_a_job_of_one_gpu_asks_for_its_share_of_a_node(memory, wanted):
-    sbatch = {"gres": "gpu:8", "exclusive": True, "gpus-per-task": 1, "reservation": "mine"}
+    kept = {"reservation": "mine", "gres-flags": "enforce-binding"}
+    sbatch = {"gres": "gpu:8", "exclusive": True, "gpus-per-task": 1, **kept}
     profile = Profile(gpus_per_node=8, memory=memory, sbatch=sbatch)
     assert profile.of_one_process(8).memory == wanted
-    assert profile.of_one_process(8).sbatch == {"reservation": "mine"}
+    assert profile.of_one_process(8).sbatch == kept
     assert profile.of_one_process(8).processes(1) == 1
     assert "gres" in profile.of_one_process(0).sbatch, "without --gpus-per-node it may be the GPU itself"
     assert profile.model_copy(update={"probing_memory": "64G"}).of_one_process(8).memory == "64G"

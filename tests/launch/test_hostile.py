@@ -6,7 +6,7 @@ import random
 import re
 import shlex
 import subprocess
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -291,15 +291,43 @@ def test_a_script_asks_for_gpus_once_and_in_the_clusters_own_way(tmp_path, tiny,
     assert asked(gpu_type="a100")[0] == ["gpus-per-node=a100:2"]
     assert asked(sbatch={"gres": "gpu:a100:2"})[0] == ["gres=gpu:a100:2"]
     assert asked(sbatch={"gpus-per-node": "a100:2", "gres": "fast:1"})[0] == ["gpus-per-node=a100:2", "gres=fast:1"]
-    text = asked(sbatch={"wckey": "mine", "requeue": False})[1]
-    assert "--wckey=mine" in text
-    assert "#SBATCH --requeue" not in text
+    for key, value in {
+        "gpus": False,
+        "gpus-per-node": False,
+        "tres-bind": "gres/gpu:closest",
+        "gres-flags": "gpu",
+    }.items():
+        assert "gpus-per-node=2" in asked(sbatch={key: value})[0], "that asks for none"
+    assert "--wckey=mine" in asked(sbatch={"wckey": "mine"})[1]
     text = asked()[1]
     assert "wckey" not in text, "submitit's is one that no cluster knows"
     assert " --export=ALL " in text, "where sbatch passes nothing on, srun would pass no PYTHONPATH on"
     (tmp_path / "profile.yaml").write_text(json.dumps({"gpus_per_node": 2, "sbatch": {"gres": "gpu:a100:2"}}))
     with pytest.raises(UserError, match="asks for GPUs by sbatch, gres: gpu:a100:2; give gpu_type"):
         plan([Element(tmp_path / "run", *tiny)], Asked(str(tmp_path / "profile.yaml"), gpus=1))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sbatch", "found"),
+    [
+        (8, {"gres": "gpu:a100:4"}, 4),
+        (8, {"gres": "nvme:8,gpu:4"}, 4),
+        (8, {"gpus_per_node": 4}, 4),
+        (8, {"gpus-per-node": "a100:2,v100:2"}, 4),
+        (0, {"gres": "gpu:2"}, 2),
+        (8, {"gres": "gpu:8"}, None),
+        (8, {"gres": "gpu"}, None),
+        (8, {"gres": "nvme:1"}, None),
+        (8, {"gpus": 16}, None),  # of all nodes
+        (8, {"gpus-per-task": "a100:1"}, None),
+    ],
+    ids=str,
+)
+def test_a_node_has_as_many_processes_as_gpus_that_sbatch_is_asked_for(tmp_path, tiny, gpus, sbatch, found):
+    (tmp_path / "profile.yaml").write_text(json.dumps({"gpus_per_node": gpus, "sbatch": sbatch}))
+    wrong = f"asks for {found} GPUs of a node, .* there would be {max(1, gpus)} processes on it"
+    with nullcontext() if found is None else pytest.raises(UserError, match=wrong):
+        plan([Element(tmp_path / "run", *tiny)], Asked(str(tmp_path / "profile.yaml")))
 
 
 def test_what_another_node_wrote_is_seen_before_it_is_decided(tmp_path, tiny, tools):
@@ -309,9 +337,9 @@ def test_what_another_node_wrote_is_seen_before_it_is_decided(tmp_path, tiny, to
 
 
 @pytest.fixture
-def job(tmp_path, tiny, tools, monkeypatch):
+def job(tmp_path, tiny, tools, request):
     """Runs the batch script of a run in bash, its processes and SLURM's commands being scripts; returns what came of it."""
-    text, run = printed(tmp_path, tiny, {})
+    text, run = printed(tmp_path, tiny, getattr(request, "param", {}))
     run.mkdir(parents=True)
     for name in ("squeue", "scontrol", "sleep"):
         (tools / name).write_text(REQUEUE)
@@ -323,6 +351,7 @@ def job(tmp_path, tiny, tools, monkeypatch):
         env = os.environ | {"SLURM_JOB_ID": "1", "NOW": "RUNNING"} | environment
         done = subprocess.run(["/bin/bash"], input=text, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.stderr == "", done.stdout
+        go.text = text
         called = (tmp_path / "called").read_text().splitlines() if (tmp_path / "called").exists() else []
         (tmp_path / "called").unlink(missing_ok=True)
         failure = run / "failure.txt"
@@ -384,6 +413,14 @@ def test_the_batch_script_decides_whether_a_job_is_queued_again(job, case, code,
     }.get(case, "")
     assert told.startswith(expected)
     assert bool(told) == bool(expected)
+
+
+@pytest.mark.parametrize("job", [{"sbatch": {"requeue": False}}, {"sbatch": {"no-requeue": True}}], indirect=True)
+def test_a_job_is_not_queued_again_where_the_profile_says_so(job):
+    """Neither by its script nor by SLURM, which does by default."""
+    code, called, told, _ = job(begun(job.run, 5, 0, 143, saved=5))
+    assert (code, called, told) == (143, [], "")
+    assert re.findall(r"^#SBATCH --.*requeue.*", job.text, re.MULTILINE) == ["#SBATCH --no-requeue"]
 
 
 def test_the_last_element_of_an_array_is_asked_for_and_queued_again_alone(job):
