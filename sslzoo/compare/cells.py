@@ -51,7 +51,7 @@ def refuse_edited(study: Study, *, more: bool = True) -> None:
     for cell in study.cells:
         folder, rows = Folder(cell.folder), []
         folder.refuse_others()
-        if has_begun(cell):
+        if is_taken(cell):
             try:
                 refuse(folder, cell.recipe, cell.installed)
             except RunError as error:
@@ -76,6 +76,11 @@ def has_begun(cell: Cell) -> bool:
     return folder.recipe.exists() and (State(cell.folder).begun or folder.checkpoints.exists())
 
 
+def is_taken(cell: Cell) -> bool:
+    """Whether a cell has begun, or may begin at any moment by the recipe that lies there: a job was submitted."""
+    return has_begun(cell) or (cell.folder / "launch.json").exists()
+
+
 def is_done(cell: Cell) -> bool:
     """Whether a cell has been trained to its end."""
     return State(cell.folder).now.get("state") == "done"
@@ -86,7 +91,8 @@ def prepare(study: Study) -> list[Cell]:
     refuse_edited(study)
     left = [cell for cell in study.cells if not is_done(cell)]
     for cell in left:
-        if not has_begun(cell):
+        if not is_taken(cell):
+            State(cell.folder).refuse_if_held()  # by a process that is about to begin
             Folder(cell.folder).recipe.unlink(missing_ok=True)  # as the study said it before
         claim(Folder(cell.folder), cell.recipe, cell.installed, print)
     return left

@@ -121,7 +121,9 @@ def compare_runs(folders: Sequence[Path], asked: Asked) -> bool:
 
 
 def _options(asked: Asked) -> str:
+    patch = asked.patch and "{},{}".format(*asked.patch)
     given = [("--baseline", asked.baseline), ("--out", asked.out), *(("--plugin", one) for one in asked.plugins)]
+    given.append(("--patch", patch))
     return "".join(f" {name} {shlex.quote(str(value))}" for name, value in given if value is not None)
 
 

@@ -60,7 +60,7 @@ def charts(looks: Sequence[Look], patch: Grid | None = None) -> Iterator[Chart]:
     """Every picture that can be drawn of these networks; attention from a patch, its row and column from 0.
 
     Raises:
-        RunError: a network has no such patch.
+        RunError: no network has such a patch, or attention that could be drawn from it.
     """
     if not looks:
         return
@@ -71,9 +71,11 @@ def charts(looks: Sequence[Look], patch: Grid | None = None) -> Iterator[Chart]:
     seeing = [one for one in seeing if one.title not in others]
     if seeing:
         yield of_features(seeing)
-        attending = {one.title: attention(one.encoder, one.pixels[:SHOWN], patch) for one in seeing}
+        attending, faults = _attending(seeing, patch)
         if any(found is not None for found in attending.values()):
             yield of_attention(seeing, attending)
+        elif patch is not None:
+            raise RunError("; ".join(faults) or "no encoder here has attention that could be drawn from a patch")
         if len(seeing[0].pixels) > ASKED:
             yield of_neighbors(seeing)
 
@@ -182,6 +184,19 @@ def turn(x: Tensor, to: Tensor) -> Tensor:
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
+def _attending(looks: Sequence[Look], patch: Grid | None) -> tuple[dict[str, Attention | None], list[str]]:
+    """The attention of each, by title, and what is wrong with the patch for some."""
+    found: dict[str, Attention | None] = {}
+    faults = []
+    for one in looks:
+        try:
+            found[one.title] = attention(one.encoder, one.pixels[:SHOWN], patch)
+        except RunError as error:  # of a study whose grids differ, the others are drawn
+            found[one.title] = None
+            faults.append(f"{one.title}: {error}")
+    return found, faults
+
+
 def of_attention(looks: Sequence[Look], found: Mapping[str, Attention | None]) -> Chart:
     """Where the last block looks, from the class token or from a patch; 1 is as much as everywhere."""
     drawn = {title: one for title, one in found.items() if one is not None}
@@ -204,7 +219,7 @@ def of_attention(looks: Sequence[Look], found: Mapping[str, Attention | None]) -
     caption = (
         "Attention of the last block, mean over heads, from the class token or from the patch (row, column) that is "
         "marked (+); times the number of tokens, so that 1 is uniform attention. One color scale for all rows."
-    ) + (f" No attention to draw: {', '.join(blind)}." if blind else "")
+    ) + (f" No attention to draw, or no such patch: {', '.join(blind)}." if blind else "")
     return chart("attention", "Attention", caption, page, rows)
 
 

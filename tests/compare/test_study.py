@@ -22,7 +22,7 @@ from sslzoo.progress import Progress
 from sslzoo.recipe.recipe import load, resolve
 from sslzoo.recipe.schedule import Schedule
 from sslzoo.report import records
-from sslzoo.run.state import State
+from sslzoo.run.state import InUse, State
 
 SMALL = ["run.workers=0", "run.steps=40", "run.batch=8", "data.length=64", "data.cache=false"]
 RANDOM = "masks.image={use: random, hide: 0.6}"
@@ -290,6 +290,21 @@ def test_cells_that_have_not_begun_are_written_anew_and_the_others_tell_of_an_ed
         UserError, match=r"edited after 1 of its 4 cells(.|\n)*compare .*out/\*/seed-\*` compares what has run"
     ):
         cells.prepare(study.read(write(tmp_path, set=[*SMALL, "run.batch=16"]), out))
+
+
+def test_a_cell_that_waits_for_its_turn_keeps_its_recipe(tmp_path):
+    """One that was queued on the cluster would have run by the recipe of the edited study."""
+    out = tmp_path / "out"
+    first, second, *_ = cells.prepare(study.read(write(tmp_path), out))
+    recipes = [(one.folder / "recipe.yaml").read_text() for one in (first, second)]
+    edited = write(tmp_path, set=[*SMALL, "run.batch=16"]), out
+    with State(first.folder).locked(), pytest.raises(InUse):
+        cells.prepare(study.read(*edited))
+    State(second.folder).write_launch({})
+    with pytest.raises(UserError, match=r"edited after 1 of its 4 cells(.|\n)*in multiblock/seed-1"):
+        cells.prepare(study.read(*edited))
+    assert [(one.folder / "recipe.yaml").read_text() for one in (first, second)] == recipes
+    assert len(cells.prepare(study.read(write(tmp_path), out))) == 4  # the same study goes on
 
 
 def test_an_edited_study_is_told_once_for_each_change_with_its_cells(tmp_path):

@@ -148,7 +148,19 @@ def test_an_encoder_without_attention_is_told_and_not_drawn(two):
     assert insides.attention(Mean(), two[0].pixels[:2]) is None
     bare = insides.Look("bare, seed 0", Mean(), two[0].pixels)
     drawn = {one.name: one for one in insides.charts([bare, two[0]])}
-    assert "No attention to draw: bare, seed 0" in drawn["attention"].caption
+    assert "No attention to draw, or no such patch: bare, seed 0" in drawn["attention"].caption
+    with pytest.raises(RunError, match="no encoder here has attention"):
+        list(insides.charts([bare], (0, 0)))
+
+
+def test_a_variant_of_a_smaller_grid_takes_no_patch_from_the_others(two):
+    """It ended the whole page, and was not named."""
+    small = untrained(*load("tiny/ijepa", (*SETS, "encoder.patch=16"))).student.encoder
+    looks = [two[0], insides.Look("coarse, seed 0", small, two[0].pixels)]
+    drawn = {one.name: one for one in insides.charts(looks, (2, 5))}
+    assert drawn["attention"].caption.endswith("no such patch: coarse, seed 0.")
+    with pytest.raises(RunError, match="coarse, seed 0: there is no patch 9,0: rows are 0 to 3"):
+        list(insides.charts(looks, (9, 0)))
 
 
 def test_neighbors_are_those_of_a_loop():
