@@ -162,12 +162,11 @@ def read_text(path: Path) -> tuple[str | None, str]:
 
 def _opened(path: Path) -> BinaryIO:
     """A plain file to read; what is none, such as a pipe that nobody writes to, would be waited for."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    kind = os.fstat(file.fileno()).st_mode
-    if not stat.S_ISREG(kind):
-        file.close()
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
         raise OSError(errno.EINVAL, "it is no file")
-    return file
+    return os.fdopen(number, "rb")
 
 
 def _holds(path: Path, content: bytes) -> bool:

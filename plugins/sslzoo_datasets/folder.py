@@ -108,7 +108,7 @@ def cache_path(root: Path) -> Path:
 def _walk(root: Path, inside: str, folders: dict[str, int], above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
     found = (root / inside).stat()
     way = (*above, (found.st_dev, found.st_ino))
-    if way[-1] in above:
+    if way[-1] in above and any((root / inside.rsplit("/", up)[0]).is_symlink() for up in range(len(above))):
         raise ValueError(f"root: {root / inside} is a link to a folder that it lies in, so there is no end to it")
     folders[inside] = found.st_mtime_ns
     with os.scandir(root / inside) as entries:

@@ -106,7 +106,7 @@ class _Room:
 
 _Key = tuple[str, int, tuple[int, int]]
 _ROOMS: dict[_Key, _Room] = {}  # of this process: training, probing and the page look at the same scenes
-_MOST = 4
+_MOST = 2  # train and test
 
 
 def _room(key: _Key, length: int) -> _Room:

@@ -61,7 +61,7 @@ class During:
         return found | {f"probe/{name}/untrained": value for name, value in self.start.items()}
 
     def _read(self, method: Method) -> dict[str, float]:
-        self.until = time.monotonic() + self.most
+        self.until, self.seen = time.monotonic() + self.most, 0
         try:
             figures = self.bench.probe(evaluated_encoder(method, self.network), self.device)[0]
         except (_LeftOut, RunError) as error:  # such as features that are not finite: no reason to end a run
@@ -76,8 +76,8 @@ class During:
             self.seen += 1
             if self.seen % VOTE_EVERY:
                 return
-            votes = all_sum(torch.tensor([bool(wish), late], dtype=torch.float32, device=self.device)).tolist()
-            wish, late = (wish or "a signal to another process") if votes[0] else "", votes[1] > 0
+            votes = all_sum(torch.tensor(float(bool(wish)), device=self.device))
+            wish = (wish or "a signal to another process") if votes else ""
         if wish:
             raise _LeftOut(f"there was {wish}")
         if late:

@@ -17,7 +17,7 @@ from sslzoo.rng import derive_seed, generator
 from sslzoo.run.compiling import eager
 from sslzoo.run.data import look, read, ready
 from sslzoo.run.identity import misfit
-from sslzoo.run.loader import passed
+from sslzoo.run.loader import deaf, passed
 from sslzoo.run.networks import evaluating
 
 Labels = dict[str, Tensor]
@@ -60,6 +60,7 @@ def pages(
         batch_size=None,
         sampler=batches,  # pyright: ignore[reportArgumentType] - what torch itself does with one
         num_workers=workers,
+        worker_init_fn=deaf if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
     for page in loader:

@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslzoo import files
-from sslzoo.errors import RunError
-from sslzoo.plugins import Catalogue, catalogue
+from sslzoo.errors import RunError, UserError
+from sslzoo.plugins import Part, catalogue
 from sslzoo.recipe import signature
 from sslzoo.run import tensors
 
@@ -162,8 +162,7 @@ def read(folder: Path, name: str, seed: int) -> tuple[list[Evaluation], list[str
 
 def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
     """An evaluation with the keys that later versions added: they were what their defaults are now, as in recipes."""
-    found, installed = dict(content), catalogue()
-    whole = partial(_whole, installed)
+    found, whole = dict(content), partial(_whole, _parts())
     if isinstance(content.get("data"), dict):
         found["data"] = {side: whole("datasets", spec) for side, spec in content["data"].items()}
     for name in ("view", "augment"):
@@ -179,8 +178,17 @@ def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _whole(installed: Catalogue, family: str, spec: Any) -> Any:
-    part = installed.parts[family].get(str(spec.get("use"))) if isinstance(spec, dict) else None
+@cache
+def _parts() -> Mapping[str, Mapping[str, Part]]:
+    """What is installed, by family; nothing where a plugin is broken, which says nothing of what was written."""
+    try:
+        return catalogue().parts
+    except UserError:
+        return {}
+
+
+def _whole(parts: Mapping[str, Mapping[str, Part]], family: str, spec: Any) -> Any:
+    part = parts.get(family, {}).get(str(spec.get("use"))) if isinstance(spec, dict) else None
     if part is None:  # of a plugin that is not here
         return spec
     fields = signature.keys_of(part.make).model_fields

@@ -156,7 +156,7 @@ def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequenc
                 teller.tell("probing")
                 _probe(recipe, installed, out, world, display)
         except Stopped:
-            stop.patient = True  # a second signal must not keep this from being told
+            stop.patient, stop.asked = True, ""  # a second signal must not keep this from being told
             saved = max(checkpoint.steps(Folder(out).checkpoints), default=0)
             if not saved:  # a second Ctrl-C does not wait for a save
                 display.say("nothing was saved, so the same command begins again at step 0")

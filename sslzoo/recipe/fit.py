@@ -28,6 +28,7 @@ from sslzoo.rng import derive_seed
 from sslzoo.run import optim
 from sslzoo.run.data import Sources, Views, fake_batch
 from sslzoo.run.masking import draw_mask
+from sslzoo.run.networks import encoders
 from sslzoo.run.optim import trainable
 from sslzoo.step import Method, Term, compute_loss
 
@@ -294,6 +295,7 @@ def _idle_parts(recipe: Recipe, method: Method, read: list[tuple[Tokens, bool]])
     """Target generators that no loss reads; and a summary that probes read, but no loss."""
     owners = {name.split(".")[0] for term in method.terms.values() for name in (term.predict, term.target) if name}
     probed = "" if recipe.evaluate is None else recipe.evaluate.network
+    probed = next(iter(encoders(method))) if probed == "auto" else probed
     for name in method.targets:
         if name not in owners | {probed}:
             yield f"no loss reads targets.{name}: its arithmetic serves nothing"
@@ -305,7 +307,7 @@ def _idle_parts(recipe: Recipe, method: Method, read: list[tuple[Tokens, bool]])
 
 def _apart(tokens: Tokens) -> bool:
     """Whether the summary is a token of its own, and no pool of the patches."""
-    if tokens.prefix is None or not tokens.summary.requires_grad:
+    if tokens.prefix is None or not (tokens.summary.requires_grad and tokens.patches.requires_grad):
         return False
     return torch.autograd.grad(tokens.summary.sum(), tokens.patches, allow_unused=True, retain_graph=True)[0] is None
 

@@ -94,7 +94,7 @@ def load(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Ite
             num_workers=bound.workers,
             pin_memory=pin,
             prefetch_factor=bound.prefetch if workers else None,
-            worker_init_fn=_deaf if workers else None,
+            worker_init_fn=deaf if workers else None,
             multiprocessing_context="fork" if workers else None,  # plugin files cannot be imported by name elsewhere
         ),
     )
@@ -107,7 +107,7 @@ def passed(made: Made | UserError) -> Made:
     return made
 
 
-def _deaf(_worker: int) -> None:
+def deaf(_worker: int) -> None:
     """Signals for the whole job, such as SLURM's before a preemption, must not kill workers that are still needed.
 
     TERM is heard from the parent process alone: so it ends them when it leaves, and would wait for ever for deaf ones.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import statistics
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -98,6 +99,7 @@ def data_parallel(
     # usual, they would sum in another order after a restart, and take the gradients' memory twice in that step.
     known = inspect.signature(DistributedDataParallel).parameters
     still: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # torch's, on every rank: see above
     model = DistributedDataParallel(method, gradient_as_bucket_view=True, find_unused_parameters=True, **still)
     if reduce_bf16:
         model.register_comm_hook(None, bf16_compress_hook)

@@ -24,7 +24,7 @@ from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
 from sslzoo.run import checkpoint, data, processes
 from sslzoo.run.folder import Folder
-from sslzoo.run.loader import _deaf
+from sslzoo.run.loader import deaf
 from sslzoo.run.metrics import collect, mask_shares
 from sslzoo.run.processes import World
 from sslzoo.step import moments, weighed
@@ -385,7 +385,7 @@ def test_loader_workers_hear_their_own_process_alone():
             None,
             sampler=range(100),
             num_workers=1,
-            worker_init_fn=_deaf,
+            worker_init_fn=deaf,
             multiprocessing_context="fork",
         )
     )

@@ -12,8 +12,13 @@ CLASS = "evaluate.layers: 0 probes the class token, which no loss reads; 1 probe
 @pytest.mark.parametrize(
     ("name", "sets", "remarks"),
     [
-        ("tiny/simclr", ["targets={slow: {use: ema}}"], ["no loss reads targets.slow: its arithmetic serves nothing"]),
+        (
+            "tiny/simclr",
+            ["targets={slow: {use: ema}}", "evaluate.network=student"],
+            ["no loss reads targets.slow: its arithmetic serves nothing"],
+        ),
         ("tiny/simclr", ["targets={slow: {use: ema}}", "evaluate.network=slow"], []),  # it is probed
+        ("tiny/simclr", ["targets={slow: {use: ema}}", "evaluate.network=auto"], []),  # the first teacher
         ("tiny/ijepa", ["encoder.class_token=true"], [CLASS]),
         ("tiny/data2vec", ["evaluate.layers=0"], [CLASS]),
         ("tiny/mae", ["evaluate.layers=0"], []),  # the decoder reads the class token
