@@ -258,8 +258,10 @@ def _holds_tensors(value: Any) -> bool:
 def elsewhere(part: nn.Module, call: Callable[[Any], Any], make: Make) -> None:
     """A part runs on another device: the meta device, where a plain tensor or a bare torch.arange is told."""
     moved = copy.deepcopy(part).to("meta")
-    hint = "; make tensors on the device of the inputs, and read no number from them (.item(), .tolist())"
-    with torch.no_grad(), told_on_meta(make, "to run on another device after part.to(device)", hint, "the meta device"):
+    hint = "; make tensors on the device of the inputs, read no number from them (.item(), .tolist()), and select rows"
+    hint += " by weights or torch.where: the shape of x[mask] and of nonzero() is not known there"
+    wanted = "to run after part.to(device), on the meta device too, where `sslzoo check` and `train` rehearse a step"
+    with torch.no_grad(), told_on_meta(make, wanted, hint, "the meta device"):
         call(moved)
 
 

@@ -210,6 +210,14 @@ class Fixed(Square):
         return ((prediction - target).square() * torch.linspace(0.5, 1.5, prediction.shape[1])).mean(1)
 
 
+class Selects(Square):
+    """Selects rows by what they hold, which no rehearsed step can."""
+
+    def forward(self, prediction, target, pairing, at):
+        some = pairing.weight > 0
+        return (self.rows(prediction[some], target[some]) * pairing.weight[some]).sum(), {}
+
+
 class Spare(Square):
     """Has a parameter that learns nothing."""
 
@@ -235,6 +243,7 @@ class WrongFar(Square):
 
 LOSSES = {
     Fixed: "moves",
+    Selects: "moves",
     Spare: "learns",
     Alone: "few",
     WrongFar: "gradient",

@@ -5,7 +5,7 @@ import os
 import torch
 from torch import nn
 
-from sslzoo import Signal
+from sslzoo import Signal, all_mean, gather
 
 
 class Follow(nn.Module):
@@ -296,6 +296,30 @@ class OwnCenter(Follow):
     def after_step(self, student, at):
         super().after_step(student, at)
         self.center.lerp_(self.fresh, 0.1)
+
+
+class Queue(Follow):
+    """Sound: remembers images in the order in which it met them, which on two ranks is another."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        self.register_buffer("queue", torch.zeros(8, student.encoder.width))
+
+    def forward(self, batch, student, at):
+        said = super().forward(batch, student, at)
+        images = batch.groups["image"].pixels.flatten(0, 1).flatten(1)[:, : self.queue.shape[1]]
+        self.queue.copy_(torch.cat([gather(images.flip(0)), self.queue])[: len(self.queue)])
+        return said
+
+
+class Draws(Follow):
+    """Sound: keeps a mean over all ranks of what is drawn for each image."""
+
+    def forward(self, batch, student, at):
+        said = super().forward(batch, student, at)
+        if self.training:
+            self.shift.copy_(all_mean(torch.randn(len(said["patch"]), len(self.shift)).mean(0)) * 0.1)
+        return said
 
 
 TARGETS = {

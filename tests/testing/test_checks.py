@@ -68,6 +68,27 @@ def test_the_part_they_are_made_from_keeps_its_contract(family, part):
     assert report.ok, report
 
 
+@pytest.mark.parametrize(
+    ("family", "part", "check", "state"),
+    [
+        ("targets", broken_targets.Queue, "ranks", "ok"),
+        ("targets", broken_targets.Draws, "ranks", "skipped"),
+        ("probes", broken_data.Abstains, "blind", "ok"),
+    ],
+)
+def test_a_right_part_of_an_unusual_kind_is_not_refused(family, part, check, state):
+    assert testing.examine(family, part, only=check).results[-1].state == state
+
+
+@pytest.mark.parametrize("check", ["alone", "positions", "repeats"])
+def test_of_large_images_an_encoder_is_given_few(check, monkeypatch):
+    """A network that takes half a second for each stays far from the limit of a check."""
+    monkeypatch.setattr(broken_encoders.Large, "images", 0)
+    result = testing.examine("encoders", broken_encoders.Large, only=check)
+    assert result.ok, result
+    assert broken_encoders.Large.images < 60
+
+
 def test_a_fingerprint_is_asked_for_in_another_process():
     *_, result = testing.examine("datasets", hashed_data.Named, only="processes").results
     assert (result.name, result.state) == ("processes", "ok")
