@@ -241,8 +241,8 @@ class _Timed:
         sources = sources if real else replace(sources, data=_Noise())
         steps, workers = (ENDLESS, recipe.run.workers) if real else (READY, 0)
         micros = data.undivided(sources, method.student.encoder, self.images, recipe.run.seed, world, steps)
-        self.ahead = loader.ahead(micros, workers)
-        self._load = lambda start: loader.load(micros, start, steps, workers, pin=world.device.type == "cuda")
+        self.ahead = loader.ahead(micros, workers, world.local_size)
+        self._load = lambda start: loader.load(micros, start, steps, self.ahead, pin=world.device.type == "cuda")
         self.batches: Iterator[Batch] = iter(()) if real else cycle(list(self._load(0)))
         self.timeline, self.taken = Timeline(world.device), 0
         self.ceiling: list[float] = []

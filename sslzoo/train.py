@@ -109,8 +109,9 @@ def train(
 
     grids = sources.grids(method.student.encoder)
     micros = data.Micros(sources, grids, order, shares, world.rank, steps)
-    watch.say("; ".join(loader.remarks(sources.data, found, loader.ahead(micros, run.workers))))
-    batches = loader.load(micros, start, steps, run.workers, pin=world.device.type == "cuda")
+    ahead = loader.ahead(micros, run.workers, world.local_size)
+    watch.say("; ".join(loader.remarks(sources.data, found, ahead)))
+    batches = loader.load(micros, start, steps, ahead, pin=world.device.type == "cuda")
     monitored = monitored_images(recipe, catalogue, sources, world)
     save_every = max(1, run.save_every.steps(order.epoch_steps))
     milestone = run.milestones.steps(order.epoch_steps) if run.milestones else None

@@ -87,11 +87,11 @@ def work(
         raise
     except BaseException as error:
         found = error if isinstance(error, InUse) else _judged(error, world, state)
-        if isinstance(found, InUse | LostContact):
-            if promised is not None:
-                state.hint(str(found))
-        elif found is error and own.run:
-            _note(error, recipe, installed, state)
+        elsewhere = isinstance(found, InUse | LostContact)
+        if elsewhere and promised is not None:
+            state.hint(str(found))
+        elif own.run and (processes.broken(error) or (found is error and not elsewhere)):
+            _note(found, recipe, installed, state)
         if world is not None and world.size > 1:
             _leave_at_once(found)
         raise found from (None if found is error else error)
@@ -284,7 +284,7 @@ def _probe(
 def _judged(error: BaseException, world: World | None, state: State) -> BaseException:
     """The error itself; or, where it only says that a GPU or other processes are gone, what became of them."""
     if processes.broken(error):
-        return LostContact(f"a GPU of {socket.gethostname()} failed: {error}")
+        return LostContact(f"a GPU of {socket.gethostname()} failed or is in use: {error}")
     if world is None or not processes.lost_contact(error, world, lambda: bool(state.failure)):
         return error
     first = _told_within(state, 15.0)

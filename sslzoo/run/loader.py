@@ -20,7 +20,6 @@ from sslzoo.run.data import Micros
 
 Made = TypeVar("Made")
 SHARED = 2**30  # bytes of batches that the workers of a process hold at most
-SHARERS = 16  # processes that may share the shared memory of a node, each with as much again on its way
 
 
 @dataclass(frozen=True)
@@ -30,35 +29,36 @@ class Ahead:
     workers: int
     prefetch: int  # micro-batches of each worker
     size: int  # bytes of a micro-batch
+    asked: int  # workers
 
     def __str__(self) -> str:
         held = self.workers * self.prefetch * self.size / 1e9
-        return (
-            f"{self.workers} loader workers, {self.prefetch} micro-batches ahead each: up to {held:.2g} GB of /dev/shm"
-        )
+        fewer = f" of {self.asked} asked for" if self.workers < self.asked else ""
+        each = f"{self.prefetch} micro-batches ahead each: up to {held:.2g} GB of /dev/shm"
+        return f"{self.workers} loader workers{fewer}, {each}"
 
 
-def ahead(micros: Micros, workers: int, most: int | None = None) -> Ahead:
-    """Four micro-batches for each worker, or as many as `most` bytes hold; then as many workers.
+def ahead(micros: Micros, workers: int, local_size: int = 1) -> Ahead:
+    """Four micro-batches for each worker, or as many as SHARED bytes hold; then as many workers.
 
-    Batches are the same however many are made ahead, and whoever makes them. If left out, `most` is SHARED, or this
-    process's part of what /dev/shm has left: in containers that may be no more than 64 MB.
+    Batches are the same however many are made ahead, and whoever makes them. Where /dev/shm has less left (64 MB in
+    some containers), the `local_size` processes of a node share it.
     """
-    most = min(SHARED, room()) if most is None else most
+    most = min(SHARED, room(local_size))
     views = micros.sources.views.values()
     pixels = sum(each.count * math.prod(each.view.size) * (1 if hasattr(each.view, "mean") else 4) for each in views)
     size = 3 * micros.shares.micro * pixels
     prefetch = max(1, min(4, most // (max(1, workers) * size)))
-    return Ahead(min(workers, max(1, most // size)), prefetch, size)
+    return Ahead(min(workers, max(1, most // size)), prefetch, size, workers)
 
 
-def room(shared: Path = Path("/dev/shm")) -> int:
-    """Bytes of shared memory that a process of this node may use."""
+def room(local_size: int, shared: Path = Path("/dev/shm")) -> int:
+    """Bytes of shared memory that each process of this node may hold, with as much again on its way."""
     try:
         left = os.statvfs(shared)
     except OSError:  # no such folder: torch has another way
         return SHARED
-    return left.f_bavail * left.f_frsize // SHARERS
+    return left.f_bavail * left.f_frsize // (2 * local_size)
 
 
 def allow_files() -> None:
@@ -79,10 +79,9 @@ def remarks(data: Dataset, found: Mapping[str, Any], ahead: Ahead) -> list[str]:
     return [*said, str(ahead) if ahead.workers else "batches are made by the training process itself"]
 
 
-def load(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Iterator[Batch]:
-    """Micro-batches of steps start .. steps-1, in order, made by up to `workers` processes (0: by this one)."""
-    each = micros.shares.accumulate
-    bound = ahead(micros, workers)
+def load(micros: Micros, start: int, steps: int, ahead: Ahead, pin: bool) -> Iterator[Batch]:
+    """Micro-batches of steps start .. steps-1, in order, made by the workers of `ahead` (0: by this process)."""
+    each, workers = micros.shares.accumulate, ahead.workers
     if workers:
         allow_files()
     return map(
@@ -91,9 +90,9 @@ def load(micros: Micros, start: int, steps: int, workers: int, pin: bool) -> Ite
             micros,
             batch_size=None,
             sampler=range(start * each, steps * each),
-            num_workers=bound.workers,
+            num_workers=workers,
             pin_memory=pin,
-            prefetch_factor=bound.prefetch if workers else None,
+            prefetch_factor=ahead.prefetch if workers else None,
             worker_init_fn=deaf if workers else None,
             multiprocessing_context="fork" if workers else None,  # plugin files cannot be imported by name elsewhere
         ),

@@ -40,6 +40,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     launcher: str = "alone"  # alone, torchrun or srun
     store: Store | None = field(default=None, repr=False, compare=False)  # where the processes met
+    local_size: int = 1  # processes of this node, this one among them
     alone_as: Literal["none", "ddp", "fsdp"] = "none"  # what one process does as if it were several, to time it
 
     def __str__(self) -> str:
@@ -72,7 +73,7 @@ def join(device: str = "auto", processes: int | None = None, *, gpus: bool = Fal
     if size == 1:
         return World(rank, size, chosen, launcher)
     try:
-        store = _meet(rank, size, chosen)
+        store, here = _meet(rank, size, chosen)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=size, timeout=patience(), device_id=_id(chosen)
@@ -83,7 +84,7 @@ def join(device: str = "auto", processes: int | None = None, *, gpus: bool = Fal
         raise RunError(f"rank {rank} of {size} could not join the others: {error}") from error
     except Exception as error:
         raise LostContact(f"rank {rank} of {size} could not join the others: {error}") from error
-    return World(rank, size, chosen, launcher, store)
+    return World(rank, size, chosen, launcher, store, here)
 
 
 @contextmanager
@@ -119,7 +120,8 @@ def patience() -> timedelta:
 def launched() -> tuple[str, int, int, int]:
     """Who started this process, its rank, how many there are, and its rank on this node; from the environment alone.
 
-    Under srun, sets the address where the processes meet: the job's first node, and a port from the job's number.
+    Under srun, sets the address where the processes meet: the job's first node, and a port from the numbers of the
+    job, its step and its attempt.
 
     Raises:
         RunError: the environment is incomplete, or says what is no number.
@@ -174,8 +176,8 @@ def _port(job: int, step: int) -> int:
     return 12000 + (job + 7919 * step + 104729 * restarts()) % 20000
 
 
-def _meet(rank: int, size: int, device: torch.device) -> Store:
-    """Where all processes meet; each tells what it computes on, before any of them waits in a collective.
+def _meet(rank: int, size: int, device: torch.device) -> tuple[Store, int]:
+    """Where all processes meet, and how many are of this node; each tells what it computes on, before any waits.
 
     Raises:
         LostContact: some stayed away.
@@ -194,7 +196,7 @@ def _meet(rank: int, size: int, device: torch.device) -> Store:
     shared = sorted({f"{host} {uuid}" for host, _, uuid in found if uuid and found.count((host, "cuda", uuid)) > 1})
     if shared:
         raise RunError(f"several processes were given one GPU: {', '.join(shared)}; ask for one process a GPU")
-    return store
+    return store, sum(host == socket.gethostname() for host, *_ in found)
 
 
 def _see_all(store: Store, what: str, size: int, within: timedelta) -> None:

@@ -33,7 +33,7 @@ def micros(count, size, micro):
     ],
 )
 def test_workers_hold_no_more_than_a_gibibyte(monkeypatch, count, size, micro, workers, wanted):
-    monkeypatch.setattr(loader, "room", lambda: 2**34)
+    monkeypatch.setattr(loader, "room", lambda _: 2**34)
     found = ahead(micros(count, size, micro), workers)
     assert (found.workers, found.prefetch) == wanted
     assert found.size == 3 * count * size * size * micro
@@ -43,8 +43,12 @@ def test_workers_hold_no_more_than_a_gibibyte(monkeypatch, count, size, micro, w
 def test_workers_hold_no_more_than_the_shared_memory_of_a_container_has(monkeypatch):
     """Docker gives 64 MB; with more on their way the workers were killed by a bus error."""
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=2**14, f_frsize=2**12))
-    found = ahead(micros(1, 224, 8), 4)  # 1.2 MB a micro-batch
+    found = ahead(micros(1, 224, 8), 4, local_size=8)  # 1.2 MB a micro-batch
     assert (found.workers, found.prefetch) == (3, 1)
+    assert "3 loader workers of 4 asked for, 1 micro-batches" in str(found)
+    found = ahead(micros(1, 224, 8), 4)
+    assert (found.workers, found.prefetch) == (4, 4)
+    assert "asked for" not in str(found)
 
     def missing(_):
         raise FileNotFoundError

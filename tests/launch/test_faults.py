@@ -182,20 +182,26 @@ def test_a_process_that_never_comes_is_lost_and_no_error_of_the_run(tmp_path, mo
 def test_a_gpu_that_fails_is_no_error_of_the_run(tmp_path, monkeypatch):
     """Its job is queued again, maybe on another node; a kernel's own mistake is told."""
 
-    def fails(words):
+    def fails(words, promised=None):
         def join(*_words, **_named):
             raise torch.AcceleratorError(f"CUDA error: {words}\nCompile with `TORCH_USE_CUDA_DSA`")
 
         monkeypatch.setattr(processes, "join", join)
-        work.work(*load("tiny/ijepa"), tmp_path / "run", Stop(), evaluate=False, promised=work.Promised(1, 1, 10))
+        work.work(*load("tiny/ijepa"), tmp_path / "run", Stop(), evaluate=False, promised=promised)
 
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(LostContact, match=f"a GPU of {socket.gethostname()} failed"):
-        fails("uncorrectable ECC error encountered")
+    with pytest.raises(LostContact, match=f"a GPU of {socket.gethostname()} failed or is in use"):
+        fails("uncorrectable ECC error encountered", work.Promised(1, 1, 10))
     assert State(tmp_path / "run").failure == ""
     assert "ECC error" in (tmp_path / "run" / "hint.txt").read_text()
+    with pytest.raises(LostContact, match="ECC error"):
+        fails("uncorrectable ECC error encountered")
+    assert "ECC error" in State(tmp_path / "run").failure, "nobody queues what is no job again"
+    assert State(tmp_path / "run").now["state"] == "failed"
+    (tmp_path / "run" / "failure.txt").unlink()
+    (tmp_path / "run" / "state.json").unlink()
     with pytest.raises(torch.AcceleratorError):
-        fails("device-side assert triggered")
+        fails("device-side assert triggered", work.Promised(1, 1, 10))
     assert "device-side assert" in State(tmp_path / "run").failure
 
 

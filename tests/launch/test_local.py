@@ -4,11 +4,15 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from sslzoo import RunError
 from sslzoo.cli import main
@@ -232,6 +236,23 @@ def test_an_environment_that_contradicts_itself_is_refused(monkeypatch):
 )
 def test_the_first_host_of_a_list_is_where_processes_meet(nodes, first):
     assert processes._first_host(nodes) == first
+
+
+def test_processes_learn_how_many_share_their_node(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    monkeypatch.setattr(processes.socket, "gethostname", lambda: threading.current_thread().name[:2])
+
+    def met(rank):
+        threading.current_thread().name = ("n1", "n2", "n1")[rank]
+        store, here = processes._meet(rank, 3, torch.device("cpu"))
+        return here, store  # the first one serves it
+
+    with ThreadPoolExecutor(3) as pool:
+        assert [here for here, _ in pool.map(met, range(3))] == [2, 1, 2]
 
 
 def test_every_start_is_told_and_none_is_refused_for_those_before(tmp_path):
