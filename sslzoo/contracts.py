@@ -464,9 +464,9 @@ class Probe(Protocol):
     One that reads more than the recipe's own pooling `x` names it in `pools`, and finds it in `Features.pools`: mean
     (over patches of the last block, after the final norm), mean4 (of the last four, each after the final norm, side by
     side), class and class4 (the class token). The images are behind `Features.images`; it may have
-    `check(encoder)`, which raises RunError where it cannot use an encoder, and is asked before a run; and `protocol`,
-    a whole number (1 where it has none) that grows when figures of the same keys come to mean another thing: figures
-    of unlike protocols are told apart.
+    `check(encoder)`, which raises RunError where it cannot use an encoder, and is asked before a run; `reads_x`, False
+    where figures do not depend on `x`; and `protocol`, a whole number (1 where it has none) that grows when figures of
+    the same keys come to mean another thing: figures of unlike protocols are told apart.
     """
 
     def __call__(self, train: Features, test: Features, seed: int) -> Mapping[str, float | Tensor]:

@@ -94,6 +94,7 @@ class FineTune:
         self.weight_decay, self.layer_decay, self.betas = weight_decay, layer_decay, betas
         self.drop_path, self.mixup, self.cutmix, self.smoothing = drop_path, mixup, cutmix, smoothing
         self.clip, self.feature = clip, feature
+        self.reads_x = feature == "summary"
         self.pools = ("class",) if feature == "class" else ()  # an encoder without one is told before the run
 
     def check(self, encoder: nn.Module) -> None:

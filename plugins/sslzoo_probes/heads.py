@@ -62,6 +62,8 @@ class Heads:
         held_out: share of the training images that choose between heads, and train none.
     """
 
+    reads_x = False  # but pools
+
     def __init__(
         self,
         *,

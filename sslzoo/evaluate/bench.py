@@ -99,7 +99,7 @@ def asked(recipe: Recipe, installed: Catalogue) -> dict[str, Any]:
         "data": {name: full[name] for name in ("train", "test")},
         "view": full["view"],
         **({"augment": full["augment"]} if full.get("augment") else {}),
-        "probes": {name: spec | {"protocol": protocol(spec, installed)} for name, spec in full["probes"].items()},
+        "probes": {name: {"protocol": protocol(spec, installed)} | spec for name, spec in full["probes"].items()},
     }
 
 

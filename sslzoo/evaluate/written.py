@@ -74,7 +74,7 @@ class Evaluation:
 
     @property
     def summary(self) -> str:
-        """What the encoder's own word for an image was, where that was read: class token, or mean of patches."""
+        """What the encoder's own word for an image was, where a probe read that: class token, or mean of patches."""
         return str(self.content.get("summary") or "")
 
     @property

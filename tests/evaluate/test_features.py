@@ -155,3 +155,13 @@ def test_test_images_among_the_training_images_are_counted_also_from_kept_featur
     words = ({"trained": build_method(classed, installed)}, 0, "student", tmp_path / "run", CPU, said.append)
     content = json.loads(figures.probe(bench(classed, installed), classed, installed, *words)[1].read_text())
     assert (content.get("overlap"), content["summary"]) == (None, "class token")
+
+
+def test_which_summary_an_encoder_has_is_told_where_a_probe_reads_it_alone(tmp_path):
+    """`heads` reads pools, and was called unfair for a class token that it did not read."""
+    own = "evaluate.probes={heads: {use: heads, features: [mean], epochs: 1}}"
+    recipe, installed = load("tiny/ijepa", ("evaluate.train.length=16", "evaluate.test.length=8", own))
+    words = ({"trained": build_method(recipe, installed)}, 0, "student", tmp_path / "run", CPU, lambda _: None)
+    assert "summary" not in json.loads(
+        figures.probe(bench(recipe, installed), recipe, installed, *words)[1].read_text()
+    )

@@ -143,6 +143,15 @@ def test_keys_of_later_versions_were_what_their_defaults_are_and_unlike_protocol
     assert "knn (k [3]): weighted" in told  # its own setting, and no default
 
 
+def test_a_probes_own_key_protocol_is_no_number_of_ours(tmp_path):
+    text = "from sslzoo import hookimpl\n\nclass Mine:\n    def __init__(self, *, protocol: str = 'loo'):\n        pass\n\n"
+    text += "    def __call__(self, train, test, seed):\n        return {}\n\n"
+    text += '@hookimpl\ndef sslzoo_probes():\n    """mine"""\n    return {\'mine\': Mine}\n'
+    (tmp_path / "mine.py").write_text(text)
+    recipe = load("tiny/ijepa", ("evaluate.probes={mine: {use: mine}}",), (tmp_path / "mine.py",))
+    assert bench.asked(*recipe)["probes"]["mine"]["protocol"] == "loo"
+
+
 def test_runs_are_compared_by_the_newest_evaluation_that_all_have(run, tmp_path):
     paths = [tmp_path / name for name in ("a", "b")]
     for path in paths:
