@@ -26,9 +26,11 @@ import yaml
 
 from sslzoo.report.records import Record
 from sslzoo.run.state import State
+from sslzoo.step import CONTEXT
 
 FROZEN = 0.5  # share of its starting weights from which on a teacher counts as frozen
 GAIN = 0.5  # points of percent that a figure must be above the untrained encoder's, else nothing was learnt
+LOWER = 0.8  # share of its highest, to which the effective rank has fallen where views are all alike
 RATE = 1e-2  # a learning rate that is far too high for AdamW: vision transformers train with 1e-4 to 2e-3
 
 
@@ -143,16 +145,20 @@ def _full_collapse(record: Record) -> Iterator[str]:
         if spread[-1] < limits().targets * max(spread):
             yield f"{key} fell from {max(spread):.3g} to {spread[-1]:.3g}: targets of all patches are one point"
     # Where views are compared with one another, nothing else holds them apart. Measured on scenes: 0.085 of the highest
-    # without VICReg's variance, 0.97 and more with it, and in SimCLR, LeJEPA and C-JEPA.
+    # without VICReg's variance, 0.97 and more with it, and in SimCLR, LeJEPA and C-JEPA. A loss that normalizes leaves
+    # this scale free, so the rank must have fallen, too: there to 0.67 of its highest.
+    if not ranks or ranks[-1] > LOWER * max(ranks):
+        return
     for key, spread in _all_series(record, "/prediction_std"):
         if _of_views(key, record) and spread[-1] < limits().guesses * max(spread):
-            yield f"{key} fell from {max(spread):.3g} to {spread[-1]:.3g}: what views are compared by is one point"
+            fell = f"{key} fell from {max(spread):.3g} to {spread[-1]:.3g}: views are compared by what is nearly alike"
+            yield f"{fell}, and the effective rank fell from {max(ranks):.1f} to {ranks[-1]:.1f}"
 
 
 def _of_views(key: str, record: Record) -> bool:
     """Whether a metric is of a loss that compares views with one another, and with no target."""
     spec = (record.tree.get("losses") or {}).get(key.partition("/")[0])
-    return spec is not None and spec.get("target") is None
+    return spec is not None and spec.get("target") is None and spec.get("predict") != CONTEXT
 
 
 def _frozen(record: Record) -> Iterator[str]:

@@ -52,15 +52,24 @@ def test_each_sign_is_told_with_evidence_and_two_remedies(verdict, lines, change
     assert len(found.remedies) == 2
 
 
-@pytest.mark.parametrize(("target", "verdict"), [(None, "full collapse"), ("teacher.code", "healthy")])
-def test_views_that_are_all_alike_are_a_collapse_where_nothing_else_is_compared(target, verdict):
+@pytest.mark.parametrize(
+    ("predict", "target", "rank", "verdict"),
+    [
+        ("predictor.image", None, 9.0, "full collapse"),
+        ("predictor.image", None, 14.0, "healthy"),  # a loss that normalizes holds no scale
+        ("encoder.context", None, 9.0, "healthy"),  # compares no views
+        ("predictor.patch", "teacher.code", 9.0, "healthy"),
+    ],
+)
+def test_views_that_are_all_alike_are_a_collapse_where_nothing_else_is_compared(predict, target, rank, verdict):
     """VICReg without its variance; healthy CAPI, whose predictions are held to targets, falls as far."""
-    losses = {"agree": {"use": "invariance", "target": target}}
+    losses = {"agree": {"use": "invariance", "predict": predict, "target": target}}
     first, *others = HEALTHY
-    lines = [first | {"agree/prediction_std": 0.215}, *(one | {"agree/prediction_std": 0.0183} for one in others)]
+    sick = {"agree/prediction_std": 0.0183, "rankme": rank}
+    lines = [first | {"agree/prediction_std": 0.215}, *(one | sick for one in others)]
     found = told(lines, tree={"losses": losses, "targets": {}})
     assert found.verdict == verdict
-    assert ("variance" in "".join(found.remedies[:1])) is (target is None)
+    assert ("variance" in "".join(found.remedies[:1])) is (verdict == "full collapse")
 
 
 def test_a_run_that_learnt_nothing_is_told_and_one_that_learnt_is_not():
