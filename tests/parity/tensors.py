@@ -23,11 +23,23 @@ OURS = Path(__file__).parent / "data"
 FOLDER = Path(os.environ.get("SSLZOO_PARITY", OURS))
 
 
+KINDS = ("ijepa", "mae", "dino", "ibot", "msn", "lejepa", "cae", "data2vec", "capi", "losses")
+
+
 def files(kind):
     """Those of the folder; another folder than ours may lack a kind, whose tests are then skipped."""
+    assert kind in KINDS
     found = sorted(FOLDER.glob(f"{kind}*.safetensors"))
     assert found or FOLDER != OURS, f"no {kind}*.safetensors in {FOLDER}"
     return [pytest.param(path, id=path.stem) for path in found]
+
+
+def unread(folder):
+    """A sentence for each file that no test would read, and for a folder of which none would: else all were skipped."""
+    found = sorted(folder.glob("*.safetensors"))
+    told = [f"{path} is of no kind: {', '.join(KINDS)}" for path in found if not path.name.startswith(KINDS)]
+    told += [f"{path} has no JSON beside it" for path in found if not path.with_suffix(".json").exists()]
+    return told if found else [f"{folder} holds no *.safetensors"]
 
 
 def read(path):

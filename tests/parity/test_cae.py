@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tensors import Optim, adamw, all_close, allowed, batch_of, close, files, part, read, under
+from tensors import Optim, adamw, all_close, allowed, batch_of, close, factors, files, part, read, under
 from test_data2vec import NONE, ours_of, ours_to_compare
 
 from sslzoo import Mask, Patches, Progress, Schedule, Signal, Student
@@ -164,6 +164,17 @@ def test_every_step_and_the_final_weights(path):
     compare(method.student.encoder.state_dict(), encoder, allowed(facts, "final.encoder"), left_out(facts))
     compare(method.student.predictor.state_dict(), predictor, allowed(facts, "final"), left_out(facts))
     compare(teacher.encoder.state_dict(), ours_of(aligned(tensors)), allowed(facts, "final.alignment"), left_out(facts))
+
+
+@FILES
+def test_the_parameters_that_do_not_decay(path):
+    tensors, facts = read(path)
+    method, settings = method_of(tensors, facts), optim_of(facts)
+    plain = {name for name, _ in optim.trainable(method) if factors(name, settings.groups)[1] == 0}
+    for names, wanted in ((facts["no_decay_parameters"], plain), (facts["decay_parameters"], None)):
+        encoder, predictor = weights_of({f"init.{name}": torch.zeros(1) for name in names}, "init.")
+        there = {f"encoder.{name}" for name in encoder} | {f"predictor.{name}" for name in predictor}
+        assert there == (wanted if wanted is not None else {name for name, _ in optim.trainable(method)} - plain)
 
 
 def aligned(tensors):

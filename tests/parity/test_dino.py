@@ -2,7 +2,21 @@
 
 import pytest
 import torch
-from tensors import Optim, adamw, allowed, close, compared, files, mask_of, numbered, part, read, under, vit_of
+from tensors import (
+    Optim,
+    adamw,
+    allowed,
+    close,
+    compared,
+    factors,
+    files,
+    mask_of,
+    numbered,
+    part,
+    read,
+    under,
+    vit_of,
+)
 
 from sslzoo import Batch, Group, Progress, Schedule, Student
 from sslzoo.recipe.recipe import Factors
@@ -163,7 +177,13 @@ def test_every_step_and_the_final_weights(path):
             term = method.terms[kind].weight(at) * metrics[f"loss/{kind}"].item()
             assert term == pytest.approx(facts[listed][step], rel=1e-5)
         loss.backward()
+        before = norms(method)
+        assert before == pytest.approx({ours(name): one for name, one in facts["grad_norm"][step].items()}, rel=1e-3)
         optim.clip(optimizer, settings.clip, settings.clip_each)
+        if step == 0:
+            shares = {name: one / before[name] for name, one in norms(method).items()}
+            wanted = {ours(name): one for name, one in facts["step0_clip_factor"].items()}
+            assert shares == pytest.approx(wanted, rel=1e-3)
         optim.drop_frozen(optimizer)
         optim.step(optimizer, torch.tensor(True))
         teacher.after_step(method.student, at)
@@ -174,6 +194,20 @@ def test_every_step_and_the_final_weights(path):
     followed = {f"predictor.{name}": value for name, value in teacher.projector.state_dict(prefix="projector.").items()}
     followed |= teacher.encoder.state_dict(prefix="encoder.")
     same(followed, named(under(tensors, "final.teacher.")), allowed(facts, "final.teacher"))
+
+
+def norms(method):
+    return {name: p.grad.norm().item() for name, p in method.student.named_parameters() if p.requires_grad}
+
+
+@FILES
+def test_the_parameters_that_do_not_decay(path):
+    tensors, facts = read(path)
+    method, settings = method_of(tensors, facts), optim_of(facts)
+    plain = {name for name, _ in optim.trainable(method) if factors(name, settings.groups)[1] == 0}
+    assert plain == set(map(ours, facts["no_decay_parameters"]))
+    decayed = {name for name, _ in optim.trainable(method)} - plain
+    assert decayed == set(map(ours, facts["decay_parameters"]))
 
 
 @FILES

@@ -97,6 +97,7 @@ def test_invariance_variance_and_covariance(path):
 @pytest.mark.parametrize("path", files("lejepa"))
 def test_distance_from_a_gaussian_along_directions(path):
     tensors, facts = read(path)
+    values = {name: facts[f"sigreg_{name}_values"] for name in ("x", "views")}
     facts = facts["sigreg"]
     keys = {"directions": facts["num_slices"], "knots": facts["n_points"], "reach": facts["t_max"]}
     loss = part("losses", "sigreg", Signal("image", facts["d"]), **keys)
@@ -108,5 +109,6 @@ def test_distance_from_a_gaussian_along_directions(path):
             start = f"sigreg.{name}.call{call}"
             close(loss.statistic(x, directions), tensors[f"{start}.statistic"])
             value, _ = loss(x if x.ndim == 3 else x[None], None, pairing(), at)
+            assert value.item() == pytest.approx(values[name][call], rel=1e-5)
             value.backward()
             close(x.grad, tensors[f"{start}.grad"])

@@ -9,7 +9,21 @@ import math
 
 import pytest
 import torch
-from tensors import OURS, Optim, adamw, batch_of, close, compared, files, numbered, part, read, under
+from tensors import (
+    FOLDER,
+    OURS,
+    Optim,
+    adamw,
+    batch_of,
+    close,
+    compared,
+    files,
+    numbered,
+    part,
+    read,
+    under,
+    unread,
+)
 
 from sslzoo import Mask, Pairing, Patches, Progress, Rng, Schedule, Signal, Student
 from sslzoo.nn import patchify, sincos
@@ -24,6 +38,18 @@ def load(module, weights, renamed=lambda name: name):
     module.load_state_dict(own)
     left = set(weights) - {renamed(name) for name in own}
     assert left <= {"pos_embed", "predictor_pos_embed", "decoder_pos_embed"}
+
+
+def test_every_file_of_the_folder_is_read():
+    assert not unread(FOLDER)
+
+
+def test_a_folder_without_files_and_files_of_no_kind_are_told(tmp_path):
+    assert unread(tmp_path / "typo") == [f"{tmp_path / 'typo'} holds no *.safetensors"]
+    for name in ("msn_large.safetensors", "msn_large.json", "simclr.safetensors"):
+        (tmp_path / name).touch()
+    told = unread(tmp_path)
+    assert [line.split("/")[-1].split()[0] for line in told] == ["simclr.safetensors", "simclr.safetensors"]
 
 
 # --- I-JEPA ---
