@@ -18,8 +18,9 @@ from sslzoo.progress import Progress
 from sslzoo.recipe.build import build, build_optimizer, make
 from sslzoo.recipe.fit import Flow
 from sslzoo.recipe.precision import settled
-from sslzoo.recipe.recipe import OptimKeys, Recipe, Run, resolve, turns
+from sslzoo.recipe.recipe import Recipe, resolve, turns
 from sslzoo.recipe.resuming import claim, refuse, refuse_foreign
+from sslzoo.recipe.sections import OptimKeys, Run
 from sslzoo.rng import derive_seed, seed_noise
 from sslzoo.run import checkpoint, data, loader, optim
 from sslzoo.run.clock import Clock

@@ -40,7 +40,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def sslzoo_decode(targets: Tensor, pixels: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
     """Least squares by Adam with a cosine, on rows of frozen targets [t e] and the pixels of their patches [t p]."""
     decoder, rng = Decoder(targets, pixels, seed).to(targets.device), generator(seed, "decode")
-    solver = torch.optim.Adam(decoder.layers.parameters(), RATE)
+    solver = torch.optim.Adam(decoder.layers.parameters(), RATE, fused=True)
     falls = torch.optim.lr_scheduler.CosineAnnealingLR(solver, STEPS)
     with torch.enable_grad():
         for _ in range(STEPS):

@@ -34,9 +34,6 @@ def sslzoo_log(metrics: Mapping[str, float], at: Progress, folder: Path) -> None
                 writer.add_scalar(name, value, int(metrics["step"]))
         if at.last:
             writer.flush()
-    except (
-        OSError,
-        UnicodeError,
-    ) as error:  # the run keeps its numbers in metrics.jsonl: a copy of them is not worth it
+    except (OSError, UnicodeError) as error:  # numbers stand in metrics.jsonl: a copy of them is not worth a run
         _WRITERS[folder] = None
         warnings.warn(f"{folder / 'tensorboard'} gets no more numbers: {error}", stacklevel=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from sslzoo.contracts import CPU, Dataset, Features, View
 from sslzoo.errors import Problem, RunError
 from sslzoo.evaluate.features import extract
 from sslzoo.evaluate.images import Images
-from sslzoo.evaluate.kept import Kept
+from sslzoo.evaluate.kept import Kept, glimpse
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import attempt, build_method
 from sslzoo.recipe.precision import settled
-from sslzoo.recipe.recipe import Evaluate, Recipe, resolve
+from sslzoo.recipe.recipe import Recipe, resolve
+from sslzoo.recipe.sections import Evaluate
 from sslzoo.run import checkpoint
 from sslzoo.run.folder import Folder
 from sslzoo.run.identity import identity
@@ -45,6 +46,11 @@ class Bench:
     bf16: bool
     workers: int
     remarks: tuple[str, ...] = ()  # what a reader of the figures should know of the data
+
+    @cached_property
+    def seen(self) -> list[str]:
+        """What some images of train and of test look like, read once for all encoders."""
+        return [glimpse(self.train), glimpse(self.test)]
 
     def probe(self, encoder: nn.Module, device: torch.device, kept: Kept | None = None) -> tuple[Figures, Answers, int]:
         """Figures of an encoder, "probe/task/figure"; which test images it got right, "probe/task/correct".

@@ -133,9 +133,14 @@ def summary_told(encoder: nn.Module, size: tuple[int, int], device: torch.device
     """What an encoder's own word for an image is: its class token, the mean of its patches, or another."""
     with evaluating(encoder), eager():
         tokens = encoder(torch.rand(1, 3, *size, generator=generator(0, "summary")).to(device), None)
-    if tokens.prefix is not None and torch.equal(tokens.summary, tokens.prefix[:, 0]):
+    if by_class_token(tokens):
         return "class token"
     return "mean of patches" if torch.allclose(tokens.summary, tokens.patches.mean(1)) else "the encoder's own"
+
+
+def by_class_token(tokens: Tokens) -> bool:
+    """Whether an encoder's own word for an image is its class token, the first of its prefix."""
+    return tokens.prefix is not None and torch.equal(tokens.summary, tokens.prefix[:, 0])
 
 
 def _refuse_broken(rows: Tensor, first: int) -> None:

@@ -13,7 +13,7 @@ from sslzoo import files
 from sslzoo.errors import RunError
 from sslzoo.evaluate.bench import Bench, Figures, Say, bench, untrained
 from sslzoo.evaluate.features import summary_told
-from sslzoo.evaluate.kept import Kept, glimpse
+from sslzoo.evaluate.kept import Kept
 from sslzoo.evaluate.written import Columns, overlap_told, write
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe, resolve, versions
@@ -45,7 +45,7 @@ def probe(
     of_probes = ("probes", "seed", "remarks")
     depends = {key: value for key, value in conditions.items() if key not in of_probes}
     depends["encoder"] = yaml.safe_load(resolve(recipe, installed))["encoder"]  # as the run folder has it: all defaults
-    depends["seen"] = [glimpse(opened.train), glimpse(opened.test)]
+    depends["seen"] = opened.seen
     kept = Kept(features or folder / "eval" / "features", depends)
     for column, method in encoders.items():
         name = network_of(method, network)

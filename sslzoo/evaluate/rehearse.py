@@ -19,7 +19,8 @@ from sslzoo.evaluate.drawn import drawn
 from sslzoo.evaluate.features import pooled
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import build_method, located, make
-from sslzoo.recipe.recipe import Evaluate, Recipe
+from sslzoo.recipe.recipe import Recipe
+from sslzoo.recipe.sections import Evaluate
 from sslzoo.recipe.signature import expand, keys_of, takes
 from sslzoo.run.data import look, read
 from sslzoo.run.identity import misfit

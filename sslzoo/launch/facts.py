@@ -14,8 +14,7 @@ import torch
 
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.fit import Flow
-from sslzoo.recipe.recipe import Recipe
-from sslzoo.recipe.recipe import versions as of_plugins
+from sslzoo.recipe.recipe import Recipe, plugin_versions
 from sslzoo.run.processes import World
 
 PACKAGES = ("sslzoo", "torch", "torchvision", "timm", "numpy", "pillow")
@@ -30,9 +29,8 @@ def of_run(flow: Flow) -> dict[str, Any]:
 
 def of_recipe(recipe: Recipe, installed: Catalogue) -> dict[str, Any]:
     """What may be otherwise when a run goes on: versions of its plugins, and settings that are free to change."""
-    used = {name: number for name, number in of_plugins(recipe, installed).items() if name.startswith("plugin ")}
     settings = {f"run.{name}": getattr(recipe.run, name) for name in FREE}
-    return {"plugins": {name.removeprefix("plugin "): number for name, number in used.items()}, "settings": settings}
+    return {"plugins": plugin_versions(recipe, installed), "settings": settings}
 
 
 def of_machine(world: World) -> dict[str, Any]:

@@ -135,8 +135,7 @@ def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequenc
     recipe, installed, flow, out = attempt.recipe, attempt.installed, attempt.flow, attempt.out
     stop, state = attempt.stop, attempt.state
     again = bool(files.read_text(out / "log.txt")[0])
-    others_wait = processes.patience().total_seconds() / 2 if world.size > 1 else math.inf
-    with state.locked(most=others_wait), Display(out / "log.txt") as display:
+    with state.locked(most=_alone_at_most(world)), Display(out / "log.txt") as display:
         barrier()
         display.say(f"{recipe.name} in {out}: {world}")
         for remark in remarks:  # before hours of training, not after them
@@ -262,9 +261,14 @@ def during(attempt: Attempt, world: World, say: Say) -> Callable[[Method], dict[
     from sslzoo.evaluate.during import During
 
     together = recipe.run.shard > 1
-    most = processes.patience().total_seconds() / 2 if world.size > 1 and not together else math.inf
+    most = math.inf if together else _alone_at_most(world)
     given = recipe, attempt.installed, world.device, attempt.out
     return During(*given, stop=attempt.stop, most=most, together=together, say=say)
+
+
+def _alone_at_most(world: World) -> float:
+    """Seconds that one process may keep the others waiting: half of what they wait before they take it for lost."""
+    return processes.patience().total_seconds() / 2 if world.size > 1 else math.inf
 
 
 def _probe(

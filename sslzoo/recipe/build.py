@@ -16,7 +16,8 @@ from sslzoo.contracts import CONTRACTS, Dataset, Signal, Student, lacking
 from sslzoo.errors import Problem, RecipeError, UserError, did_you_mean
 from sslzoo.plugins import Catalogue, Part
 from sslzoo.recipe import signature
-from sslzoo.recipe.recipe import GroupKeys, Recipe, Spec, TermKeys, split_keys
+from sslzoo.recipe.recipe import Recipe, Spec, split_keys
+from sslzoo.recipe.sections import GroupKeys, TermKeys
 from sslzoo.rng import derive_seed
 from sslzoo.run import optim
 from sslzoo.run.data import Sources, Views

@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from sslzoo.keys import Free
-from sslzoo.recipe import recipe, signature, yamltext
+from sslzoo.recipe import recipe, sections, signature, yamltext
 
-SECTIONS: dict[str, type[BaseModel]] = {"optim": recipe.OptimKeys, "run": recipe.Run, "evaluate": recipe.Evaluate}
+SECTIONS: dict[str, type[BaseModel]] = {"optim": sections.OptimKeys, "run": sections.Run, "evaluate": sections.Evaluate}
 _ENTRY = re.compile(r"    (\w+): *(.*)")
 
 
@@ -39,7 +39,7 @@ def keys(thing: Any) -> list[Told]:
     """Every key of a part, or of a section in `SECTIONS`."""
     section = isinstance(thing, type) and issubclass(thing, BaseModel)
     fields = (thing if section else signature.keys_of(thing)).model_fields
-    meanings, all_free = _args(thing), thing is recipe.Evaluate and recipe.in_free_section(("evaluate",))
+    meanings, all_free = _args(thing), thing is sections.Evaluate and recipe.in_free_section(("evaluate",))
     return [
         Told(
             name,

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from sslzoo.contracts import Grid, MaskSampler
 from sslzoo.errors import RunError
+from sslzoo.evaluate.features import by_class_token
 from sslzoo.report import masks
 from sslzoo.report.charts import SVG, Chart, Rows, chart
 from sslzoo.run.compiling import eager
@@ -241,9 +242,8 @@ def attention(encoder: nn.Module, pixels: Tensor, patch: Grid | None = None) -> 
     if heard.last is None or heard.last[0].shape[-2] != count:
         return None
     query, key, bias, scale = heard.last
-    classed = tokens.prefix is not None and torch.equal(tokens.summary, tokens.prefix[:, 0])
     h, w = tokens.grid
-    if patch is None and not classed:
+    if patch is None and not by_class_token(tokens):
         patch = (h // 2, w // 2)
     if patch is not None and not (patch[0] < h and patch[1] < w):
         raise RunError(f"there is no patch {patch[0]},{patch[1]}: rows are 0 to {h - 1}, columns 0 to {w - 1}")

@@ -17,7 +17,7 @@ from sslzoo.run.parallel import full_tensor
 from sslzoo.step import Method
 
 if TYPE_CHECKING:
-    from sslzoo.recipe.recipe import OptimKeys
+    from sslzoo.recipe.sections import OptimKeys
 
 
 def trainable(method: Method) -> Iterator[tuple[str, nn.Parameter]]:

@@ -15,8 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from sslzoo.contracts import Optimizer
 from sslzoo.errors import RunError
 from sslzoo.progress import Progress
-from sslzoo.recipe.recipe import OptimKeys
 from sslzoo.recipe.schedule import Schedule
+from sslzoo.recipe.sections import OptimKeys
 from sslzoo.run import checkpoint, optim
 from sslzoo.run.parallel import full_tensor, split_as
 from sslzoo.step import Method

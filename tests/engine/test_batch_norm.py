@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sslzoo import RecipeError
-from sslzoo.nn import BatchNorm, _FusedBatchNorm, batch_norm_over_ranks
+from sslzoo.nn import BatchNorm, batch_norm_over_ranks
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load
+from sslzoo.run.batch_norm import _FusedBatchNorm
 
 SHAPES = [(8, 5), (8, 5, 3)]
 

@@ -2,7 +2,7 @@
 
 from sslzoo.keys import Free
 from sslzoo.launch.facts import FREE
-from sslzoo.recipe.recipe import Run
+from sslzoo.recipe.sections import Run
 
 # The device may change numbers, and is told with the machine.
 CHANGES_NOTHING = {"save_every", "keep", "milestones", "log_every", "workers", "device", "monitor", "monitor_every"}

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from sslzoo import Batch, Group, Mask, Patches, Progress, catalogue
-from sslzoo.recipe.recipe import OptimKeys
+from sslzoo.recipe.sections import OptimKeys
 from sslzoo.run import data, optim
 from sslzoo.run.processes import World
 

@@ -6,7 +6,7 @@ from sslzoo_rope.layers import angles
 from tensors import Optim, adamw, all_close, allowed, batch_of, close, factors, files, part, read, under
 
 from sslzoo import Mask, Patches, Progress, Schedule, Student
-from sslzoo.recipe.recipe import Factors
+from sslzoo.recipe.sections import Factors
 from sslzoo.run import optim
 from sslzoo.step import Method, Term, compute_loss
 

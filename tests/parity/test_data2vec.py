@@ -20,7 +20,7 @@ from tensors import (
 )
 
 from sslzoo import Progress, Schedule, Student
-from sslzoo.recipe.recipe import Factors
+from sslzoo.recipe.sections import Factors
 from sslzoo.run import optim
 from sslzoo.step import Method, Term, compute_loss
 

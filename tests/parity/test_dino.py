@@ -19,7 +19,7 @@ from tensors import (
 )
 
 from sslzoo import Batch, Group, Progress, Schedule, Student
-from sslzoo.recipe.recipe import Factors
+from sslzoo.recipe.sections import Factors
 from sslzoo.run import data, optim
 from sslzoo.run.processes import World
 from sslzoo.step import Method, Term, compute_loss

@@ -6,7 +6,7 @@ from tensors import Optim, adamw, allowed, close, compared, factors, files, numb
 from test_dino import progress
 
 from sslzoo import Batch, Group, Mask, Patches, Schedule, Student
-from sslzoo.recipe.recipe import Factors
+from sslzoo.recipe.sections import Factors
 from sslzoo.run import data, optim
 from sslzoo.run.processes import World
 from sslzoo.step import Method, Term, compute_loss, encode_and_predict

@@ -27,7 +27,7 @@ from tensors import (
 
 from sslzoo import Mask, Pairing, Patches, Progress, Rng, Schedule, Signal, Student
 from sslzoo.nn import patchify, sincos
-from sslzoo.recipe.recipe import Factors
+from sslzoo.recipe.sections import Factors
 from sslzoo.run import optim
 from sslzoo.step import Method, Term, compute_loss
 

@@ -10,7 +10,8 @@ import yaml
 from recipe_text import GOOD
 
 from sslzoo import Duration, Free, RecipeError, Schedule, catalogue
-from sslzoo.recipe.recipe import ENGINE_KEYS, Evaluate, Run, load
+from sslzoo.recipe.recipe import load
+from sslzoo.recipe.sections import ENGINE_KEYS, Evaluate, Run
 from sslzoo.recipe.signature import keys_of, takes
 
 INSTALLED = catalogue()
