@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import multiprocessing
-import os
-import pickle
-import subprocess
-import sys
 import time
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +12,9 @@ from torch import Tensor
 
 from sslzoo.contracts import Dataset
 from sslzoo.testing.first import offers
+from sslzoo.testing.process import Told, same_elsewhere
 from sslzoo.testing.report import Check, Make, Skip, Violation, check
+from sslzoo.testing.scene import as_workers
 
 
 def _plain(image: Any) -> np.ndarray:
@@ -79,30 +73,33 @@ def repeats(make: Make) -> None:
 def workers(make: Make) -> None:
     """It can be read in several worker processes at once, forked after it was opened."""
     data = make()
-    fork, some = multiprocessing.get_context("fork"), _some(data)
+    some = _some(data)
     wanted = [_plain(data.image(i)).sum() for i in some]
-    pipes = [fork.Pipe() for _ in range(2)]
 
-    def child(number: int) -> None:
-        torch.set_num_threads(1)
+    def read(number: int) -> Any:
         order, found = some if number else some[::-1], {}
         until = time.monotonic() + 1
         while time.monotonic() < until:  # a file that both have open is read from where the other left it
             found = dict(zip(order, (_plain(data.image(i)).sum() for i in order), strict=True))
             if [found[i] for i in some] != wanted:
                 break
-        pipes[number][1].send([found[i] for i in some])
+        return [found[i] for i in some]
 
-    children = [fork.Process(target=child, args=(number,)) for number in range(2)]
-    for one in children:
-        one.start()
-    found = [ours.recv() if ours.poll(30) else None for ours, _ in pipes]
-    for one in children:
-        one.kill()
-    for one in found:
-        if one != wanted:
-            came = "others: is a file open that both read?" if one else "none"
-            raise Violation("the same images in two workers", came, f"images {some}")
+    if any(found != wanted for found in as_workers(read, make, 2)):
+        raise Violation("the same images in two workers", "others: is a file open that both read?", f"images {some}")
+
+
+@check(images)
+def differs(make: Make) -> None:
+    """Its images are not all one image."""
+    data = make()
+    first, *others = (_plain(data.image(i)) for i in _some(data))
+    if others and all(np.array_equal(first, other) for other in others):
+        plain = f", all of color {first.flat[0]}" if (first == first.flat[0]).all() else ""
+        hint = ": were numbers from 0 to 1 made bytes?" if plain else ": does it read `i`?"
+        raise Violation(
+            "images that differ", f"{1 + len(others)} times one image{plain}{hint}", f"images {_some(data)}"
+        )
 
 
 @check(made)
@@ -140,57 +137,20 @@ def same(make: Make) -> None:
         raise Violation("text, the same twice", f"{found[0]!r} and {found[1]!r}", "opened twice")
 
 
-def _told(data):  # without types: its text runs in another process, without sslzoo
-    """What must not change from process to process: the fingerprint, and some images with their labels."""
-    import hashlib
-
-    def pixels(i):
-        image = data.image(i)
-        image = image.numpy() if hasattr(image, "numpy") else image
-        return hashlib.sha256(image.tobytes()).hexdigest()
-
-    some = sorted({0, len(data) // 2, len(data) - 1})
-    labels = [[[task, int(label)] for task, label in sorted(data.label(i).items())] for i in some if data.tasks]
-    return {
-        "fingerprint": getattr(data, "fingerprint", None),
-        "labels": labels,
-        "images": [pixels(i) for i in some],
-        "len": len(data),
-    }
-
-
-# Standard library alone, so that it costs what the part's own module costs.
-_ELSEWHERE = f"""
-import importlib, importlib.util, json, pickle, sys
-{inspect.getsource(_told)}
-sys.path[:], name, file, make = pickle.load(sys.stdin.buffer)
-try:
-    importlib.import_module(name)
-except ImportError:  # a plugin file, or a module that a test found
-    spec = importlib.util.spec_from_file_location(name, file)
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-print("", json.dumps(_told(pickle.loads(make)())), sep=chr(10))
-"""
-
-
 @check(repeats, labels, same, slow=True)
 def processes(make: Make) -> None:
-    """It is the same in another process, where `hash()` and the order of sets are others."""
-    here = _told(make())
-    module = sys.modules[(make.func if isinstance(make, partial) else make).__module__]
-    try:
-        given = pickle.dumps((sys.path, module.__name__, module.__file__, pickle.dumps(make)))
-    except (pickle.PicklingError, AttributeError) as error:  # such as a class inside a function
-        raise Skip(f"cannot be made in another process: {error}") from error
-    seeds = {"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
-    done = subprocess.run([sys.executable, "-c", _ELSEWHERE], input=given, capture_output=True, env=os.environ | seeds)
-    if done.returncode:
-        raise Violation("no error in another process", done.stderr.decode(errors="replace").strip().split("\n")[-1])
-    there = json.loads(done.stdout.splitlines()[-1])
-    if other := [name for name in here if here[name] != there[name]]:
-        came = f"another {other[0]}: is it made by hash(), of a set, or of a folder in no order?"
-        raise Violation("the same in every process", came, "opened here and in another process")
+    """It is the same in another process, where `hash()`, the order of sets and of folders are others."""
+    same_elsewhere(make, _told)
 
 
-CHECKS: tuple[Check, ...] = (made, images, repeats, workers, labels, same, processes)
+def _told(make: Make) -> Told:
+    """What must not change from process to process: the fingerprint, names, and some images with their labels."""
+    data = make()
+    some = sorted({0, len(data) // 2, len(data) - 1})
+    labels = {f"label of image {i}": {task: int(k) for task, k in data.label(i).items()} for i in some if data.tasks}
+    images = {f"image {i}": torch.from_numpy(_plain(data.image(i)).copy()) for i in some}
+    named = {task: list(names) for task, names in getattr(data, "class_names", {}).items()}
+    return {"fingerprint": getattr(data, "fingerprint", None), "names": named, "len": len(data)} | labels | images
+
+
+CHECKS: tuple[Check, ...] = (made, images, differs, repeats, workers, labels, same, processes)

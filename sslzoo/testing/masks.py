@@ -7,10 +7,10 @@ fail by chance (draws are seeded, so it would fail always or never).
 
 from __future__ import annotations
 
-import multiprocessing
+import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +24,9 @@ from sslzoo.contracts import Grid, Mask, MaskSampler, Patches, true_entries
 from sslzoo.progress import Progress
 from sslzoo.rng import Rng
 from sslzoo.testing.first import offers
+from sslzoo.testing.process import Told, same_elsewhere
 from sslzoo.testing.report import Check, Make, Skip, Violation, check, patience
-from sslzoo.testing.scene import MANY
+from sslzoo.testing.scene import MANY, as_workers
 
 GRIDS: tuple[Grid, ...] = ((14, 14), (8, 8), (8, 12), (12, 8))
 TINY: tuple[Grid, ...] = ((1, 1), (1, 4), (2, 2), (3, 3), (4, 4), (2, 9))
@@ -195,6 +196,19 @@ def unique(make: Make) -> None:
                 raise Violation(f"each patch once in a {name} row", came, f"{where}, row {row}")
 
 
+@check(unique)
+def several(make: Make) -> None:
+    """Where an image is asked for several blocks, they are not all one block."""
+    for grid, masks in _draws(make).masks.items():
+        for mask in masks:
+            asked = _covers_each(mask.target, grid)  # s m N
+            if asked.shape[1] < 2 or (asked != asked[:, :1]).any():
+                break
+        else:
+            came = f"{asked.shape[1]} times the same in every image of {STEPS} steps: is one corner used for all?"
+            raise Violation("target blocks that differ", came, f"grid {grid}")
+
+
 @check(legal)
 def disjoint(make: Make) -> None:
     """What must be guessed is not seen (a sampler that declares `overlap = True` may show it)."""
@@ -248,21 +262,25 @@ def repeats(make: Make) -> None:
 def workers(make: Make) -> None:
     """The same masks come from a worker process."""
     grid, masks = next(iter(_draws(make).masks.items()))
-    fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe()
+    sampler = make()  # before the fork, as in a run
 
-    def child() -> None:
-        torch.set_num_threads(1)
-        sampler = make()
-        theirs.send([_plain(_draw(sampler, grid, step)) for step in range(3)])
+    def drawn(_number: int) -> Any:
+        return [_plain(_draw(sampler, grid, step)) for step in range(3)]
 
-    process = fork.Process(target=child)
-    process.start()
-    found = ours.recv() if ours.poll(20) else None
-    process.join(1)
-    process.kill()
-    if found != [_plain(mask) for mask in masks[:3]]:
-        raise Violation("the same masks in a worker process", "others" if found else "none", f"grid {grid}, step 0")
+    if as_workers(drawn, make)[0] != [_plain(mask) for mask in masks[:3]]:
+        raise Violation("the same masks in a worker process", "others", f"grid {grid}, step 0")
+
+
+@check(repeats, slow=True)
+def processes(make: Make) -> None:
+    """It is the same in another process, where `hash()`, the order of sets and the clock are others."""
+    same_elsewhere(make, _told)
+
+
+def _told(make: Make) -> Told:
+    sampler = make()
+    wheres = [(grid, step) for grid in _fit(make) for step in range(4)]
+    return {f"mask on grid {grid}, step {step}": _plain(_draw(sampler, grid, step)) for grid, step in wheres}
 
 
 @check(repeats)
@@ -300,18 +318,28 @@ def oblong(make: Make) -> None:
 @check(legal)
 def upright(make: Make) -> None:
     """Indices are row-major, row * columns + column, on oblong grids too."""
+    masks = _draws(make).masks
+    square = [grid for grid in masks if grid[0] == grid[1]]
     for name in ("target", "context"):
-        own, turned = 0, 0
-        for grid, mask, _ in _draws(make):
-            if grid[0] != grid[1]:
-                covers = _covers(getattr(mask, name), grid)
-                own += _neighbors(covers.unflatten(1, grid))
-                turned += _neighbors(covers.unflatten(1, grid[::-1]))
-        if turned > 1.4 * own:
-            came = (
-                f"{turned / max(own, 1):.1f} times as many neighbors if read column by column: rows taken for columns"
-            )
+        own, turned = (_together(masks, name, (grid for grid in masks if grid not in square), t) for t in (False, True))
+        like = _together(masks, name, square, turned=False) if square else math.inf  # as where rows are as columns
+        if turned > 1.4 * own and like > 1.2 * own:
+            times = f"{turned / max(own, 1e-2):.1f} times as many"
+            came = f"{times} neighbors if read column by column: rows taken for columns"
             raise Violation(f"{name} blocks that hold together on the grid", came, f"grids {(8, 12)} and {(12, 8)}")
+
+
+def _together(masks: dict[Grid, list[Mask]], name: str, grids: Iterable[Grid], turned: bool) -> float:
+    """Neighbors among the patches of masks, as often as if chance had strewn them."""
+    found = chance = 0.0
+    for grid in grids:
+        covers = torch.cat([_covers(getattr(mask, name), grid) for mask in masks[grid]])
+        x = covers.unflatten(1, grid[::-1] if turned else grid)
+        found += int((x[:, :, 1:] & x[:, :, :-1]).sum() + (x[:, 1:] & x[:, :-1]).sum())
+        rows, columns, many = *grid, covers.sum(1).double()
+        pairs = rows * (columns - 1) + columns * (rows - 1)
+        chance += (pairs * (many / (rows * columns)).square()).sum().item()
+    return found / max(chance, 1e-9)
 
 
 @check(legal)
@@ -368,17 +396,30 @@ def apart(make: Make) -> str:
     return f"rank correlation {found:.2f}"
 
 
-CHECKS: tuple[Check, ...] = (made, shapes, cost, legal, unique, disjoint, lengths, chance, oblong, upright)
-CHECKS += (reaches, mirrored, repeats, workers, batches, apart)
+CHECKS: tuple[Check, ...] = (made, shapes, cost, legal, unique, several, disjoint, lengths, chance, oblong, upright)
+CHECKS += (reaches, mirrored, repeats, workers, batches, apart, processes)
 
 
 def _maps(make: Make) -> Iterator[tuple[Grid, tuple[Tensor, Tensor]]]:
-    """How often each patch is seen and asked for on each grid, [h w] each."""
+    """How often each patch is seen and asked for on each grid, [h w] each, over `STEPS * ROWS` draws."""
     for grid, masks in _draws(make).masks.items():
+        if all(_one_for_all(mask) for mask in masks[:10]):  # drawn once a step: as many draws take as many steps
+            sampler = make()
+            masks = [_draw(sampler, grid, step, (0,)) for step in range(STEPS * ROWS)]
         seen, asked = (
             torch.cat([_covers(getattr(mask, name), grid) for mask in masks]) for name in ("context", "target")
         )
         yield grid, (seen.float().mean(0).reshape(grid), asked.float().mean(0).reshape(grid))
+
+
+def _one_for_all(mask: Mask) -> bool:
+    """Whether all images share one mask."""
+    context, target = mask.context.index, mask.target.index
+    return (
+        mask.source is None
+        and torch.equal(context, context[:1].expand_as(context))
+        and bool((target == target[:1]).all())
+    )
 
 
 def _true(patches: Patches) -> Tensor:
@@ -389,16 +430,15 @@ def _true(patches: Patches) -> Tensor:
 
 def _covers(patches: Patches, grid: Grid) -> Tensor:
     """Which patches the blocks of each sequence cover, all its blocks together: bool [s N]."""
+    covers = _covers_each(patches, grid)
+    return covers.any(1) if covers.ndim == 3 else covers
+
+
+def _covers_each(patches: Patches, grid: Grid) -> Tensor:
+    """Which patches each row covers: bool [s N] of contexts, [s m N] of targets."""
     whole = grid[0] * grid[1]
     index = torch.where(_true(patches), patches.index, whole)
-    index = index.flatten(1) if index.ndim == 3 else index
-    return torch.zeros(len(index), whole + 1, dtype=torch.bool).scatter_(1, index, True)[:, :whole]
-
-
-def _neighbors(covers: Tensor) -> int:
-    """Pairs of neighbors in bool [n h w]."""
-    across, down = covers[:, :, 1:] & covers[:, :, :-1], covers[:, 1:] & covers[:, :-1]
-    return int(across.sum() + down.sum())
+    return torch.zeros(*index.shape[:-1], whole + 1, dtype=torch.bool).scatter_(-1, index, True)[..., :whole]
 
 
 def _plain(mask: Mask) -> tuple[list[list[int]], list[list[int]]]:

@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -41,6 +42,7 @@ from sslzoo.testing.report import Make, Violation, raised
 
 AT, LATE = Progress(3, 10, 5), Progress(9, 10, 5)
 WIDTH, PATCH = 64, 8
+PATIENCE = 10.0  # seconds for the answer of a worker
 MANY = 130  # rows of a batch that is not small: what works in chunks shows it
 
 # The first backward of a process decides whether it may fork later: here, on the CPU alone, it may (`as_two_ranks`).
@@ -257,12 +259,21 @@ def _holds_tensors(value: Any) -> bool:
 
 def elsewhere(part: nn.Module, call: Callable[[Any], Any], make: Make) -> None:
     """A part runs on another device: the meta device, where a plain tensor or a bare torch.arange is told."""
-    moved = copy.deepcopy(part).to("meta")
+    moved = copied(part).to("meta")
     hint = "; make tensors on the device of the inputs, read no number from them (.item(), .tolist()), and select rows"
     hint += " by weights or torch.where: the shape of x[mask] and of nonzero() is not known there"
     wanted = "to run after part.to(device), on the meta device too, where `sslzoo check` and `train` rehearse a step"
     with torch.no_grad(), told_on_meta(make, wanted, hint, "the meta device"):
         call(moved)
+
+
+def copied(part: nn.Module) -> Any:
+    """A copy, as teachers are made and as probes train one."""
+    try:
+        return copy.deepcopy(part)
+    except RuntimeError as error:  # what it keeps of a call hangs in that call's graph
+        came = f"{error}: it keeps a tensor of a call, with its gradient (detach it, or keep none)"
+        raise Violation("a part that can be copied after a call", came, "copy.deepcopy") from error
 
 
 @contextmanager
@@ -376,10 +387,10 @@ def restored(
 def steady(call: Callable[[], Mapping[str, Tensor]], smallest: str, times: int = 20) -> None:
     """Called again and again with one input, it says the same: nothing drifts, no chance comes in."""
     first = {name: x.clone() for name, x in call().items()}
-    for time in range(2, times + 1):
+    for number in range(2, times + 1):
         found = equal(first, call(), 1e-6)
         if found:
-            came = f"{found} in call {time}: it keeps something between calls, or draws random numbers"
+            came = f"{found} in call {number}: it keeps something between calls, or draws random numbers"
             raise Violation("the same outputs in eval mode", came, smallest)
 
 
@@ -389,41 +400,63 @@ def as_two_ranks(work: Callable[[int], Any], make: Make) -> list[Any]:
     Raises:
         Violation: the part raised an error there.
     """
-    fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
-        pipes = [fork.Pipe() for _ in range(2)]
 
-        def child(rank: int) -> None:
-            torch.set_num_threads(1)
+        def rank_of_two(rank: int) -> Any:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-            try:
-                dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-                pipes[rank][1].send(work(rank))
-            except Exception as error:  # told to the parent; its traceback does not travel
-                came = raised(error, make)
-                found = Violation("no error on two ranks", came, f"rank {rank}") if came else RuntimeError(repr(error))
-                pipes[rank][1].send(found)
-            os._exit(0)
+            dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+            return work(rank)
 
-        children = [fork.Process(target=child, args=(rank,)) for rank in range(2)]
-        for one in children:
-            one.start()
-        found = [_answer(ours, theirs) for ours, theirs in pipes]
-        for one in children:
-            one.kill()
+        wait = "a rank waits in a collective that the other does not enter, or ended"
+        return forked(rank_of_two, make, 2, "on two ranks", wait, 40)
+
+
+def as_workers(work: Callable[[int], Any], make: Make, count: int = 1) -> list[Any]:
+    """Calls `work(number)` in loader workers: processes forked now, which have no threads but their own.
+
+    Raises:
+        Violation: the part raised an error there, or gave no answer.
+    """
+    wait = "does it wait for a thread or a lock of the process in which it was made?"
+    return forked(work, make, count, "in a loader worker", wait, PATIENCE)
+
+
+def forked(work: Callable[[int], Any], make: Make, count: int, where: str, wait: str, seconds: float) -> list[Any]:
+    """What `work(number)` gives in each of some processes that are forked now; `wait` is why there may be no answer."""
+    fork = multiprocessing.get_context("fork")
+    pipes = [fork.Pipe() for _ in range(count)]
+
+    def child(number: int) -> None:
+        torch.set_num_threads(1)
+        try:
+            pipes[number][1].send(work(number))
+        except Exception as error:  # told to the parent; its traceback does not travel
+            came = raised(error, make)
+            found = Violation(f"no error {where}", came, f"process {number}") if came else RuntimeError(repr(error))
+            pipes[number][1].send(found)
+        os._exit(0)
+
+    children = [fork.Process(target=child, args=(number,)) for number in range(count)]
+    for one in children:
+        one.start()
+    until = time.monotonic() + seconds
+    found = [_answer(*pipe, where, wait, until) for pipe in pipes]
+    for one in children:
+        one.kill()
+        one.join()
     for one in found:
         if isinstance(one, Exception):
             raise one
     return found
 
 
-def _answer(ours: Connection, theirs: Connection) -> Any:
+def _answer(ours: Connection, theirs: Connection, where: str, wait: str, until: float) -> Any:
     theirs.close()  # the child holds it alone: its end is seen
-    wait = "none: a rank waits in a collective that the other does not enter, or ended"
     try:
-        return ours.recv() if ours.poll(40) else Violation("an answer on two ranks within 40 s", wait, "2 ranks")
+        answered = ours.poll(max(0.0, until - time.monotonic()))
+        return ours.recv() if answered else Violation(f"an answer {where}", f"none: {wait}")
     except EOFError:
-        return Violation("an answer on two ranks", "none: its process ended", "2 ranks")
+        return Violation(f"an answer {where}", "none: its process ended")
 
 
 @contextmanager

@@ -13,11 +13,15 @@ from torch import Tensor
 from sslzoo.contracts import View
 from sslzoo.rng import seed_shared
 from sslzoo.testing.first import offers
+from sslzoo.testing.process import Told, same_elsewhere
 from sslzoo.testing.report import Check, Make, Violation, check
+from sslzoo.testing.scene import as_workers
+
+LARGE = 30.0  # of normalized pixels: beyond it none lies but one that was never divided by 255
 
 
-def _images() -> Iterator[tuple[str, Any]]:
-    rng = torch.Generator().manual_seed(0)
+def _images(seed: int = 0) -> Iterator[tuple[str, Any]]:
+    rng = torch.Generator().manual_seed(seed)
     for height, width in ((64, 64), (40, 90), (300, 200)):
         x = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=rng)
         yield f"a uint8 tensor of {height} x {width}", x
@@ -47,6 +51,9 @@ def shapes(make: Make) -> None:
             raise Violation("a box [4]: top, left, height, width", f"{list(box.shape)} {box.dtype}", where)
         if not pixels.isfinite().all():
             raise Violation("finite pixels", "nan or inf", where)
+        if pixels.dtype == torch.float32 and (most := pixels.abs().max().item()) > LARGE:
+            came = f"{most:.4g}: are they from 0 to 255? Divide by 255, or give bytes with `mean` and `std`"
+            raise Violation(f"normalized pixels, none beyond {LARGE}", came, where)
 
 
 @check(shapes)
@@ -113,6 +120,40 @@ def steady(make: Make) -> None:
             raise Violation("the same view", f"another in call {time}", f"{where}, seed 7")
 
 
+@check(repeats)
+def looks(make: Make) -> None:
+    """It shows the image that it is given: of another one of that size, another view."""
+    view, images, others = make(), list(_images()), list(_images(1))
+    for (where, image), (_, other) in zip(images, others, strict=True):
+        if all(torch.equal(_seen(view, image, seed)[0], _seen(view, other, seed)[0]) for seed in range(8)):
+            came = "the same: does it keep an image for each size?"
+            raise Violation("other views of other images", came, f"{where}, and another")
+
+
+@check(repeats)
+def workers(make: Make) -> None:
+    """The same views come from a worker process, forked after it was made."""
+    view, (where, image) = make(), next(_images())
+    wanted = _seen(view, image, 7)[0]
+    found = as_workers(lambda _: _seen(view, image, 7)[0].numpy(), make)[0]
+    if not torch.equal(wanted, torch.from_numpy(found)):
+        raise Violation("the same view in a worker process", "another", f"{where}, seed 7")
+
+
+@check(repeats, slow=True)
+def processes(make: Make) -> None:
+    """It is the same in another process, where `hash()`, the order of sets and the clock are others."""
+    same_elsewhere(make, _told)
+
+
+def _told(make: Make) -> Told:
+    view, given = make(), list(_images())[::2]
+    seen = {f"view of {where}, seed {seed}": _seen(view, image, seed) for where, image in given for seed in range(6)}
+    return {name: pixels for name, (pixels, _) in seen.items()} | {
+        f"box of the {n}": box for n, (_, box) in seen.items()
+    }
+
+
 @check(boxes, repeats)
 def cut(make: Make) -> None:
     """The box says where the view was cut: views of what lies low in the image have boxes that lie low."""
@@ -142,4 +183,4 @@ def _together(one: Tensor, other: Tensor) -> float:
     return torch.corrcoef(torch.stack([one, other]))[0, 1].item()
 
 
-CHECKS: tuple[Check, ...] = (made, shapes, boxes, unchanged, repeats, alike, steady, cut)
+CHECKS: tuple[Check, ...] = (made, shapes, boxes, unchanged, repeats, looks, alike, steady, cut, workers, processes)

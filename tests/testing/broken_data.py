@@ -2,11 +2,12 @@
 
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 import numpy as np
 import torch
-from hashed_data import Hashed, Unordered
+from hashed_data import Hashed, Listed, Unordered
 from PIL import Image
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
@@ -116,14 +117,77 @@ class Stuck(Window):
 
 
 class Doubled(Window):
-    """Takes tensors for images from 0 to 1."""
+    """Makes tensors brighter."""
 
     def __call__(self, image):
         x, box = super().__call__(image)
-        return x * (255 if isinstance(image, torch.Tensor) else 1), box
+        return x * (3 if isinstance(image, torch.Tensor) else 1), box
+
+
+class SetOrder(Window):
+    """Turns colors in the order of a set."""
+
+    def changed(self, x):
+        for name in {f"turn {number}" for number in range(9)}:
+            x = x.roll(1, 0) if name.endswith(("1", "4", "7")) else (x + int(name[-1]) / 100) ** 1.1
+        return x
+
+
+class Clocked(Window):
+    """Cuts where the clock says, which stands still for a test's while."""
+
+    def corner(self, down, across):
+        return int(time.time() // 1000) % (down + 1), int(torch.randint(across + 1, ()))
+
+
+class Kept(Window):
+    """Keeps an image for each size."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def __call__(self, image):
+        key = image.size if isinstance(image, Image.Image) else image.shape
+        return super().__call__(self.kept.setdefault(key, image if isinstance(image, Image.Image) else image.clone()))
+
+
+class Undivided(Window):
+    """Gives pixels from 0 to 255 as floats."""
+
+    def changed(self, x):
+        return x * 255
+
+
+class Threaded(Window):
+    """Cuts in a thread that is started when it is made."""
+
+    def __init__(self):
+        self.threads = ThreadPoolExecutor(1)
+        self.threads.submit(int).result()
+
+    def __call__(self, image):
+        return self.threads.submit(super().__call__, image).result()
+
+
+class Middle(Window):
+    """Sound: always the middle, in bytes."""
+
+    mean, std = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+
+    def corner(self, down, across):
+        return down // 2, across // 2
+
+    def __call__(self, image):
+        pixels, box = super().__call__(image)
+        return (pixels * 255).round().byte(), box
 
 
 VIEWS = {
+    SetOrder: "processes",
+    Clocked: "processes",
+    Kept: "looks",
+    Undivided: "shapes",
+    Threaded: "workers",
     Stuck: "repeats",
     Doubled: "alike",
     Larger: "shapes",
@@ -259,7 +323,31 @@ class RareNothing(Squares):
         return torch.zeros(3, 0, 9, dtype=torch.uint8) if i == 151 else super().image(i)
 
 
+class Black(Squares):
+    """Makes bytes of numbers from 0 to 1."""
+
+    def image(self, i):
+        return (super().image(i) / 255).byte()
+
+
+class Last(Squares):
+    """Gives its last image, whatever it is asked for."""
+
+    def image(self, i):
+        return super().image(299)
+
+
+class Single(Squares):
+    """Sound: has one image."""
+
+    def __len__(self):
+        return 1
+
+
 DATASETS = {
+    Black: "differs",
+    Last: "differs",
+    Listed: "processes",
     Grows: "repeats",
     Renumbered: "repeats",
     Parts: "labels",
@@ -386,4 +474,4 @@ PROBES = {
     LastTask: "tasks",
     Needs: "few",
 }
-SOUND = {"views": (Window,), "datasets": (Squares,), "probes": (Means,)}
+SOUND = {"views": (Window, Middle), "datasets": (Squares, Single), "probes": (Means,)}

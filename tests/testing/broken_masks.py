@@ -285,7 +285,57 @@ class VeryCrowded(Sound):
         return Patches(super().context(target, grid, rng).index[:, : -2 if len(target) > 100 else None])
 
 
+class HashOrder(Sound):
+    """Names its blocks' shapes in the order of a set."""
+
+    def size(self, grid, rng):
+        kinds = list({f"{rows} {columns}" for rows in range(1, 4) for columns in range(1, 4)})
+        rows, columns = kinds[int(torch.randint(9, (), generator=rng.shared))].split()
+        return int(rows), int(columns)
+
+
+class OneCorner(Sound):
+    """Puts all blocks of an image where its first one is."""
+
+    def __call__(self, batch, grid, rng):
+        target = super().__call__(batch, grid, rng).target.index[:, :1].expand(-1, 2, -1).contiguous()
+        return Mask(self.context(target, grid, rng), Patches(target))
+
+
+class Checkers:
+    """Sound: shows the black or the white squares of a board, whose neighbors are never of one color."""
+
+    ragged = False
+
+    def __call__(self, batch, grid, rng):
+        black = ((torch.arange(grid[0])[:, None] + torch.arange(grid[1])) % 2).flatten().bool()
+        first, second = black.nonzero()[:, 0], (~black).nonzero()[:, 0]
+        if len(first) != len(second):
+            raise ValueError("as many black squares as white ones")
+        swapped = (rng.uniform() < 0.5)[:, None]
+        return Mask(Patches(torch.where(swapped, first, second)), Patches(torch.where(swapped, second, first)[:, None]))
+
+
+class Common:
+    """Sound: one mask for all images of a step."""
+
+    ragged = False
+
+    def __call__(self, batch, grid, rng):
+        if grid[0] * grid[1] < 16:
+            raise ValueError("sixteen patches at least")
+        corner = (int(torch.randint(side - 1, (1,), generator=rng.shared)) for side in grid)
+        target = indices(*(torch.tensor([[one]]) for one in corner), (2, 2), grid)
+        hidden = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
+        hidden[target.flatten()] = True
+        return Mask(
+            Patches((~hidden).nonzero()[:, 0].repeat(batch, 1)), Patches(target.flatten(1)[:, None].repeat(batch, 1, 1))
+        )
+
+
 MASKS = {
+    HashOrder: "processes",
+    OneCorner: "several",
     LateOverlap: "disjoint",
     VeryCrowded: "batches",
     RareOutside: "legal",
@@ -316,7 +366,7 @@ MASKS = {
     Slow: "cost",
 }
 
-SOUND = {"masks": (Sound,)}
+SOUND = {"masks": (Sound, Checkers, Common)}
 
 
 @hookimpl

@@ -17,10 +17,9 @@ import pytest
 from sslzoo import catalogue, testing
 from sslzoo.cli import main
 from sslzoo.recipe.build import maker
-from sslzoo.testing import masks
+from sslzoo.testing import masks, scene
 from sslzoo.testing import report as report_
 from sslzoo.testing.report import Violation
-from sslzoo.testing.scene import as_two_ranks
 
 MODULES = (broken_masks, broken_predictors, broken_targets, broken_losses, broken_encoders)
 MODULES += (broken_data, broken_optimizers)
@@ -42,6 +41,7 @@ def _few_draws(monkeypatch, request):
     part = request.node.callspec.params.get("part") if hasattr(request.node, "callspec") else None
     monkeypatch.setattr(masks, "STEPS", 200 if part in RARE else 40)
     monkeypatch.setattr(masks, "PATIENCE", 2.0 if part is broken_masks.Endless else 10.0)
+    monkeypatch.setattr(scene, "PATIENCE", 1.0 if part is broken_data.Threaded else 10.0)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_checks_that_need_a_broken_contract_are_left_out(family, part):
 
 def test_a_part_that_ends_one_of_two_ranks_is_told():
     with pytest.raises(Violation, match="its process ended"):
-        as_two_ranks(lambda rank: os._exit(3) if rank == 0 else None, dict)
+        scene.as_two_ranks(lambda rank: os._exit(3) if rank == 0 else None, dict)
 
 
 def test_a_fault_of_a_check_is_never_shown_as_the_authors(monkeypatch):
