@@ -200,13 +200,16 @@ def unique(make: Make) -> None:
 def several(make: Make) -> None:
     """Where an image is asked for several blocks, they are not all one block."""
     for grid, masks in _draws(make).masks.items():
-        for mask in masks:
-            asked = _covers_each(mask.target, grid)  # s m N
-            if asked.shape[1] < 2 or (asked != asked[:, :1]).any():
-                break
-        else:
-            came = f"{asked.shape[1]} times the same in every image of {STEPS} steps: is one corner used for all?"
-            raise Violation("target blocks that differ", came, f"grid {grid}")
+        if any(_differ(mask.target, grid) for mask in masks):
+            continue
+        came = f"{masks[0].target.index.shape[1]} times the same in every image of {STEPS} steps"
+        raise Violation("target blocks that differ", f"{came}: is one corner used for all?", f"grid {grid}")
+
+
+def _differ(target: Patches, grid: Grid) -> bool:
+    """Whether some image has two blocks that are not alike, or all have one."""
+    asked = _covers_each(target, grid)
+    return asked.shape[1] < 2 or bool((asked != asked[:, :1]).any())
 
 
 @check(legal)
