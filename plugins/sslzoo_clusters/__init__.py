@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Batch, Progress, Reading, Schedule, Signal, Student, hookimpl
-from sslzoo.keys import Codes, Count, Positive
+from sslzoo.keys import Codes, Count
 from sslzoo.nn import drop_nothing, follow, full_precision, sinkhorn
 
+Temperature = Annotated[Schedule, Field(gt=0)]
 RISING = Schedule.parse({"linear": [0.996, 1.0]})
+CAPI = {name: Schedule.parse(value) for name, value in (("balanced", 0.06), ("own", 0.12))}
 
 
 class Clusters(nn.Module):
@@ -43,14 +45,14 @@ class Clusters(nn.Module):
         *,
         clusters: Codes = 16384,
         momentum: Annotated[Schedule, Field(ge=0, le=1)] = RISING,
-        temperature: Positive = 0.06,
-        own_temperature: Positive = 0.12,
+        temperature: Temperature = CAPI["balanced"],
+        own_temperature: Temperature = CAPI["own"],
         iterations: Count = 3,
         placewise: bool = True,
     ) -> None:
         super().__init__()
         self.momentum, self.placewise, self.iterations = Schedule.parse(momentum), placewise, iterations
-        self.temperature, self.own_temperature = temperature, own_temperature
+        self.temperature, self.own_temperature = Schedule.parse(temperature), Schedule.parse(own_temperature)
         self.encoder = copy.deepcopy(student.encoder).requires_grad_(False)  # type: ignore[attr-defined]
         self.head = nn.Linear(student.encoder.width, clusters)
         nn.init.normal_(self.head.weight)
@@ -74,8 +76,8 @@ class Clusters(nn.Module):
                 tokens = self.encoder(group.pixels.flatten(0, 1)).patches
             with full_precision(tokens.device):
                 logits = self.head(F.normalize(tokens.float(), dim=-1))  # s N p
-                shares = self.assignments(logits.detach())
-                badly = -(shares * (logits / self.own_temperature).log_softmax(-1)).sum(-1).mean(1)
+                shares = self.assignments(logits.detach(), at)
+                badly = -(shares * (logits / self.own_temperature(at)).log_softmax(-1)).sum(-1).mean(1)
             misfit.append(badly.unflatten(0, group.pixels.shape[:2])[..., None])
             if group.mask is not None:
                 patch.append(group.mask.target.flat(group.mask.target.take(group.mask.rows(shares))))
@@ -83,9 +85,9 @@ class Clusters(nn.Module):
         return signals | ({"patch": torch.cat(patch)} if patch else {})
 
     @torch.no_grad()
-    def assignments(self, logits: Tensor) -> Tensor:
+    def assignments(self, logits: Tensor, at: Progress) -> Tensor:
         """Balanced shares of clusters: [s N p] -> [s N p]; over the rows of all ranks."""
-        rows = (logits.transpose(0, 1) if self.placewise else logits.flatten(0, 1)) / self.temperature  # (N) n p
+        rows = (logits.transpose(0, 1) if self.placewise else logits.flatten(0, 1)) / self.temperature(at)  # (N) n p
         shares = sinkhorn(rows, self.iterations)
         return shares.transpose(0, 1) if self.placewise else shares.unflatten(0, logits.shape[:2])
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sslzoo import Batch, Pairing, Progress, Reading, Signal, Student, hookimpl
-from sslzoo.keys import Codes, Positive, Width
+from sslzoo import Batch, Pairing, Progress, Reading, Schedule, Signal, Student, hookimpl
+from sslzoo.keys import Codes, Width
 from sslzoo.nn import full_precision, pixels_of, target_pixels
 from sslzoo_codes.dalle import Dalle
 
 Result = tuple[Tensor, dict[str, Tensor]]
+Temperature = Annotated[Schedule, Field(gt=0)]
+ONE = Schedule.parse(1.0)
 
 
 class Codebook(nn.Module):
@@ -65,14 +70,14 @@ class CrossEntropy(nn.Module):
     needs_target = True
     class_ids = True
 
-    def __init__(self, signal: Signal, *, temperature: Positive = 1.0) -> None:
+    def __init__(self, signal: Signal, *, temperature: Temperature = ONE) -> None:
         super().__init__()
         _check(signal)
-        self.temperature = temperature
+        self.temperature = Schedule.parse(temperature)
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
         """Scores [t p] against codes [t]."""
-        rows = F.cross_entropy(prediction / self.temperature, target, reduction="none")
+        rows = F.cross_entropy(prediction / self.temperature(at), target, reduction="none")
         right = prediction.argmax(-1) == target
         return (pairing.weight * rows).sum(), {"accuracy": right.float().mean()}
 
@@ -86,14 +91,14 @@ class SoftCrossEntropy(nn.Module):
 
     needs_target = True
 
-    def __init__(self, signal: Signal, *, temperature: Positive = 1.0) -> None:
+    def __init__(self, signal: Signal, *, temperature: Temperature = ONE) -> None:
         super().__init__()
         _check(signal)
-        self.temperature = temperature
+        self.temperature = Schedule.parse(temperature)
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
         """Scores [t p] against shares [t p]."""
-        rows = -(target * (prediction / self.temperature).log_softmax(-1)).sum(-1)
+        rows = -(target * (prediction / self.temperature(at)).log_softmax(-1)).sum(-1)
         doubt = -torch.xlogy(target, target.clamp(min=0)).sum(-1)
         return (pairing.weight * rows).sum(), {"target_entropy": doubt.mean()}
 

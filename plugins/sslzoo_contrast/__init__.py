@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sslzoo import Pairing, Progress, Signal, gather, hookimpl, world_size
-from sslzoo.keys import Positive
+from sslzoo import Pairing, Progress, Schedule, Signal, gather, hookimpl, world_size
 
 Result = tuple[Tensor, dict[str, Tensor]]
+SIMCLR = Schedule.parse(0.1)
 
 
 class NtXent(nn.Module):
@@ -24,11 +27,11 @@ class NtXent(nn.Module):
     needs_target = False
     whole_batch = True
 
-    def __init__(self, signal: Signal, *, temperature: Positive = 0.1) -> None:
+    def __init__(self, signal: Signal, *, temperature: Annotated[Schedule, Field(gt=0)] = SIMCLR) -> None:
         super().__init__()
         if signal.kind != "image":
             raise ValueError("this loss is of whole images, but the signal is of patches")
-        self.temperature = temperature
+        self.temperature = Schedule.parse(temperature)
 
     def forward(self, prediction: Tensor, target: Tensor | None, pairing: Pairing, at: Progress) -> Result:
         """Projections [2 b e]. Raises ValueError for another number of views, and for a batch of one image."""
@@ -43,7 +46,7 @@ class NtXent(nn.Module):
         rank = torch.distributed.get_rank() if world_size() > 1 else 0
         own = rank * b + torch.arange(b, device=mine.device)
         own, other = torch.cat([own, own + images]), torch.cat([own + images, own])
-        scores = mine.flatten(0, 1) @ everyone.T / self.temperature
+        scores = mine.flatten(0, 1) @ everyone.T / self.temperature(at)
         scores = scores.scatter(1, own[:, None], float("-inf"))
         found = (scores.detach().argmax(1) == other).float().mean()
         return F.cross_entropy(scores, other), {"found": found}

@@ -7,13 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from sslzoo import Grid, Mask, Patches, Rng
+from sslzoo import Grid, Mask, Patches, Rng, Schedule
 from sslzoo.blocks import share_of
 from sslzoo.contracts import true_entries
-from sslzoo.keys import Aspects, Fraction, FractionRange, GridCount, Share
+from sslzoo.keys import Aspects, FractionRange, GridCount, Share
+from sslzoo_masks.visible import Hidden
 
 FAILURES = 10  # attempts in a row that hide nothing more, before the published generators give up
 ATTEMPTS = 128  # attempts in all
+HALF = Schedule.parse(0.5)
 
 
 class Blocks:
@@ -24,7 +26,8 @@ class Blocks:
     left.
 
     Args:
-        hide: share of the patches to hide, or [low, high], drawn for each image; the number is rounded down.
+        hide: share of the patches to hide, which may change over the run, or [low, high], drawn for each image; the
+            number is rounded down.
         rate: how often an image is masked at all (iBOT: 0.5); of the others everything is seen and nothing asked.
         smallest: least area drawn for a block, in patches (near the end less may be left).
         aspect: height over width of a block, [low, high].
@@ -35,32 +38,32 @@ class Blocks:
     def __init__(
         self,
         *,
-        hide: Fraction | FractionRange = 0.5,
+        hide: Hidden | FractionRange = HALF,
         rate: Share = 1.0,
         smallest: GridCount = 16,
         aspect: Aspects = (0.3, 1 / 0.3),
         exact: bool = False,
     ) -> None:
-        shares = (hide, hide) if isinstance(hide, float | int) else hide
-        if exact and (shares[0] < shares[1] or rate < 1):
+        self.hide = hide if isinstance(hide, tuple) else Schedule.parse(hide)
+        if exact and (rate < 1 or (isinstance(self.hide, tuple) and self.hide[0] < self.hide[1])):
             raise ValueError("exact: the number of hidden patches is one for all images, so hide is one share, rate 1")
-        self.hide, self.rate, self.smallest, self.exact = shares, rate, smallest, exact
+        self.rate, self.smallest, self.exact = rate, smallest, exact
         self.logs = (math.log(aspect[0]), math.log(aspect[1]))
         self.ragged = not exact
 
     def __call__(self, batch: int, grid: Grid, rng: Rng) -> Mask:
         """Context [s k], target [s 1 q]. Raises ValueError if nothing would be hidden, or all."""
-        least, most = (share_of(share, grid[0] * grid[1]) for share in self.hide)
+        low, high = self.hide if isinstance(self.hide, tuple) else (self.hide(rng.at),) * 2
+        least, most = (share_of(share, grid[0] * grid[1]) for share in (low, high))
         if not least or min(grid) < 2:
-            raise ValueError(f"hide: {self.hide[0]} of {grid[0]} x {grid[1]} patches hides {least} in blocks")
+            raise ValueError(f"hide: {low:g} of {grid[0]} x {grid[1]} patches hides {least} in blocks")
         if self.smallest > least:
             found = f"a block of {self.smallest} patches is more than the {least} of {grid[0]} x {grid[1]} to be hidden"
             raise ValueError(f"smallest: {found}")
         quota = torch.full((batch,), most)
         if self.rate < 1 or least < most:
             masked, share = rng.uniform(2).unbind(1)
-            share = self.hide[0] + share * (self.hide[1] - self.hide[0])
-            drawn = (share * grid[0] * grid[1]).long().clamp(least, most)
+            drawn = ((low + share * (high - low)) * grid[0] * grid[1]).long().clamp(least, most)
             quota = torch.where(masked < self.rate, drawn, 0)
         hidden = self._hidden(batch, grid, rng, quota)
         context, target = _listed(~hidden), _listed(hidden)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sslzoo import Pairing, Progress, Schedule, Signal, all_mean, hookimpl
-from sslzoo.keys import Codes, Count, NotNegative, Positive
+from sslzoo.keys import Codes, Count, NotNegative
 from sslzoo.nn import mean_of_pairs, sinkhorn
 
 Result = tuple[Tensor, dict[str, Tensor]]
 Sharpness = Annotated[Schedule, Field(gt=0)]
-CONSTANT = {"teacher": Schedule.parse(0.04), "sharpen": Schedule.parse(0.25)}
+CONSTANT = {name: Schedule.parse(value) for name, value in (("student", 0.1), ("teacher", 0.04), ("sharpen", 0.25))}
 
 
 class Distill(nn.Module):
@@ -37,20 +37,20 @@ class Distill(nn.Module):
         self,
         signal: Signal,
         *,
-        temperature: Positive = 0.1,
+        temperature: Sharpness = CONSTANT["student"],
         teacher_temperature: Sharpness = CONSTANT["teacher"],
         average: Literal["rows", "images"] = "rows",
     ) -> None:
         super().__init__()
         if average == "images" and signal.kind == "image":
             raise ValueError("average: images is of patches, but this signal is of whole images")
-        self.temperature, self.average, self.own_mean = temperature, average, average == "images"
-        self.teacher_temperature = Schedule.parse(teacher_temperature)
+        self.average, self.own_mean = average, average == "images"
+        self.temperature, self.teacher_temperature = Schedule.parse(temperature), Schedule.parse(teacher_temperature)
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
         """Scores [v b p] against [u b p], or [t p] against [t p]."""
         wanted = (target.detach() / self.teacher_temperature(at)).softmax(-1)
-        said = (prediction / self.temperature).log_softmax(-1)
+        said = (prediction / self.temperature(at)).log_softmax(-1)
         figures = {"target_entropy": _entropy(wanted).sum() / max(1, wanted[..., 0].numel())}
         if prediction.ndim == 3:
             pairs = -torch.einsum("vbp,ubp->vu", said, wanted) / prediction.shape[1]
@@ -89,7 +89,7 @@ class Assign(nn.Module):
         signal: Signal,
         *,
         prototypes: Codes = 1024,
-        temperature: Positive = 0.1,
+        temperature: Sharpness = CONSTANT["student"],
         sharpen: Sharpness = CONSTANT["sharpen"],
         balance: Literal[0] | Count = 3,
         mean_entropy: NotNegative = 1.0,
@@ -98,14 +98,14 @@ class Assign(nn.Module):
         super().__init__()
         if signal.kind != "image":
             raise ValueError("this loss is of whole images, but the signal is of patches")
-        self.temperature, self.balance, self.sharpen = temperature, balance, Schedule.parse(sharpen)
+        self.temperature, self.balance, self.sharpen = Schedule.parse(temperature), balance, Schedule.parse(sharpen)
         self.weights = mean_entropy, entropy
         bound = 1 / math.sqrt(signal.width)
         self.prototypes = nn.Parameter(torch.empty(prototypes, signal.width).uniform_(-bound, bound))
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
         """Projections [v b e] against [u b e]."""
-        said = self._scores(prediction).log_softmax(-1)
+        said = self._scores(prediction, at).log_softmax(-1)
         wanted = self.assignments(target, at)
         pairs = -torch.einsum("vbp,ubp->vu", said, wanted) / prediction.shape[1]
         cross = mean_of_pairs(pairs, pairing)
@@ -119,10 +119,10 @@ class Assign(nn.Module):
     @torch.no_grad()
     def assignments(self, target: Tensor, at: Progress) -> Tensor:
         """Shares of prototypes that the targets [u b e] call for: [u b p]."""
-        return sinkhorn((self._scores(target) / self.sharpen(at)).log_softmax(-1), self.balance)
+        return sinkhorn((self._scores(target, at) / self.sharpen(at)).log_softmax(-1), self.balance)
 
-    def _scores(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) @ F.normalize(self.prototypes, dim=-1).T / self.temperature
+    def _scores(self, x: Tensor, at: Progress) -> Tensor:
+        return F.normalize(x, dim=-1) @ F.normalize(self.prototypes, dim=-1).T / self.temperature(at)
 
 
 def _entropy(shares: Tensor) -> Tensor:

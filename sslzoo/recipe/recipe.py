@@ -437,7 +437,8 @@ def turns(recipe: Recipe, installed: Catalogue, epoch_steps: int) -> Iterator[tu
 def schedules(recipe: Recipe, installed: Catalogue) -> Iterator[tuple[str, Any]]:
     """Every key that takes a schedule, defaults included, as it would stand in YAML."""
     for key in keys(recipe, installed):
-        if key.declared is not None and signature.names(key.declared.annotation, Schedule):
+        named = key.declared is not None and signature.names(key.declared.annotation, Schedule)
+        if named and not isinstance(key.value, list | tuple):  # the key may take [low, high] instead
             yield ".".join(key.place), key.value
     for pattern, factors in recipe.optim.get("groups", {}).items():
         for name, value in factors.items():

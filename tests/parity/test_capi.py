@@ -125,7 +125,7 @@ def test_the_first_forward_and_its_gradients(path):
     features = teacher.encoder(images).patches
     close(features, tensors["step0.teacher.backbone"])
     logits = teacher.head(torch.nn.functional.normalize(features, dim=-1))
-    close(teacher.assignments(logits).transpose(0, 1), tensors["step0.teacher.assignments"], 1e-4)
+    close(teacher.assignments(logits, at).transpose(0, 1), tensors["step0.teacher.assignments"], 1e-4)
     tokens = method.student.encoder(images, mask.context)
     close(tokens.patches, tensors["step0.student.encoder"])
     places = features.shape[1]

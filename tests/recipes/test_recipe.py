@@ -463,6 +463,12 @@ def test_a_mapping_of_parts_is_no_schedule():
     assert "predictor.parts" not in places
 
 
+def test_a_range_is_no_schedule():
+    found = dict(schedules(*load("tiny/ibot", ("masks.two.hide={linear: [0.1, 0.5]}",))))
+    assert "masks.one.hide" not in found  # [0.1, 0.5], drawn for each image
+    assert found["masks.two.hide"] == {"linear": [0.1, 0.5]}
+
+
 HIDE = ("use: multiblock, min_keep: 1", "use: random, hide: {}")
 
 
