@@ -20,6 +20,7 @@ MOST_KEPT = 0.05  # share of its starting weights that a teacher may keep
 MOST_KNOWN = 0.01  # share of the test images that probes may have trained on
 MOST_WARM_UP = 0.2  # share of a run that may be warm-up
 LONGEST = 120  # letters of a value that are told
+SHORT = 24  # letters of a word that is told before what was cut
 OWN = ("name", "run.seed", "plugins")  # what tells runs apart, and no question
 
 
@@ -90,14 +91,20 @@ def _recipes(found: Box, variants: Mapping[str, Sequence[Record]], named: set[st
     places = sorted({place for one in trees.values() for place in one})
     uses = [place for place in places if place.endswith(".use") and len({one.get(place) for one in trees.values()}) > 1]
     swapped = tuple(place.removesuffix("use") for place in uses)
-    own = {place for place in places if place.startswith(swapped) and not all(place in one for one in trees.values())}
+    own = {
+        place
+        for place in places
+        if place.startswith(swapped)
+        and not all(place in one for one in trees.values())
+        and len({str(one[place]) for one in trees.values() if place in one}) == 1
+    }
     for place in places:
         if place.startswith((*OWN, "evaluate")) or place in own - set(uses):
             continue
         values = {name: str(one.get(place, "(absent)")) for name, one in trees.items()}
         if len(set(values.values())) == 1:
             continue
-        if place in uses:  # what only this part has is told with it; what both have, in a line of its own
+        if place in uses:  # what only this part has is told with it; what both have, or some otherwise, in its own line
             values = {name: _with_own(one, place, own) for name, one in trees.items()}
         asked = any(place == one or place.startswith(one + ".") or one.startswith(place + ".") for one in named)
         if place.startswith(HOW):
@@ -374,7 +381,7 @@ def _alike(what: str, values: Mapping[str, str]) -> Finding:
 
 
 def shown(texts: Collection[str]) -> dict[str, str]:
-    """Each text in a few letters; those that begin alike, from shortly before where they differ."""
+    """Each text in a few letters; those that begin alike, by their first word and from shortly before they differ."""
     found = {text: text if len(text) <= LONGEST else text[: LONGEST - 3] + "..." for text in texts}
     for told in set(found.values()):
         alike = [text for text in found if found[text] == told]
@@ -382,5 +389,6 @@ def shown(texts: Collection[str]) -> dict[str, str]:
             apart = (n for n, letters in enumerate(zip(*alike, strict=False)) if len(set(letters)) > 1)
             begin = next(apart, min(map(len, alike))) - 12
             rest = shown([text[begin:] for text in alike])
-            found |= {text: "..." + rest[text[begin:]].removeprefix("...") for text in alike}
+            first = word if len(word := alike[0].partition(" ")[0]) <= min(begin, SHORT) else ""
+            found |= {text: f"{first}..." + rest[text[begin:]].removeprefix("...") for text in alike}
     return found

@@ -47,6 +47,16 @@ def test_keys_that_a_swapped_part_shares_with_the_other_are_no_part_of_the_swap(
     assert [(one.what, one.values) for one in found.beside] == [("optim.lr", {"base": "0.001", "other": "4.8"})]
 
 
+def test_what_differs_within_a_part_is_told_by_its_own_place_though_another_variant_swaps_the_part():
+    masks = {"a": {"use": "multiblock", "targets": 4, "keep": 1}, "b": {"use": "multiblock", "targets": 2, "keep": 1}}
+    masks |= {"c": {"use": "random", "hide": 0.6}}
+    found = box({name: [record(tree={"masks": {"image": one}})] for name, one in masks.items()}, {}).question
+    assert {one.what: dict(one.values) for one in found} == {
+        "masks.image.use": {"a": "multiblock (keep 1)", "b": "multiblock (keep 1)", "c": "random (hide 0.6)"},
+        "masks.image.targets": {"a": "4", "b": "2", "c": "(absent)"},
+    }
+
+
 def test_the_same_images_at_another_path_are_fair():
     data = {"images": 9, "fingerprint": "beef"}
     sides = {
