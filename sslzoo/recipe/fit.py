@@ -1,7 +1,8 @@
 """Do the parts of a recipe fit? Checks the wiring; then rehearses one step on nothing.
 
 `check` is the third pass of validation: signals exist and agree, roles and masks suit, then one step forward and
-backward on the meta device, where tensors have shapes and no numbers. It opens no data set.
+backward on the meta device, where tensors have shapes and no numbers. It opens no data set, but where masks change by
+epochs in a run of steps: only the data tell how far it comes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sslzoo.errors import Problem, RecipeError, RunError, UserError, did_you_mea
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
 from sslzoo.recipe import shapes
-from sslzoo.recipe.build import assemble, located, make, no_signal, refuses, signals_of
+from sslzoo.recipe.build import assemble, build_sources, located, make, no_signal, refuses, signals_of
 from sslzoo.recipe.recipe import Recipe, turns
 from sslzoo.rng import derive_seed
 from sslzoo.run import optim
@@ -36,6 +37,7 @@ DRY_IMAGES = 2  # images of the rehearsal, at the most
 DRAWN_ROWS = 64  # masks are drawn for so many images at the most ...
 DRAWN_TOGETHER = 512  # ... or so many, where masks depend on those they are drawn with
 TRIED_STEPS = 64  # for which masks are drawn, to see that they can be
+COUNTED = 0  # the step whose chance counted masks are of
 COUNTED_STEPS = 256  # for which masks are drawn, and whose mean the arithmetic is
 LONG_EPOCH = 10**6  # steps
 
@@ -75,7 +77,7 @@ def check(recipe: Recipe, installed: Catalogue) -> Flow:
     problems = [*_wiring(recipe, installed, method, sources), *_moving(recipe, installed, method)]
     if problems:
         raise recipe.text.error(problems)
-    return _rehearse(recipe, method, sources)
+    return _rehearse(recipe, installed, method, sources)
 
 
 def _wiring(recipe: Recipe, installed: Catalogue, method: Method, sources: Sources) -> Iterator[Problem]:
@@ -130,15 +132,29 @@ def _grid_and_masks(
         yield Problem(place, f"failed on images of {views.view.size}: {located(error)}")
 
 
-def _spread(recipe: Recipe, many: int) -> list[Progress]:
+def _spread(recipe: Recipe, many: int, epoch_steps: int = 0) -> list[Progress]:
     """Moments all along the run, its first and its last among them.
 
-    How many steps an epoch has is not known without the data; it is taken so that a run reaches as much as it may of
-    its schedules: one, or in a run of epochs very many.
+    How many steps an epoch has is not known without the data; where it is not told, it is taken so that a run reaches
+    as much as it may of its schedules: one, or in a run of epochs very many.
     """
-    epoch_steps = 1 if recipe.run.steps else LONG_EPOCH
+    epoch_steps = epoch_steps or (1 if recipe.run.steps else LONG_EPOCH)
     steps = max(1, recipe.run.length(epoch_steps))
     return [Progress(n * (steps - 1) // (many - 1), steps, epoch_steps) for n in range(many)]
+
+
+def _epoch_steps(recipe: Recipe, installed: Catalogue) -> int:
+    """Steps of an epoch where masks change by epochs in a run of so many steps: its data set is opened to tell them.
+
+    0 where nothing depends on it, or the data are not here.
+    """
+    one, two = ([turn for turn in turns(recipe, installed, many) if turn[0].startswith("masks.")] for many in (1, 2))
+    if not recipe.run.steps or one == two:
+        return 0
+    try:
+        return len(build_sources(recipe, installed).data) // recipe.run.batch
+    except UserError:
+        return 0
 
 
 def _moments(recipe: Recipe, installed: Catalogue, name: str) -> list[Progress]:
@@ -150,9 +166,11 @@ def _moments(recipe: Recipe, installed: Catalogue, name: str) -> list[Progress]:
     return [*found, *(Progress(step, steps, epoch_steps) for step in around if 0 <= step < steps)]
 
 
-def _draw(recipe: Recipe, sources: Sources, name: str, grid: Grid, at: Progress, seed: int) -> Mask:
-    rows = range(_rows_drawn(recipe, sources))
-    return draw_mask(sources.masks[name], grid, derive_seed(seed, name), at, rows, sources.views[name].count)
+def _draw(
+    recipe: Recipe, sources: Sources, name: str, grid: Grid, at: Progress, seed: int, chance: int | None = None
+) -> Mask:
+    rows, views = range(_rows_drawn(recipe, sources)), sources.views[name].count
+    return draw_mask(sources.masks[name], grid, derive_seed(seed, name), at, rows, views, chance=chance)
 
 
 def _moving(recipe: Recipe, installed: Catalogue, method: Method) -> Iterator[Problem]:
@@ -236,18 +254,21 @@ def _rows_drawn(recipe: Recipe, sources: Sources) -> int:
     return min(recipe.run.micro or recipe.run.batch, recipe.run.batch, most)
 
 
-def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[Progress, int, float, float]:
+def _typical(
+    recipe: Recipe, installed: Catalogue, method: Method, sources: Sources
+) -> tuple[Progress, int, float, float]:
     """What comes nearest to the mean of many drawn masks in arithmetic, and that mean.
 
     Returns the moment and the seed of that draw, the mean in units of it, and how many patches of an image the student
-    sees, as a mean. Each moment has a seed of its own, whatever the run's: what a recipe costs is no matter of chance.
+    sees, as a mean. Each moment has a seed of its own, whatever the run's, and all are of one step's chance: what a
+    recipe costs is no matter of its seed, nor an image's of its length.
     Arithmetic goes nearly as weights times tokens: the encoder's by patches seen, the predictor's by patches seen and
     asked for by each block; a teacher sees everything, forward only.
     """
     encoder, predictor = _count(method.student.encoder), _count(method.student.predictor)  # type: ignore[arg-type]
     teachers = sum(hasattr(target, "encoder") for target in method.targets.values())
     grids, rows = sources.grids(method.student.encoder), _rows_drawn(recipe, sources)
-    moments = _spread(recipe, COUNTED_STEPS)
+    moments = _spread(recipe, COUNTED_STEPS, _epoch_steps(recipe, installed))
     work, patches = torch.ones(len(moments), dtype=torch.double), 0.0
     for name, views in sources.views.items():
         whole = views.count * math.prod(grids[name])
@@ -255,7 +276,7 @@ def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[Progress
             patches += whole * (views.role != "target")
             continue
         for seed, at in enumerate(moments):
-            mask = _draw(recipe, sources, name, grids[name], at, seed)
+            mask = _draw(recipe, sources, name, grids[name], at, seed, COUNTED)
             seen, asked = mask.context.index.numel(), mask.target.index.numel()
             blocks = mask.target.index.shape[1]
             work[seed] += encoder * seen + predictor * (seen * blocks + asked) + teachers * encoder * whole * rows / 3
@@ -264,11 +285,12 @@ def _typical(recipe: Recipe, method: Method, sources: Sources) -> tuple[Progress
     return moments[seed], seed, (work.mean() / work[seed]).item(), patches
 
 
-def _rehearse(recipe: Recipe, method: Method, sources: Sources) -> Flow:
+def _rehearse(recipe: Recipe, installed: Catalogue, method: Method, sources: Sources) -> Flow:
     drawn = _rows_drawn(recipe, sources)
     images = min(DRY_IMAGES, drawn)
-    typical, seed, mean, patches = _typical(recipe, method, sources)
-    batch = fake_batch(sources, method.student.encoder, images, "meta", seed=seed, at=typical, drawn=drawn)
+    typical, seed, mean, patches = _typical(recipe, installed, method, sources)
+    drawing = {"seed": seed, "at": typical, "drawn": drawn, "chance": COUNTED}
+    batch = fake_batch(sources, method.student.encoder, images, "meta", **drawing)
     at = Progress(0, 1)
     seen: dict[str, str] = {}
     read: list[tuple[Tokens, bool]] = []  # what the student's encoder said, and whether its summary is a token

@@ -339,17 +339,20 @@ def fake_batch(
     seed: int = 0,
     at: Progress | int = 0,
     drawn: int | None = None,
+    chance: int | None = None,
 ) -> Batch:
     """A batch with real masks and empty pixels, for the dry run; the data set is not touched.
 
     Masks are those of the first images of a step whose micro-batch has `drawn` images: their sizes may depend on it.
+    `chance` as in `draw_mask`.
     """
     groups, rows, grids = {}, drawn or images, sources.grids(encoder)
     for name, views in sources.views.items():
         sampler = sources.masks.get(name)
         mask = None
         if sampler is not None:
-            whole = draw_mask(sampler, grids[name], derive_seed(seed, name), at, range(rows), views.count)
+            own = derive_seed(seed, name)
+            whole = draw_mask(sampler, grids[name], own, at, range(rows), views.count, chance=chance)
             mask = _of_first_images(whole, images, rows)
         pixels = torch.zeros(1, 1, 1, 1, 1).expand(views.count, images, 3, *views.view.size)
         groups[name] = Group(pixels, torch.zeros(views.count, images, 4), mask, views.role)

@@ -15,18 +15,25 @@ from sslzoo.rng import Rng
 
 
 def draw_mask(
-    sampler: MaskSampler, grid: Grid, seed: int, at: Progress | int, slots: Sequence[int], views: int = 1
+    sampler: MaskSampler,
+    grid: Grid,
+    seed: int,
+    at: Progress | int,
+    slots: Sequence[int],
+    views: int = 1,
+    *,
+    chance: int | None = None,
 ) -> Mask:
     """Masks of these slots of a step, for each of the views; groups pass seeds of their own.
 
-    A number is that step of a run that ends with it.
+    A number is that step of a run that ends with it. `chance` is the step whose randomness is used; its own if left out.
 
     Raises:
         RunError: the sampler returned no mask, or one that does not fit the grid.
     """
     rows = [view << 32 | slot for view in range(views) for slot in slots]
     at = Progress(at, at + 1) if isinstance(at, int) else at
-    found = sampler(len(rows), grid, Rng(seed, at.step, rows, at))
+    found = sampler(len(rows), grid, Rng(seed, at.step if chance is None else chance, rows, at))
     fault = _mask_fault(found, len(rows), grid)
     if fault:
         raise RunError(f"the mask sampler {type(sampler).__name__} {fault}")
