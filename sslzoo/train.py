@@ -119,7 +119,7 @@ def train(
     guard, unreadable = Guard(folder, world, watch.stop), Unreadable(folder, run.unreadable, watch.say)
     learner = Learner(run, moves, method, model, optimizer, guard, world)
     peak = peak_flops(world.device, run.precision)
-    clock = Clock(flow.flops, world, run.batch, peak, folder.metrics.seconds())
+    clock = Clock(flow.flops, world, run.batch, peak, *folder.metrics.seconds())
     clock.sending = sending(method, run, world, watch.say)
     journal = Journal(
         learner,

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -49,7 +50,7 @@ class Cost:
     images: int  # in the training set
     own: int  # steps that the recipe itself asks for
     patches: float = 0.0  # of an image that the student sees
-    seconds: float = 0.0  # of a step on this machine; measured where the budget is device time
+    seconds: float = 0.0  # of a step on a device here; measured where the budget is device time
 
     @property
     def epoch_steps(self) -> int:
@@ -174,7 +175,7 @@ def _seconds(recipe: Recipe, installed: Catalogue, flow: Flow, kept: Path) -> fl
 
 
 def _measure(recipe: Recipe, installed: Catalogue, flow: Flow) -> float:
-    """Seconds of a step here: the median of a few, trained for nothing in a folder that is thrown away."""
+    """Device seconds of a step here: the median of a few, trained for nothing in a folder that is thrown away."""
     from sslzoo.run.folder import Folder
     from sslzoo.run.processes import World
     from sslzoo.train import train
@@ -184,5 +185,6 @@ def _measure(recipe: Recipe, installed: Catalogue, flow: Flow) -> float:
     device = torch.device("cuda" if torch.cuda.is_available() and run.device != "cpu" else "cpu")
     with TemporaryDirectory() as folder:
         train(replace(recipe, run=run, evaluate=None), installed, flow, Path(folder), World(device=device))
-        rates = [line["images_per_second"] for line in Folder(Path(folder)).metrics.read()[WARM:]]
-    return run.batch / sorted(rates)[len(rates) // 2]
+        read = [line["device_seconds"] for line in Folder(Path(folder)).metrics.read()[WARM - 1 :]]
+    steps = sorted(after - before for before, after in pairwise(read))
+    return steps[len(steps) // 2]

@@ -131,7 +131,9 @@ def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iter
     ]
     note = (
         "Means over finished runs; of a variant that has none, over what ran. FLOPs: forward and backward, mean over "
-        "mask draws. Parameters: of all parts, a teacher and what is thrown away after training among them."
+        "mask draws. Device s: in the training loop, of all processes; of GPUs the time that passed, of CPUs what their "
+        "cores did for the run, other work beside it and processes that load data aside. Parameters: of all parts, a "
+        "teacher and what is thrown away after training among them."
     )
     yield Table("Cost", note, head, rows)
 

@@ -88,14 +88,18 @@ class Record:
 
     @property
     def seconds(self) -> float | None:
-        """Device seconds: time in the training loop, of all processes that each attempt had."""
+        """Seconds that devices worked in the training loop, of all processes that each attempt had.
+
+        Of GPUs the time that passed, of CPUs what cores did for the run; of a run that did not tell, the time.
+        """
         spent, before = 0.0, 0.0
         for line in self.lines:
-            if line.get("seconds") is None:
+            now = line.get("device_seconds", line.get("seconds"))
+            if now is None:
                 continue
             had = [facts for facts in self.attempts if facts.get("from", 0) < line["step"]] or [self.facts]
-            spent += (line["seconds"] - before) * had[-1].get("processes", 1)
-            before = line["seconds"]
+            spent += (now - before) * had[-1].get("processes", 1)
+            before = now
         return spent if before else None
 
     @property

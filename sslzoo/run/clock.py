@@ -22,7 +22,7 @@ def hours(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-TIMING = ("images_per_second", "data_wait", "mfu", "seconds")  # what `Clock` reads: another in every run
+TIMING = ("images_per_second", "data_wait", "mfu", "seconds", "device_seconds")  # what `Clock` reads: another in every run
 
 
 @dataclass
@@ -34,8 +34,10 @@ class Clock:
     batch: int
     peak: float | None  # FLOP/s of a device, where it is known
     seconds: float = 0.0  # of training up to here, in earlier attempts of the run
+    device_seconds: float = 0.0  # that its device worked for it meanwhile
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
+    worked: float = field(default_factory=time.process_time)
     steps: int = 0
     sending: float = 0.0  # seconds of an all-reduce of all gradients; 0 where one process trains alone
     readings: int = 0
@@ -49,13 +51,17 @@ class Clock:
 
     def read(self, steps: int) -> dict[str, float]:
         """Rates since the last reading; `steps` were done in this process so far."""
-        now = time.perf_counter()
+        now, worked = time.perf_counter(), time.process_time()
         took, rate = now - self.since, (steps - self.steps) * self.batch / (now - self.since)
         self.seconds += took
+        # A GPU is one run's own, by the hour; cores are shared, and what others do on them costs this run nothing.
+        self.device_seconds += worked - self.worked if self.world.device.type == "cpu" else took
         found = {"images_per_second": rate, "data_wait": min(1.0, self.waited / took), "seconds": self.seconds}
+        found["device_seconds"] = self.device_seconds
         if self.peak:
             found["mfu"] = rate * self.flops / (self.peak * self.world.size)
-        self.since, self.waited, self.steps, self.readings = now, 0.0, steps, self.readings + 1
+        self.since, self.worked, self.waited = now, worked, 0.0
+        self.steps, self.readings = steps, self.readings + 1
         return found
 
     def of_sending(self, rate: float) -> str:

@@ -134,10 +134,11 @@ class Lines:
         else:
             self.path.unlink(missing_ok=True)
 
-    def seconds(self) -> float:
-        """Seconds of training that the lines tell of, over all attempts."""
-        lines = self.read()
-        return lines[-1].get("seconds") or 0.0 if lines else 0.0
+    def seconds(self) -> tuple[float, float]:
+        """Seconds of training that the lines tell of, over all attempts; and those of the device."""
+        last = (self.read() or [{}])[-1]
+        seconds = last.get("seconds") or 0.0
+        return seconds, last.get("device_seconds", seconds) or 0.0
 
     def write(self, line: Mapping[str, float]) -> None:
         """Appends a line; numbers that JSON lacks (nan, inf) become null. Raises RunError if it cannot."""
@@ -181,5 +182,6 @@ def _digest(lines: int, checksum: int) -> str:
 def _is_line(row: Mapping[str, object]) -> bool:
     """A step, and nothing but numbers; null where one was not finite."""
     numbers = all(value is None or type(value) in (int, float) for value in row.values())
-    step, seconds = row.get("step"), row.get("seconds") or 0.0
-    return numbers and isinstance(step, int) and step > 0 and isinstance(seconds, (int, float)) and seconds >= 0
+    step, *seconds = row.get("step"), row.get("seconds") or 0.0, row.get("device_seconds") or 0.0
+    known = all(isinstance(one, (int, float)) and one >= 0 for one in seconds)
+    return numbers and isinstance(step, int) and step > 0 and known

@@ -79,6 +79,8 @@ def test_seconds_are_those_of_the_processes_that_each_attempt_had():
     lines = ({"step": 400, "seconds": 9.0}, {"step": 900, "seconds": 10.0}, {"step": 1000, "seconds": 10.5})
     attempts = ({"from": 0, "processes": 4}, {"from": 400, "processes": 1}, {"from": 900, "processes": 2})
     assert record(lines=lines, attempts=attempts).seconds == 4 * 9 + 1 + 2 * 0.5
+    shared = tuple(line | {"device_seconds": line["seconds"] / 2} for line in lines)  # cores that others used, too
+    assert record(lines=shared, attempts=attempts).seconds == (4 * 9 + 1 + 2 * 0.5) / 2
     unknown = ({"step": 900, "seconds": None, "context_patches": None},)
     assert (record(lines=unknown).seconds, record(lines=unknown).tokens) == (None, None)
 
