@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Running:
-    """A cell that trains in a process of its own."""
+    """A cell that trains, and is probed, in a process of its own."""
 
     cell: Cell
     process: subprocess.Popen[bytes]
@@ -99,9 +99,10 @@ def prepare(study: Study) -> list[Cell]:
 
 
 def here(study: Study, jobs: int, console: Console) -> list[str]:
-    """Trains what is left of a study in processes of this machine, `jobs` at a time; Ctrl-C saves them all.
+    """Trains and probes what is left of a study in processes of this machine, `jobs` at a time; Ctrl-C saves them all.
 
-    Returns which cells failed; the others were run to their end.
+    Returns which cells failed; the others were run to their end. One that was trained and could not be probed is none
+    of them: `evaluation.evaluate` tries it again.
 
     Raises:
         UserError: it was stopped; the same command goes on.
@@ -118,13 +119,13 @@ def here(study: Study, jobs: int, console: Console) -> list[str]:
         with Live(console=console, refresh_per_second=2, transient=True, auto_refresh=False) as live:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running.append(_start(waiting.pop(0), jobs))
+                    running.append(_start(waiting.pop(0), study, jobs))
                 time.sleep(LOOK)
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
                     name = f"{one.cell.variant}, seed {one.cell.seed}"
                     console.print(_ended(one, name), markup=False, highlight=False)
-                    failed += [name] if one.process.returncode else []
+                    failed += [name] if one.process.returncode and not is_done(one.cell) else []
                 if console.is_terminal:
                     live.update(progress(study), refresh=True)
     except KeyboardInterrupt:
@@ -139,15 +140,18 @@ def here(study: Study, jobs: int, console: Console) -> list[str]:
     return failed
 
 
-def _start(cell: Cell, jobs: int) -> Running:
+def _start(cell: Cell, study: Study, jobs: int) -> Running:
     """A cell in a process of its own; of several at a time, each has its share of the cores."""
     share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))} if jobs > 1 else {}
-    return Running(cell, start(cell.folder, **share))
+    words = ("sslzoo.compare.worker", str(cell.folder), study.keys.networks, str(study.features))
+    return Running(cell, start(cell.folder, words, **share))
 
 
 def _ended(one: Running, name: str) -> str:
     if one.process.returncode == 0:
         return f"{name}: done"
+    if is_done(one.cell):
+        return f"{name}: done, but not probed: {_last_line(one.cell.folder / 'output.txt')}"
     reason = State(one.cell.folder).reason or _last_line(one.cell.folder / "output.txt")
     return f"{name}: failed: {reason}"
 

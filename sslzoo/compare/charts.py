@@ -57,8 +57,8 @@ def against_cost(
         legend(page, page.axes[0])
     caption = (
         "Top-1 in percent of each run against what its training cost: arithmetic (FLOPs: multiply and add count as "
-        "two, forward and backward, mean over mask draws), device seconds (in the training loop, of all processes: time "
-        "of GPUs, work of cores), images seen. "
+        "two, forward and backward, mean over mask draws), device seconds (in the training loop, of all processes: of "
+        "GPUs time, of cores work), images seen. "
         "Every seed is a point; lines: the same encoders before training (their mean), and the commonest class."
     )
     caption += f" Alike for all runs, and so not drawn: {', '.join(equal)}." if equal else ""

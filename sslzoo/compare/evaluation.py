@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import click
 import torch
 from rich.console import Console
 
 from sslzoo.compare import cells
-from sslzoo.compare.study import Cell, Study
+from sslzoo.compare.study import Study
 from sslzoo.errors import UserError
 from sslzoo.evaluate import written
-from sslzoo.evaluate.bench import Bench, bench, restored, untrained
+from sslzoo.evaluate.bench import Bench, Say, bench, restored, untrained
 from sslzoo.evaluate.figures import probe
 from sslzoo.evaluate.rehearse import rehearse
+from sslzoo.plugins import Catalogue
 from sslzoo.recipe.build import build_method
 from sslzoo.recipe.precision import settled
+from sslzoo.recipe.recipe import Recipe
 from sslzoo.run.networks import encoders, of_kind
 from sslzoo.run.processes import World, join
 from sslzoo.run.state import State
@@ -52,46 +55,73 @@ def refuse_unfit(study: Study, *, data: bool = True) -> None:
         opened.append(cell.recipe.evaluate)
 
 
+@dataclass
+class Opened:
+    """Evaluations that were opened: their data sets are opened once for all cells."""
+
+    known: dict[str, Bench] = field(default_factory=dict)
+
+    def of(self, recipe: Recipe, installed: Catalogue, device: torch.device, folder: Path) -> Bench:
+        """The one of a recipe. Raises UserError where its data do not fit."""
+        settings = f"{recipe.run.precision} {recipe.evaluate}"
+        if settings not in self.known:
+            self.known[settings] = bench(recipe, installed, device=device, folder=folder)
+        return self.known[settings]
+
+
 def evaluate(study: Study, console: Console) -> list[str]:
     """Probes every finished cell that has no figures of its last step by these settings; returns which could not be.
 
-    Raises:
-        UserError: the evaluation's data do not fit.
+    A cell was probed by the process that trained it, unless that was cut short, or the study asks for more since.
     """
-    opened: dict[str, Bench] = {}
-    failed = []
+    opened, failed = Opened(), []
     for cell in study.cells:
         if not cells.is_done(cell):
             continue
-        device = join(cell.recipe.run.device, 1).device
-        cell = replace(cell, recipe=settled(cell.recipe, World(device=device), cell.folder))
-        settings = f"{cell.recipe.run.precision} {cell.recipe.evaluate}"
-        if settings not in opened:  # data sets are opened once for all cells
-            opened[settings] = bench(cell.recipe, cell.installed, device=device, folder=cell.folder)
+        name = f"{cell.variant}, seed {cell.seed}"
+
+        def say(text: str, name: str = name) -> None:
+            console.print(f"probing {name}: {text}", markup=False, highlight=False)
+
+        given = cell.recipe, cell.installed, cell.folder, study.keys.networks, study.features
         try:
-            _cell(cell, opened[settings], study, device, console)
+            of_cell(opened, *given, say)
         except UserError as error:
-            failed.append(f"{cell.variant}, seed {cell.seed}, could not be probed: {error}")
+            failed.append(f"{name}, could not be probed: {error}")
     return failed
 
 
-def _cell(cell: Cell, opened: Bench, study: Study, device: torch.device, console: Console) -> None:
-    start = untrained(cell.recipe, cell.installed)
-    conditions = opened.conditions(cell.recipe, cell.installed)
-    found = written.read(cell.folder, cell.recipe.name, cell.recipe.run.seed)[0]
-    last = State(cell.folder).now.get("step")
+def of_cell(
+    opened: Opened,
+    recipe: Recipe,
+    installed: Catalogue,
+    folder: Path,
+    networks: str,
+    features: Path,
+    say: Say,
+) -> None:
+    """Probes the `networks` of a finished run that have no figures of its last step by its recipe's settings.
+
+    Raises:
+        UserError: data, checkpoint or a network do not fit.
+    """
+    device = join(recipe.run.device, 1).device
+    recipe = settled(recipe, World(device=device), folder)
+    ready, start = opened.of(recipe, installed, device, folder), untrained(recipe, installed)
+    conditions = ready.conditions(recipe, installed)
+    found = written.read(folder, recipe.name, recipe.run.seed)[0]
+    last = State(folder).now.get("step")
     known = {one.network for one in found if one.step == last and one.holds(conditions) and "untrained" in one.columns}
-    missing = [name for name in of_kind(start, study.keys.networks) if name not in known]
+    missing = [name for name in of_kind(start, networks) if name not in known]
     if not missing:
         return
-    method, step = restored(cell.recipe, cell.installed, cell.folder, say=_to_log)
+    method, step = restored(recipe, installed, folder, say=_to_log)
     if step != last:
         raise UserError(f"its last checkpoint, of step {last}, cannot be read (that of step {step} can)")
     methods: Mapping[str, Method] = {"trained": method, "untrained": start}
     for name in missing:
-        console.print(f"probing {cell.variant}, seed {cell.seed}: {name}", markup=False, highlight=False)
-        folder, shared = cell.folder, study.folder / "features"
-        probe(opened, cell.recipe, cell.installed, methods, step, name, folder, device, _to_log, shared)
+        say(name)
+        probe(ready, recipe, installed, methods, step, name, folder, device, _to_log, features)
 
 
 def _to_log(text: str) -> None:

@@ -131,8 +131,8 @@ def _tables(variants: Mapping[str, Sequence[Record]], found: Comparison) -> Iter
     ]
     note = (
         "Means over finished runs; of a variant that has none, over what ran. FLOPs: forward and backward, mean over "
-        "mask draws. Device s: in the training loop, of all processes; of GPUs the time that passed, of CPUs what their "
-        "cores did for the run, other work beside it and processes that load data aside. Parameters: of all parts, a "
+        "mask draws. Device s: in the training loop, of all processes; of GPUs the time that passed, of CPUs what they "
+        "did for the run (what others do on them aside, and processes that load data). Parameters: of all parts, a "
         "teacher and what is thrown away after training among them."
     )
     yield Table("Cost", note, head, rows)

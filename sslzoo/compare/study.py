@@ -96,6 +96,11 @@ class Study:
     cells: tuple[Cell, ...]
     folder: Path
 
+    @property
+    def features(self) -> Path:
+        """Where features lie that runs of the study share."""
+        return self.folder / "features"
+
     def named(self) -> dict[str, tuple[str, ...]]:
         """Places of the recipe that each variant names: what is asked. Another base asks for another method."""
         shared = self.variants[0].base

@@ -232,12 +232,12 @@ class Teller:
             self.warned = True
 
 
-def start(folder: Path, **environment: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, words: Sequence[str] = (), **environment: str) -> subprocess.Popen[bytes]:
     """Trains a run folder in a process of its own, without its evaluation; what it prints goes to output.txt there.
 
-    `environment` counts where this process's own says nothing.
+    `words` are a module that does more, and what it is told. `environment` counts where this process's own is silent.
     """
-    command = [sys.executable, "-m", "sslzoo", "train", str(folder), "--no-evaluate"]
+    command = [sys.executable, "-m", *(words or ("sslzoo", "train", str(folder), "--no-evaluate"))]
     with (folder / "output.txt").open("ab") as log:
         given = environment | os.environ
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=given)

@@ -22,7 +22,13 @@ def hours(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-TIMING = ("images_per_second", "data_wait", "mfu", "seconds", "device_seconds")  # what `Clock` reads: another in every run
+TIMING = (
+    "images_per_second",
+    "data_wait",
+    "mfu",
+    "seconds",
+    "device_seconds",
+)  # what `Clock` reads: another in every run
 
 
 @dataclass

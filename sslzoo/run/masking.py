@@ -26,7 +26,7 @@ def draw_mask(
 ) -> Mask:
     """Masks of these slots of a step, for each of the views; groups pass seeds of their own.
 
-    A number is that step of a run that ends with it. `chance` is the step whose randomness is used; its own if left out.
+    A number is that step of a run that ends with it. `chance` is the step whose randomness is used, if not its own.
 
     Raises:
         RunError: the sampler returned no mask, or one that does not fit the grid.

@@ -1,12 +1,15 @@
 """A whole study: cells trained and probed once, the page written, an edited study refused."""
 
+import io
 import json
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from rich.console import Console
 
 from sslzoo.cli.compare_ import command
+from sslzoo.compare import cells, evaluation, study, worker
 from sslzoo.errors import UserError
 
 SMALL = ["run.workers=0", "run.steps=4", "run.batch=8", "data.length=40", "data.cache=false", "run.log_every=2"]
@@ -51,3 +54,24 @@ def test_a_study_from_its_file_to_its_page(tmp_path):
     path.write_text(yaml.safe_dump(study | {"set": [*SMALL, "optim.clip=1.0"]}))
     with pytest.raises(UserError, match="was edited after 2 of its 2 cells"):
         run(path, out)
+
+
+def test_a_cell_is_probed_by_the_process_that_trained_it_as_another_would(tmp_path, monkeypatch):
+    own = {"study": "trial", "base": "tiny/ijepa", "set": [*SMALL, "encoder.depth=1", "predictor.depth=1"], "seeds": 1}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(own | {"variants": {"one": ["targets.teacher.layers=1"]}}))
+    read = study.read(tmp_path / "study.yaml", tmp_path / "out")
+    (cell,) = cells.prepare(read)
+    monkeypatch.setattr(worker.Stop, "listen", lambda _: None)
+    worker.cell(cell.folder, "all", read.features)
+    assert cells.is_done(cell)
+    figures = {one.name: json.loads(one.read_text())["figures"] for one in cell.folder.glob("eval/*.json")}
+    assert len(figures) == 2  # teacher and student
+
+    said = Console(file=io.StringIO())
+    assert evaluation.evaluate(read, said) == []
+    assert said.file.getvalue() == ""  # nothing was left to do
+    for one in (*cell.folder.glob("eval/*"), *read.features.glob("*")):
+        one.unlink()
+    assert evaluation.evaluate(read, said) == []
+    assert said.file.getvalue().splitlines() == ["probing one, seed 0: teacher", "probing one, seed 0: student"]
+    assert {one.name: json.loads(one.read_text())["figures"] for one in cell.folder.glob("eval/*.json")} == figures

@@ -234,7 +234,7 @@ def test_cells_run_as_many_at_a_time_as_asked_and_what_runs_is_saved_when_one_is
     read = study.read(write(tmp_path), tmp_path / "out")
     at_once, started, live = [], [], []
 
-    def start(cell, jobs):
+    def start(cell, _study, jobs):
         started.append((cell, jobs))
         words = "import time; time.sleep(0.3)" if len(started) < 4 else "raise SystemExit(3)"
         live.append(subprocess.Popen([sys.executable, "-c", words]))
@@ -259,16 +259,17 @@ def test_cells_run_as_many_at_a_time_as_asked_and_what_runs_is_saved_when_one_is
 
 
 def test_a_cell_of_several_has_its_share_of_the_cores(tmp_path, monkeypatch):
-    (cell, *_) = study.read(write(tmp_path), tmp_path / "out").cells
+    read = study.read(write(tmp_path), tmp_path / "out")
+    (cell, *_) = read.cells
     cell.folder.mkdir(parents=True)
     given = []
     monkeypatch.setattr(cells.subprocess, "Popen", lambda *_, env, **__: given.append(env.get("OMP_NUM_THREADS")))
     monkeypatch.setattr(cells.os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for jobs in (1, 3, 99):
-        cells._start(cell, jobs)
+        cells._start(cell, read, jobs)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    cells._start(cell, 3)
+    cells._start(cell, read, 3)
     assert given == [None, "5", "1", "2"]
 
 
