@@ -15,7 +15,7 @@ class BlurredPixels(nn.Module):
     """Means of square cells of each hidden patch.
 
     Args:
-        cells: cells along a side of a patch; 1 asks for its mean colour.
+        cells: cells along a side of a patch; 1 asks for its mean color.
     """
 
     def __init__(self, student: Student, *, cells: int = 2) -> None:

@@ -12,7 +12,7 @@ def command() -> None:
     """Make data ready for a long run."""
 
 
-@command.command("pack")
+@command.command("pack", short_help="Tar shards of resized images.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--side", type=click.IntRange(1), default=256, show_default=True, help="Shorter side, in pixels.")

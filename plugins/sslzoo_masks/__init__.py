@@ -102,7 +102,7 @@ class Rasterized:
 
 
 class Checkerboard:
-    """Keeps one colour of a checkerboard and asks for the other.
+    """Shows one color of a checkerboard and asks for the other.
 
     Args:
         cell: side of a square, in patches.
@@ -117,11 +117,11 @@ class Checkerboard:
         """Context [s k], target [s 1 k]. Raises ValueError if a square covers the grid."""
         rows, columns = (torch.arange(n) // self.cell for n in grid)
         dark = (rows[:, None] + columns).flatten() % 2 == 0
-        size = int(min(dark.sum(), (~dark).sum()))  # either colour may be kept, so both have the same length
+        size = int(min(dark.sum(), (~dark).sum()))  # either color may be kept, so both have the same length
         if not size:
             raise ValueError(f"cell: a square of {self.cell} covers the grid of {grid[0]} x {grid[1]}")
         kept = dark ^ (rng.uniform() < 0.5)[:, None]  # s N
-        # Where one colour has more patches, chance says which stay out: cut in order, the last row would lose them.
+        # Where one color has more patches, chance says which stay out: cut in order, the last row would lose them.
         context, target = rng.choose(kept, size), rng.choose(~kept, size)
         return Mask(Patches(context), Patches(target[:, None]))
 

@@ -31,11 +31,11 @@ class Ema(nn.Module):
 
     Args:
         momentum: share of the teacher kept at a step.
-        norm: layer (normalise each target over its channels, without scale and shift), image (each channel over the
+        norm: layer (normalize each target over its channels, without scale and shift), image (each channel over the
             patches of its image: data2vec 2.0), or none.
         layers: 0 for the tokens after the final norm; n for the mean of the last n blocks, each normalized.
         read: what of those blocks: their output, or what their mlp adds to it (data2vec 2.0).
-        renorm: normalise the mean of the layers once more.
+        renorm: normalize the mean of the layers once more.
         sees: the whole image, or each target block by itself (then there is no image signal).
         project: copy the predictor's projector too, and give what it says of the summary as the image signal; where
             several parts of it (`join`) have one, the name of the part.

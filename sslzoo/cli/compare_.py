@@ -12,7 +12,7 @@ from sslzoo.cli.options import Written, json_option
 
 @click.command("compare")
 @click.argument("what", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=Written(folder=True), help="Study folder; runs/NAME if left out.")
+@click.option("--out", type=Written(folder=True), help="Folder of the study (runs/NAME if left out) or the page.")
 @click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path, exists=True), help="Plugin file.")
 @click.option("--dry-run", is_flag=True, help="Tell the cells and their cost; run nothing.")
 @click.option("--jobs", default=1, type=click.IntRange(1), help="Cells trained at a time on this machine.")

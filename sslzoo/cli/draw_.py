@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @recipe_options
 @click.option("--out", type=Written(), default=Path("masks.png"), help="The picture.")
 @click.option("--grid", default="14x14", help="Rows x columns of patches, for samplers named alone.")
-@click.option("--images", default=4, type=click.IntRange(1, 12), help="Images masks are laid over.")
-@click.option("--batch", default=64, type=click.IntRange(1), help="Images of a batch.")
+@click.option("--images", default=4, type=click.IntRange(1, 12), help="Images that masks are laid over.")
+@click.option("--batch", default=64, type=click.IntRange(1), help="Images whose masks are drawn together.")
 @click.option("--seed", default=0, help="Another seed draws other masks.")
 def command(
     what: tuple[str, ...],
@@ -36,7 +36,7 @@ def command(
 ) -> None:
     """Draw the masks of a RECIPE over its images; or of mask samplers, side by side, by name.
 
-    Each row: masks over images (what is seen in full, target blocks in colours), how often each patch is seen and asked
+    Each row: masks over images (what is seen in full, target blocks in colors), how often each patch is seen and asked
     for, and the share of the image that is seen.
 
     \b

@@ -21,10 +21,10 @@ COLUMNS = ("method", "network", "data", "FLOPs")  # of recipes: one line each, a
 def command(what: str | None, as_json: bool) -> None:
     """Parts of one family, recipes, studies or cluster profiles; everything if WHAT is left out.
 
-    WHAT is one of datasets, views, masks, encoders, predictors, targets, losses, optimizers, probes: their names, with
-    the first line of their docstring. Or recipes, with their network, data and the operations that the whole run takes,
-    counted (FLOPs; with --json also their length, and what else is told of their cost); studies, for `sslzoo compare`;
-    clusters, for `sslzoo submit --cluster`.
+    WHAT is one of datasets, views, masks, encoders, predictors, targets, losses, optimizers, probes: parts by name,
+    with what each does. Or recipes, with their network (ViT 96/8 is 96 wide, with patches of 8 pixels), their data and
+    the operations that the whole run takes, counted (FLOPs; --json tells their length, too). Or studies, for
+    `sslzoo compare`; or clusters, for `sslzoo submit --cluster`.
 
     \b
     Examples:

@@ -10,8 +10,8 @@ import click
 
 @click.command("logs")
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
-@click.option("-f", "--follow", is_flag=True, help="Go on as it grows.")
-@click.option("--rank", default=0, type=click.IntRange(0), help="Of this process.")
+@click.option("-f", "--follow", is_flag=True, help="Go on as the log grows.")
+@click.option("--rank", default=0, type=click.IntRange(0), help="What this process printed.")
 def command(run: Path, follow: bool, rank: int) -> None:
     """What the run RUN printed; after a failure, the first error of any process comes last.
 

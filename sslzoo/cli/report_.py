@@ -25,7 +25,7 @@ class Patch(click.ParamType):
 
 @click.command("report")
 @click.argument("what", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=Written(folder=True), help="Study folder; runs/NAME if left out.")
+@click.option("--out", type=Written(folder=True), help="Folder of the study (runs/NAME if left out) or the page.")
 @click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path, exists=True), help="Plugin file.")
 @click.option("--baseline", help="For runs: the variant that others are compared to; the first if left out.")
 @click.option("--patch", type=Patch(), metavar="ROW,COLUMN", help="Draw attention from this patch, counted from 0.")
@@ -36,7 +36,7 @@ def command(
     baseline: str | None,
     patch: tuple[int, int] | None,
 ) -> None:
-    """Write the page of the run folder WHAT; or of a study (a YAML file, or a shipped one's name), or of several runs.
+    """Write the page of the run folder WHAT; or of a study (a YAML file, or a shipped one's name); or of several runs.
 
     Nothing is trained or probed: the page shows what there is. It is one HTML file that opens offline; every figure
     lies beside it as SVG, with its numbers as CSV. Attention is drawn from the class token, else from the patch in the

@@ -16,7 +16,7 @@ from sslzoo.cli.options import allow_changed_data, changed_data_option
 @click.option("--nodes", type=click.IntRange(1), help="Another number of nodes.")
 @click.option("--gpus", type=click.IntRange(0), help="Another number of GPUs of each node.")
 @click.option("--time", help="Another time limit.")
-@click.option("--allow-upgrade", is_flag=True, help="Even if a plugin's version is another than before.")
+@click.option("--allow-upgrade", is_flag=True, help="Resume even if a plugin's version is another than before.")
 @changed_data_option
 def command(
     run: Path,

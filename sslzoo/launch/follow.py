@@ -23,7 +23,7 @@ class Row:
     """What is known of a run."""
 
     run: str
-    state: str  # pending, running, probing, requeued, stopped, done, failed, lost
+    state: str  # pending, starting, running, probing, stopped, done, failed, cancelled or lost; not started
     reason: str
     job: str
     nodes: str

@@ -67,7 +67,7 @@ REMEDIES: Mapping[str, tuple[str, str]] = {
     ),
     "full collapse": (
         "give the targets a teacher that follows slowly (ema, momentum from 0.99 on), or stop their gradient",
-        "normalise the targets (norm: layer), or add a term that keeps variance",
+        "normalize the targets (norm: layer), or add a term that keeps variance",
     ),
     "teacher frozen": (
         "lower the teacher's momentum: its horizon, 1 / (1 - momentum) steps, should be a small part of the run",

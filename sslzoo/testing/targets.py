@@ -223,7 +223,7 @@ def weightless(make: Make) -> None:
     """What it says of an image does not depend on the other images."""
     part, who = _part(make)
     if _relates(part):
-        raise Skip("declares whole_batch, or normalises over the batch")
+        raise Skip("declares whole_batch, or normalizes over the batch")
     who.eval()
     for many, training in product((2, 3, 5, 9), (False, True)):
         part.train(training)
