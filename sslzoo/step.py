@@ -68,7 +68,7 @@ def compute_loss(method: Method, batch: Batch, at: Progress, log: bool = False) 
     signals = {f"predictor.{name}": signal for name, signal in student.signals.items()}
     for name, target in method.targets.items():
         found = target(batch, student, at)
-        _check_ids(name, target.outputs, found, log)
+        check_ids(name, target.outputs, found, log)
         signals |= {f"{name}.{key}": signal for key, signal in found.items()}
     if any(term.predict == CONTEXT for term in method.terms.values()):
         signals[CONTEXT] = context_tokens(batch, student)
@@ -120,14 +120,18 @@ def hand_out(encoder: nn.Module, lots: Tensor | None) -> None:
             module.chances = own  # type: ignore[assignment]
 
 
-def _check_ids(name: str, outputs: Mapping[str, Signal], signals: Mapping[str, Tensor], log: bool) -> None:
+def check_ids(name: str, outputs: Mapping[str, Signal], signals: Mapping[str, Tensor], log: bool) -> None:
     """Class ids lie within the width of their signal; on a GPU, which would be waited for, asked with the log alone.
 
     Raises:
-        RunError: they do not: the target generator's fault, though a loss would fail.
+        RunError: they do not, or are no whole numbers: the target generator's fault, though a loss would fail.
     """
     for key, ids in signals.items():
-        if outputs[key].ids and ids.numel() and (ids.device.type == "cpu" or (log and ids.device.type != "meta")):
+        if not outputs[key].ids:
+            continue
+        if ids.is_floating_point():
+            raise RunError(f"targets.{name}: {key} holds {ids.dtype}".replace("torch.", "") + "; class ids are int64")
+        if ids.numel() and (ids.device.type == "cpu" or (log and ids.device.type != "meta")):
             low, high, width = int(ids.min()), int(ids.max()), outputs[key].width
             if not 0 <= low <= high < width:
                 found = low if low < 0 else high

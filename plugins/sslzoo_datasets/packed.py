@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import glob
 import json
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -304,6 +305,9 @@ def _hidden(name: str) -> bool:
 
 def _expand(files: Path) -> list[Path]:
     """The files of a pattern: every one that braces name, whatever * finds; shards known to be missing are told."""
+    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", str(files))
+    if math.prod(1 + abs(int(last) - int(first)) for first, last in ranges) > MOST:
+        raise ValueError(f"files: {files} names more than {MOST:,} files")
     patterns = list(_library("braceexpand").braceexpand(str(files)))
     found = {pattern: sorted(glob.glob(pattern)) for pattern in patterns}  # noqa: PTH207 - absolute too
     missing = [pattern for pattern in patterns if not found[pattern]]

@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
+from traceback import walk_tb
 from typing import Any, NoReturn
 
 import click
@@ -126,10 +127,19 @@ def main(args: list[str] | None = None) -> Any:
     except (UserError, Stopped) as error:
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
-    except OSError as error:
-        if error.filename is not None or error.errno not in OUTPUT:
-            raise
-        _refuse_output(error)
+    except Exception as error:
+        if _in_import_of("torch", error):
+            click.echo(f"PyTorch cannot be imported: {type(error).__name__}: {error}", err=True)
+            sys.exit(2)
+        if isinstance(error, OSError) and error.filename is None and error.errno in OUTPUT:
+            _refuse_output(error)
+        raise
+
+
+def _in_import_of(package: str, error: Exception) -> bool:
+    """Whether an error arose while a package was imported, which may read the environment, such as TORCH_LOGS."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return any(frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == package for frame in frames)
 
 
 def _refuse_output(error: OSError) -> NoReturn:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sslzoo.cli.options import json_option, recipe_options
+
+if TYPE_CHECKING:
+    from sslzoo.plugins import Catalogue
+    from sslzoo.recipe.recipe import Recipe
 
 
 @click.command("eval")
@@ -38,29 +44,15 @@ def command(
     from rich.console import Console
 
     from sslzoo.cli import echo_json
-    from sslzoo.errors import UserError, did_you_mean
     from sslzoo.evaluate.bench import bench, restored, untrained
     from sslzoo.evaluate.figures import probe, table
-    from sslzoo.evaluate.rehearse import rehearse
     from sslzoo.recipe.recipe import load_run
-    from sslzoo.recipe.resuming import differences
     from sslzoo.run.folder import Folder
     from sslzoo.run.networks import network_of
     from sslzoo.run.processes import join
 
     recipe, installed = load_run(run, sets, plugins)
-    rows = differences(Folder(run).tree()[0] or {}, recipe, installed)
-    if rows:
-        lines = "".join(f"    {row}\n" for row in rows)
-        raise UserError(f"{run} was trained with other settings:\n{lines}--set changes what `evaluate` says here")
-    rehearse(recipe, installed, data=False)  # the data are opened, and told of, next
-    known = () if recipe.evaluate is None else tuple(recipe.evaluate.probes)
-    for name in probes:
-        if name not in known:
-            text = (
-                f"no probe is called {name!r}{did_you_mean(name, known)}\nthe recipe has: {', '.join(known) or 'none'}"
-            )
-            raise UserError(text)
+    refuse_wrong(run, Folder(run).tree()[0] or {}, recipe, installed, probes)
     say = lambda text: click.echo(text, err=True)  # noqa: E731 - beside the figures, which a script may read
     device = join(recipe.run.device, 1).device
     opened = bench(recipe, installed, probes, device=device, folder=run, say=say)
@@ -75,3 +67,28 @@ def command(
     else:
         Console().print(table(figures))
         click.echo(f"written to {path}")
+
+
+def refuse_wrong(
+    run: Path, had: Mapping[str, Any], recipe: Recipe, installed: Catalogue, probes: Sequence[str] = ()
+) -> None:
+    """Sees that the encoder of a run, of which the recipe `had` is resolved, can be probed as this recipe says.
+
+    Raises:
+        UserError: it cannot, as far as is known without the data, which are opened, and told of, next.
+    """
+    from sslzoo.errors import UserError, did_you_mean
+    from sslzoo.evaluate.bench import section
+    from sslzoo.evaluate.rehearse import rehearse
+    from sslzoo.recipe.resuming import differences
+
+    rows = differences(had, recipe, installed)
+    if rows:
+        lines = "".join(f"    {row}\n" for row in rows)
+        raise UserError(f"{run} was trained with other settings:\n{lines}--set changes what `evaluate` says here")
+    rehearse(recipe, installed, data=False)
+    known = section(recipe).probes
+    for name in probes:
+        if name not in known:
+            there = f"the recipe has: {', '.join(known)}"
+            raise UserError(f"no probe is called {name!r}{did_you_mean(name, known)}\n{there}")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sslzoo.cli.options import Written, json_option, recipe_options
+
+if TYPE_CHECKING:
+    from sslzoo.launch.submit import Element
 
 
 @click.command("submit")
@@ -62,7 +67,7 @@ def command(
     found = elements(recipe, sets, plugins, out, sweep, seeds)
     made = plan(found, asked)
     for words in then:
-        refuse_wrong(with_folder(words, found[0].folder), words)
+        refuse_wrong(found[0], words)
     split = f"batch {found[0].recipe.run.batch} over {made.processes} processes"
     if dry_run:
         click.echo(script(found, made))
@@ -87,16 +92,35 @@ def command(
     click.echo(f"{split}; follow with: sslzoo status {found[0].folder if len(found) == 1 else found[0].folder.parent}")
 
 
-def refuse_wrong(words: tuple[str, ...], given: str) -> None:
-    """Raises UserError if words are no command that could be run."""
+def refuse_wrong(run: Element, given: str) -> None:
+    """Raises UserError if words are no command that could follow a run, or an evaluation that it could not have."""
     from sslzoo.cli import cli
     from sslzoo.errors import UserError
+    from sslzoo.launch.submit import with_folder
 
     try:
         with click.Context(cli) as parent:
-            name, command, rest = cli.resolve_command(parent, list(words))
+            name, command, rest = cli.resolve_command(parent, list(with_folder(given, run.folder)))
             if command is None or "--help" in rest or "-h" in rest:
                 raise UserError(f"--then: found {given!r}; a command is wanted, such as 'eval --untrained'")
-            command.make_context(name, rest, parent=parent)
+            context = command.make_context(name, rest, parent=parent)
     except click.ClickException as error:
         raise UserError(f"--then: found {given!r}; {error.format_message()}") from error
+    if name == "eval" and not context.params["plugins"]:
+        network = context.params["network"]
+        sets = [*context.params["sets"], *([f"evaluate.network={network}"] if network else [])]
+        _refuse_evaluation(run, sets, context.params["probes"], given)
+
+
+def _refuse_evaluation(run: Element, sets: Sequence[str], probes: Sequence[str], given: str) -> None:
+    import yaml
+
+    from sslzoo.cli import eval_
+    from sslzoo.errors import UserError
+    from sslzoo.recipe.recipe import change, resolve
+
+    had = yaml.safe_load(resolve(run.recipe, run.installed))
+    try:
+        eval_.refuse_wrong(run.folder, had, change(run.recipe, run.installed, sets), run.installed, probes)
+    except UserError as error:
+        raise UserError(f"--then: found {given!r}; {error}") from error

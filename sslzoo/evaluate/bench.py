@@ -119,6 +119,13 @@ def asked_pools(probes: Iterable[Any]) -> tuple[str, ...]:
     return tuple(sorted({name for probe in probes for name in getattr(probe, "pools", ())}))
 
 
+def section(recipe: Recipe) -> Evaluate:
+    """The section `evaluate`; raises RunError where there is none."""
+    if recipe.evaluate is None:
+        raise RunError("the recipe has no section evaluate: it names train and test data, a view and probes")
+    return recipe.evaluate
+
+
 def bench(
     recipe: Recipe,
     installed: Catalogue,
@@ -137,9 +144,7 @@ def bench(
         RunError: the recipe has no such section.
         RecipeError: all that does not fit: keys that a part refused, data without labels, tasks or classes that differ.
     """
-    settings = recipe.evaluate
-    if settings is None:
-        raise RunError("the recipe has no section evaluate: it names train and test data, a view and probes")
+    settings = section(recipe)
     problems: list[Problem] = []
     one = partial(attempt, problems, installed)
     train: Any = one("datasets", settings.train, "evaluate.train")

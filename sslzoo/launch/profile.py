@@ -138,10 +138,11 @@ def home() -> Path:
 def _checked(text: yamltext.Text) -> dict[str, Any]:
     keys, problems = signature.validate(Profile, text.tree, "", "a cluster profile")
     problems = [*problems, *_unsafe(text.tree)]
-    try:
-        minutes(text.tree.get("time", "24h"))
-    except ValueError as error:
-        problems.append(Problem("time", str(error)))
+    for key in ("time", "probing_time"):
+        try:
+            minutes(text.tree.get(key, "24h"))
+        except ValueError as error:
+            problems.append(Problem(key, str(error)))
     if problems:
         raise text.error([*dict.fromkeys(Problem(one.place.strip("."), one.message) for one in problems)])
     return keys

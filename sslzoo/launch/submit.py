@@ -86,11 +86,10 @@ def plan(found: Sequence[Element], asked: Asked) -> slurm.Plan:
     gpus = profile.gpus_per_node if asked.gpus is None else asked.gpus
     _refuse_other_gpus(profile, gpus, asked.cluster)
     text = asked.time or profile.time
-    for which, limit in (("--time", text), (f"{asked.cluster}: probing_time", profile.probing_time)):
-        try:
-            profiles.minutes(limit)
-        except ValueError as error:
-            raise UserError(f"{which}: {error}") from error
+    try:
+        profiles.minutes(text)
+    except ValueError as error:
+        raise UserError(f"--time: {error}") from error
     for one in found:
         _refuse_unsafe(one.folder)
     top, runs = top_of(found), len(found)

@@ -243,6 +243,9 @@ class _Tree:
                 continue
             key = str(key_node.value)
             inner = f"{place}.{key}" if place else key
+            if key_node.value == "<<":
+                self._refuse(inner, "keys are not merged here: write them out", line)
+                continue
             if key in tree:
                 self._refuse(inner, f"stands twice; first on line {self.lines[inner]}", line)
             self.lines[inner] = line

@@ -68,7 +68,7 @@ class Display:
 
     def __init__(self, log: Path | None = None) -> None:
         self.console = Console(file=None if sys.stdout is None else _Lossy(sys.stdout))  # type: ignore[arg-type]
-        self._lines = None if log is None else _Lossy(log.open("a", errors="backslashreplace"))
+        self._lines = None if log is None else self._opened(log)
         self._log = None if self._lines is None else Console(file=self._lines, width=120)  # type: ignore[arg-type]
         self._bar = Progress(
             TextColumn("training"),
@@ -82,6 +82,16 @@ class Display:
         )
         self._task = self._bar.add_task("training", total=None, numbers="", left="?", visible=False)
         self._spoke = 0.0
+
+    def _opened(self, log: Path) -> _Lossy | None:
+        """The log to write on; None, told, where there can be none: a folder has its name, or a link to nowhere."""
+        try:  # a pipe that nobody reads would be waited for
+            handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            told = printable(f"warning: {log} cannot be written: {error.strerror}; nothing is logged")
+            self.console.print(told, markup=False, highlight=False, soft_wrap=True)
+            return None
+        return _Lossy(os.fdopen(handle, "a", errors="backslashreplace"))
 
     def __enter__(self) -> Display:
         self._bar.start()

@@ -123,6 +123,9 @@ def list_images(folder: Folder, vote: Vote, rank: int) -> Path:
     return path
 
 
+ENOUGH = 100  # images of which as many may be unreadable before so many were seen
+
+
 @dataclass
 class Unreadable:
     """Counts images that could not be read; writes them down, and refuses when they are too many."""
@@ -140,7 +143,7 @@ class Unreadable:
         self.count += len(failed)
         self.folder.note("unreadable.jsonl", ({"image": index, "error": error} for index, error in failed))
         self.say(f"warning: {self.count} of {seen} images could not be read; the last: image {failed[-1][0]}")
-        if seen >= 100 and self.count > self.most * seen:
+        if self.count > self.most * max(seen, ENOUGH):
             raise RunError(
                 f"{self.count} of {seen} images could not be read, more than run.unreadable = {self.most:g} allows; "
                 f"they are listed in {self.folder.path / 'unreadable.jsonl'}"

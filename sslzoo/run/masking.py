@@ -47,6 +47,10 @@ def _mask_fault(found: Any, rows: int, grid: Grid) -> str:
     """
     if not isinstance(found, Mask):
         return f"returned a {type(found).__name__}; the contract says a Mask of context [s k] and target [s m q]"
+    held = (found.context.index, found.target.index, found.context.length, found.target.length)
+    odd = [type(one).__name__ for one in held if not isinstance(one, Tensor | None)]
+    if odd:
+        return f"returned a Mask that holds a {odd[0]}; the contract says tensors"
     context, target = found.context.index, found.target.index
     if context.ndim != 2 or target.ndim != 3 or len(context) != len(target) or len(context) % rows:
         return (

@@ -161,7 +161,8 @@ def _number(env: Mapping[str, str], name: str, default: str | None = None, *, le
     if text is None:
         raise RunError(f"the environment variable {name} is missing: start with torchrun or srun")
     if not (text.isascii() and text.isdecimal() and len(text) < 12 and least <= int(text) <= most):
-        raise RunError(f"the environment variable {name} is {text[:80]!r}; a whole number from {least} is wanted")
+        to = f" to {most}" if most < 2**32 else ""
+        raise RunError(f"the environment variable {name} is {text[:80]!r}; a whole number from {least}{to} is wanted")
     return int(text)
 
 

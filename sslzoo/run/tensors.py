@@ -44,7 +44,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], name: Name, about: Mapping[
     files.make_folder(path.parent)
     try:
         with files.whole(path) as beside:
+            beside.touch()
+            mode = beside.stat().st_mode  # a person's; safetensors makes files for their owner's eyes alone
             save_file(dict(tensors), beside, header)
+            beside.chmod(mode)
         files.flush(path.parent)
     except OSError as error:
         raise files.unwritten(path, error) from error
@@ -58,6 +61,8 @@ def read(path: Path, key: str, what: str) -> Read:
     Raises:
         RunError: it is damaged.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise RunError(f"{what} {path} is damaged: it is no file")
     try:
         tensors, about = load_file(path), dict(_metadata(path))
         name, expected = about.pop(key), int(about.pop("crc32"))

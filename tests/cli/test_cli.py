@@ -61,6 +61,12 @@ def test_completion_knows_the_commands():
     assert "plugins" in done.stdout
 
 
+def test_what_torch_refuses_of_the_environment_is_told(sslzoo, monkeypatch):
+    fails = compile("raise ValueError('Invalid log settings: no')", "torch/__init__.py", "exec")
+    monkeypatch.setattr(list_.command, "callback", lambda **_: exec(fails, {"__name__": "torch"}))
+    assert sslzoo("list")[::2] == (2, "PyTorch cannot be imported: ValueError: Invalid log settings: no\n")
+
+
 def test_plugins_and_list_tell_who_offers_what(sslzoo):
     told = {one["name"]: one for one in json.loads(sslzoo("plugins", "--json")[1])}
     assert told["ijepa"]["offers"]["masks"] == ["multiblock", "multiblock-legacy"]

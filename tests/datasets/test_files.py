@@ -276,6 +276,8 @@ def test_missing_shards_are_told(tmp_path):
         tar_of(tmp_path / f"in-{shard:03}.tar", samples(1, 2))
     with pytest.raises(ValueError, match=r"files: 1 of 4 are missing: .*in-002.tar"):
         PARTS["shards"].make(files=tmp_path / "in-{000..003}.tar")
+    with pytest.raises(ValueError, match="names more than 1,000,000 files"):
+        PARTS["shards"].make(files=tmp_path / "{0..999}" / "in-{000000..2000}.tar")
     assert len(PARTS["shards"].make(files=tmp_path / "in-*.tar")) == 6
     for shard in (0, 2):
         tar_of(tmp_path / f"train-{shard:05}-of-00003.tar", samples(1))

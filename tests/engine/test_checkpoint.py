@@ -1,5 +1,6 @@
 """A checkpoint is whole, checked and safe; what is damaged is never taken for the truth."""
 
+import os
 import threading
 import weakref
 
@@ -56,6 +57,20 @@ def test_a_damaged_newest_falls_back_with_a_warning(tmp_path, damage):
     assert found.step == 3
     assert len(said) == 1
     assert str(path) in said[0]
+
+
+def test_a_pipe_in_a_checkpoints_place_is_not_waited_for(tmp_path):
+    checkpoint.save(tmp_path, 3, *stepped())
+    os.mkfifo(checkpoint.path_of(tmp_path, 4))
+    told = []
+    assert checkpoint.newest(tmp_path, told.append).step == 3
+    assert "is damaged: it is no file" in told[0]
+
+
+def test_who_may_read_a_persons_files_may_read_a_checkpoint(tmp_path):
+    (tmp_path / "other").touch()
+    path = checkpoint.save(tmp_path, 3, *stepped())
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_with_none_readable_it_refuses(tmp_path):

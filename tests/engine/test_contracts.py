@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sslzoo import Group, Mask, Patches, Tokens
+from sslzoo import Group, Mask, Patches, RunError, Signal, Tokens
+from sslzoo.step import check_ids
 
 
 def test_take_and_flat_rectangular():
@@ -95,3 +96,14 @@ def test_bytes_of_a_step_become_numbers_one_micro_batch_at_a_time():
     (batch,) = weigh([Batch(groups, pair(groups))], World())
     assert batch.groups["a"].pixels.dtype == torch.uint8
     torch.testing.assert_close(batch.normalized().groups["a"].pixels, torch.full((1, 2, 3, 8, 8), 1.2))
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [([0, 5], "the class id 5 in code, which has classes 0 to 4"), ([-1, 2], "class id -1"), ([0.0, 2.0], "float32")],
+)
+def test_class_ids_that_are_none_are_their_target_generators_fault(ids, says):
+    outputs = {"code": Signal("patch", 5, ids=True)}
+    check_ids("codes", outputs, {"code": torch.tensor([0, 4])}, log=False)
+    with pytest.raises(RunError, match=f"targets.codes: .*{says}"):
+        check_ids("codes", outputs, {"code": torch.tensor(ids)}, log=False)

@@ -309,6 +309,8 @@ def test_unreadable_images_are_replaced_counted_and_too_many_refused(tmp_path, t
     assert "truncated file" in listed[0]["error"]
     with pytest.raises(RunError, match=r"more than run.unreadable = 0.01"):
         run(recipe, tmp_path / "many")
+    with pytest.raises(RunError, match=r"1 of \d\d images could not be read, more than run.unreadable = 0 "):
+        run(recipe, tmp_path / "none", "run.unreadable=0")
 
 
 def test_a_batch_is_split_evenly_or_refused():

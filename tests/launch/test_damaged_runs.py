@@ -66,6 +66,17 @@ def test_what_tensorboard_cannot_write_is_not_worth_a_run(run):
     assert (run / "checkpoints" / "step-000000002.safetensors").is_file()
 
 
+@pytest.mark.parametrize("odd", [Path.mkdir, os.mkfifo, lambda log: log.symlink_to("/nowhere/at/all")])
+def test_a_log_that_cannot_be_written_is_not_worth_a_run(run, odd):
+    (run / "log.txt").unlink()
+    odd(run / "log.txt")
+    (run / "checkpoints" / "step-000000002.safetensors").unlink()
+    told = train(run)
+    assert told.exit_code == 0, told.output
+    assert f"warning: {run / 'log.txt'} cannot be written" in told.output
+    assert (run / "checkpoints" / "step-000000002.safetensors").is_file()
+
+
 def test_a_refused_command_leaves_a_damaged_state_as_it_was(run):
     (run / "state.json").write_text("garbage")
     told = train(run, "data.length=12")

@@ -137,11 +137,19 @@ def test_a_page_shows_names_as_text(tmp_path):
 
 def test_a_profile_tells_all_its_problems_at_once(tmp_path, tiny):
     (tmp_path / "bad.yaml").write_text(
-        "partitoin: low\ngpus_per_node: some\ntime: soon\nsbatch: {'a b': 1}\nenvironment: {1X: a, Y: \"a\\nb\"}\n"
+        "partitoin: low\ngpus_per_node: some\ntime: soon\nprobing_time: never\nsbatch: {'a b': 1}\nenvironment: {1X: a, Y: \"a\\nb\"}\n"
     )
     with pytest.raises(RecipeError) as told:
         profiles.load(str(tmp_path / "bad.yaml"), tiny[1])
-    for word in ("did you mean partition", "gpus_per_node", "a time is wanted", "sbatch.a b", "environment.1X", "Y"):
+    for word in (
+        "did you mean partition",
+        "gpus_per_node",
+        "'soon'; a time is wanted",
+        "'never'",
+        "sbatch.a b",
+        "environment.1X",
+        "Y",
+    ):
         assert word in str(told.value)
 
 
@@ -257,7 +265,11 @@ def test_what_comes_after_is_a_command_with_its_folder():
             with_folder(bad, Path("r"))
 
 
-@pytest.mark.parametrize("then", ["evla", "eval --no-such", "eval 'x", "eval --step many", "eval --help"])
+THEN = ("evla", "eval --no-such", "eval 'x", "eval --step many", "eval --help", "eval --probe knnn")
+THEN += ("eval --set evaluate.probes.knn.k=[0]", "eval --network studnt", "eval --set run.seed=7")
+
+
+@pytest.mark.parametrize("then", THEN)
 def test_what_comes_after_is_checked_before_anything_is_submitted(tmp_path, tools, then, monkeypatch):
     from click.testing import CliRunner
 

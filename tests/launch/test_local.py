@@ -219,6 +219,9 @@ def test_an_environment_that_contradicts_itself_is_refused(monkeypatch):
     environment(monkeypatch, WORLD_SIZE="4")
     with pytest.raises(RunError, match="WORLD_SIZE is set but RANK"):
         processes.join("cpu")
+    environment(monkeypatch, WORLD_SIZE="4", RANK="4", LOCAL_RANK="0")
+    with pytest.raises(RunError, match="RANK is '4'; a whole number from 0 to 3 is wanted"):
+        processes.join("cpu")
     environment(monkeypatch)
     with pytest.raises(RunError, match="8 processes were asked for, but alone started 1"):
         processes.join("cpu", 8)

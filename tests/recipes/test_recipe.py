@@ -73,6 +73,7 @@ def test_text_and_parts_are_told_at_once_with_lines_and_nearest_names(recipe):
     ("change", "place", "line", "says"),
     [
         (("name: good", "name: good\nname: again"), "name", 2, "stands twice; first on line 1"),
+        (("name: good", "name: good\n<<: {run: {}}"), "<<", 2, "keys are not merged here"),
         (("optim:", "optimiser:"), "optimiser", 13, "did you mean optim?"),
         (("optim:", "optimiser:"), "optim", None, "this section is missing"),
         (("steps: 10", "steps: ten"), "run.steps", 14, "found 'ten'; expected a whole number"),
@@ -522,6 +523,7 @@ def test_layer_decay_wants_blocks(recipe):
         ("one - 2", "a context that names -1"),
         ("one * 1.0", "a context of float32, where int64 is wanted"),
         ("one[:, :0]", "a context of no patches"),
+        ("one.numpy()", "a Mask that holds a ndarray; the contract says tensors"),
     ],
 )
 def test_a_mask_out_of_range_is_the_mask_samplers_fault(recipe, tmp_path, index, says):
