@@ -260,7 +260,7 @@ def _problems(
         else:
             found = _at(keys, way)
             near = did_you_mean(found, _words(hint)) if isinstance(found, str) else ""
-            least = f", of {one['ctx']['min_length']} or more" if one["type"] == "too_short" else ""
+            least = f", of {one.get('ctx', {})['min_length']} or more" if one["type"] == "too_short" else ""
             message = f"found {shown(found)}; expected {describe(hint) if key is None else expected(key)}{least}{near}"
         yield Problem(".".join(part for part in (place, *way) if part), message)
 
