@@ -178,9 +178,9 @@ def sslzoo_recipes() -> Path:
 
 @hookspec
 def sslzoo_commands(cli: click.Group) -> None:
-    """Add commands to the command line. Called once, before the arguments are parsed.
+    """Add commands to the command line. Called once, where a command is typed that sslzoo itself does not have.
 
-    Keep heavy imports inside the commands: `sslzoo --help` calls this too.
+    Keep heavy imports inside the commands: all plugins' are added before one is called.
 
         @hookimpl
         def sslzoo_commands(cli):
