@@ -48,6 +48,8 @@ def against_cost(
                     told: dict[str, object] = {"figure": what, "cost": label, "variant": name}
                     rows += [told | {"seed": seed, "x": x, "y": y} for x, y, seed in known]
                 _levels(ax, levels[what])
+                told = {"figure": what, "cost": label, "seed": "", "x": ""}
+                rows += [told | {"variant": line, "y": y} for line, y in levels[what].items()]
                 ax.margins(x=0.15, y=0.12)
                 ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
             line[0].set_title(what, fontsize=9, loc="left")
@@ -96,6 +98,7 @@ def differences(found: Mapping[str, Mapping[str, Difference]], baseline: str, va
                         "variant": name,
                         "figure": what,
                         "difference": one.mean,
+                        "seed by seed": " ".join(map(str, one.values)),
                         "low": one.low,
                         "high": one.high,
                         "p": one.p,
@@ -127,11 +130,12 @@ def curves(variants: Mapping[str, Sequence[Record]], keys: Mapping[str, str], na
                 if not len(x):
                     continue
                 c, _ = color(list(variants), variant)
-                mean = lines.mean(0)
+                mean, low, high = lines.mean(0), lines.min(0), lines.max(0)
                 curve(ax, x, mean, c, variant, dash(list(variants), variant))
-                ax.fill_between(x, lines.min(0), lines.max(0), color=c, alpha=0.18, linewidth=0)
-                for at, value in zip(x, mean, strict=True):
-                    rows.append({"variant": variant, "metric": key, "images": float(at), "mean": float(value)})
+                ax.fill_between(x, low, high, color=c, alpha=0.18, linewidth=0)
+                for numbers in zip(x.tolist(), mean.tolist(), low.tolist(), high.tolist(), strict=True):
+                    told = dict(zip(("images", "mean", "low", "high"), numbers, strict=True))
+                    rows.append({"variant": variant, "metric": key} | told)
             ax.set_title(label, fontsize=10, loc="left")
             ax.set_xlabel("images seen")
             ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))

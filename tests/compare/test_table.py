@@ -12,6 +12,7 @@ from sslzoo import RunError
 from sslzoo.compare import charts, page
 from sslzoo.compare.fairness import Box, Finding
 from sslzoo.compare.page import _tables
+from sslzoo.compare.statistics import difference
 from sslzoo.compare.table import compare, shown, verdict
 from sslzoo.report import charts as drawing
 
@@ -211,6 +212,7 @@ def test_every_task_is_drawn_against_the_costs_that_differ():
     found = compare(variants, "base")
     drawn = next(page._charts(variants, found))
     told = {tuple(row.split(",")[:2]) for row in drawn.csv.splitlines()[1:]}
+    assert drawn.csv.splitlines()[0] == "figure,cost,variant,seed,x,y"
     assert told == {(f"teacher linear/{task}", "training FLOPs") for task in "xy"}
     assert "Alike for all runs, and so not drawn: images seen, device seconds." in drawn.caption
 
@@ -294,3 +296,14 @@ def test_pictures_are_of_one_kind_of_network(monkeypatch):
     kinds = lambda *names: [one.network for one in page.opened_looks({n: [record()] for n in names})[0]]  # noqa: E731
     assert kinds("a", "b") == ["student", "student"]
     assert kinds("a") == ["teacher"]
+
+
+def test_all_that_is_drawn_of_seeds_is_in_the_csv():
+    lines = [tuple({"step": n, "loss": loss} for n, loss in enumerate(own, 1)) for own in ([4.0, 1.0], [2.0, 3.0])]
+    variants = {"base": [record(seed=seed, lines=own) for seed, own in enumerate(lines)]}
+    told = [row.split(",") for row in charts.curves(variants, {"loss": "loss"}, "curves", "").csv.splitlines()]
+    assert told[0] == ["variant", "metric", "images", "mean", "low", "high"]
+    assert [[float(x) for x in row[2:]] for row in told[1:]] == [[16, 3, 2, 4], [32, 2, 1, 3]]
+    gaps = {"other": {"knn/x": difference([3.0, 5.0, 7.5], [2.0, 2.0, 2.0])}}
+    row = charts.differences(gaps, "base", ["base", "other"]).csv.splitlines()[1].split(",")
+    assert [float(x) for x in row[3].split()] == [1.0, 3.0, 5.5]

@@ -1,5 +1,7 @@
 """Pages as a browser shows them, and the pictures on them against what is known of them."""
 
+import csv
+import io
 import math
 import re
 from urllib.parse import unquote
@@ -75,11 +77,14 @@ def test_ids_of_one_figure_are_no_other_figures(written):
 
 
 def test_maps_of_coverage_are_the_mean_over_masks_as_trained(two):
-    rows = insides.of_masks(two).csv.splitlines()[1:]
-    seen = {
-        name: [float(row.split('"')[2].split(",")[3]) for row in rows if name in row]
-        for name in ("multiblock", "random")
-    }
+    rows = list(csv.DictReader(io.StringIO(insides.of_masks(two).csv)))
+    seen, shares = {}, {}  # of the maps, and of the histograms
+    for name in ("multiblock", "random"):
+        own = [row for row in rows if name in row["run"]]
+        seen[name] = [float(row["seen"]) for row in own if row["seen"]]
+        draws = [(float(row["share seen"]), int(row["masks"])) for row in own if row["masks"]]
+        shares[name] = sum(share * many for share, many in draws) / sum(many for _, many in draws)
+        assert shares[name] == pytest.approx(sum(seen[name]) / 64)
     assert len(seen["random"]) == 64
     assert sum(seen["random"]) / 64 == pytest.approx(0.4, abs=0.01)  # of 64 patches 0.6 are hidden
     assert [one.batch for one in two] == [4, 4]
