@@ -147,12 +147,13 @@ def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequenc
         try:
             watch = replace(teller.watch(stop), probe=during(attempt, world, display.say))
             train(recipe, installed, flow, out, world, watch)
+            memory = {"peak_memory": peak_memory(world.device)}  # of the training: probing may take more
             processes.leave()  # what follows is done by this process alone
             if evaluate and recipe.evaluate is not None:
                 stop.patient = False  # nothing is lost when probing is cut short
                 if stop.asked:
                     raise Stopped(f"stopped by {stop.asked}")
-                teller.tell("probing")
+                teller.tell("probing", **memory)
                 _probe(recipe, installed, out, world, display)
         except Stopped:
             stop.patient, stop.asked = True, ""  # a second signal must not keep this from being told
@@ -161,7 +162,7 @@ def _first(attempt: Attempt, world: World, grace: Grace | None, remarks: Sequenc
                 display.say("nothing was saved, so the same command begins again at step 0")
             teller.tell("stopped", step=saved, saved=saved)
             raise
-        teller.tell("done", left=0, peak_memory=peak_memory(world.device))
+        teller.tell("done", left=0, **memory)
 
 
 @dataclass

@@ -120,11 +120,11 @@ def of_masks(looks: Sequence[Look]) -> Chart:
             masks.context_shares(axes[-1], found.shares)
             for index, (seen, asked) in enumerate(zip(found.context.flatten(), found.target.flatten(), strict=True)):
                 r, c = divmod(index, one.grid[1])
-                told = {"run": one.title, "row": r, "column": c, "seen": float(seen), "asked": float(asked)}
-                rows.append(told | {"share seen": "", "masks": ""})
+                told = {"row": r, "column": c, "seen": float(seen), "asked": float(asked)}
+                rows.append({"run": one.title, **told, "share seen": "", "masks": ""})
             bare = dict.fromkeys(("row", "column", "seen", "asked"), "")
             for share, many in zip(*(each.tolist() for each in found.shares.unique(return_counts=True)), strict=True):
-                rows.append({"run": one.title} | bare | {"share seen": share, "masks": many})
+                rows.append({"run": one.title, **bare, "share seen": share, "masks": many})
     caption = (
         "What the encoder sees (clear) and which blocks it must predict (outlined), on the same images, drawn for as "
         "many images at once as in training. Pale and not outlined: neither seen nor asked for; so are patches that a "

@@ -214,7 +214,11 @@ def read(folder: Path, variant: str = "", asked: Mapping[str, Any] | None = None
         raise RunError(fault or f"{folder} is not a run folder: it holds no recipe.yaml")
     (lines, torn), (data, changed) = there.metrics.found(), there.data()
     now, last = state.now, int(lines[-1]["step"]) if lines else 0
-    starts = tuple(one["facts"] | {"from": one["from"]} for one in state.attempts if _are_facts(one.get("facts")))
+    starts = tuple(
+        one["facts"] | {"from": one["from"], "before": one.get("before")}
+        for one in state.attempts
+        if _are_facts(one.get("facts"))
+    )
     facts = (starts[-1] if starts else {}) | {"peak_memory": now.get("peak_memory")}
     facts |= {"data": data[-1]} if data else {}
     try:

@@ -19,16 +19,23 @@ from sslzoo.run.state import State
 SILENT = ("use", "images", "tasks", "fingerprint", "cache", "decoder", "interpolation")  # keys of no news in a sentence
 
 
+def _start_told(attempt: Mapping[str, Any]) -> str:
+    """`at step 400 on 2 processes (the start before was running at step 410)`."""
+    many, before = attempt.get("processes", "?"), attempt.get("before") or {}
+    after = f" (the start before was {before.get('state')} at step {before.get('step')})" if before else ""
+    return f"at step {attempt.get('from', 0)} on {many} process{'' if many == 1 else 'es'}{after}"
+
+
 def made(record: Record) -> list[tuple[str, str]]:
     """What the run was made of, as its folder tells it; what is not recorded is said to be unknown."""
     flops, seconds, memory = record.flops, record.seconds, record.facts.get("peak_memory")
     known = record.facts.get("data") or {}
     data = f"{spec_told(record.tree['data'])}; {known.get('images', '?')} images, fingerprint "
-    precision, starts = record.leaves.get("run.precision", "?"), len(record.attempts)
-    started = f"{starts} time{'s' if starts > 1 else ''}" if starts else "how often is not recorded"
+    precision = record.leaves.get("run.precision", "?")
+    trained = "" if record.state in ("done", "probing") else f", {record.state}"
     return [
         ("training data", data + str(known.get("fingerprint") or "not recorded")),
-        ("seen", f"{record.images:,.0f} images in {record.step:,} steps of {record.batch}, state {record.state}"),
+        ("seen", f"{record.images:,.0f} images in {record.step:,} steps of {record.batch}{trained}"),
         (
             "arithmetic",
             "unknown" if flops is None else f"{number_told(flops)} FLOPs: forward and backward, mean over mask draws",
@@ -36,7 +43,7 @@ def made(record: Record) -> list[tuple[str, str]]:
         ("time", "unknown" if seconds is None else f"{seconds:,.0f} s in the training loop, of all devices together"),
         ("peak memory", "unknown" if memory is None else f"{number_told(memory)} bytes of a process"),
         ("machine", f"{record.machine}; {record.threads} threads each; {precision}"),
-        ("started", started),
+        ("started", "; ".join(map(_start_told, record.attempts)) or "how often is not recorded"),
         ("versions", record.versions or "not recorded"),
         ("commit", record.commit or "not recorded"),
         ("plugins", ", ".join(f"{name} {version}" for name, version in sorted(record.plugins.items())) or "none"),

@@ -33,7 +33,9 @@ _LAUNCH = files.typed(asked=dict, top=str, code=str, words=list, processes=int, 
 _LAUNCH_TOO = files.typed(probing=str, then=list)
 _NOW = files.typed(state=str, host=str, pid=int, job=str, time=_NUMBER, step=int, steps=int, saved=int, saving=_NUMBER)
 _NOW_TOO = files.typed(loss=_NUMBER, rate=_NUMBER, left=_NUMBER)
-_ATTEMPT = files.typed(**{"from": int}, repeats=int, time=_NUMBER, host=str, job=str, restart=int, facts=dict)
+_ATTEMPT = files.typed(
+    **{"from": int}, repeats=int, time=_NUMBER, host=str, job=str, restart=int, facts=dict, before=dict
+)
 
 
 def _is_launch(row: dict[str, Any]) -> bool:
@@ -145,13 +147,18 @@ class State:
     def begin(self, step: int, facts: Mapping[str, Any] | None = None) -> None:
         """A process group starts from `step`; `facts` are of its machine and its arithmetic.
 
+        How the start before ended is kept with it: the state file tells of one at a time.
+
         Raises:
             RunError: there were checkpoints and are none.
         """
         self.refuse_vanished(step)
-        reached = self.now.get("step") or step
+        now = self.now
+        reached = now.get("step") or step
         attempt = {"from": step, "repeats": max(0, reached - step), "time": time.time(), "host": socket.gethostname()}
         attempt |= {"job": os.environ.get("SLURM_JOB_ID"), "restart": restarts()}
+        if now:
+            attempt["before"] = {key: now.get(key) for key in ("state", "step", "time")}
         files.append(self.folder / "attempts.jsonl", [attempt | ({"facts": facts} if facts else {})])
         (self.folder / "failure.txt").unlink(missing_ok=True)
 

@@ -21,6 +21,8 @@ from sslzoo.launch.job import Probing
 from sslzoo.launch.profile import minutes
 from sslzoo.launch.work import Promised, work
 from sslzoo.recipe.recipe import load
+from sslzoo.report.records import read
+from sslzoo.report.words import made as made_of
 from sslzoo.run import processes
 from sslzoo.run.folder import Folder
 from sslzoo.run.state import State
@@ -265,6 +267,18 @@ def test_every_start_is_told_and_none_is_refused_for_those_before(tmp_path):
         state.begin(start)
         state.tell("running", step=reached)
     assert [one["repeats"] for one in state.attempts] == [0, 15, 0, 0, 0]
+
+
+def test_what_training_took_is_told_before_probing_whose_page_tells_it(tmp_path, monkeypatch):
+    sets = ["run.steps=2", "encoder.depth=1", "targets.teacher.layers=1", "predictor.depth=1"]
+    recipe, installed = load("tiny/ijepa", [*SHORT[1::2], *sets])
+    told = []
+    monkeypatch.setattr("sslzoo.launch.work._probe", lambda *given: told.append(made_of(read(given[2]))))
+    work(recipe, installed, tmp_path / "run", Stop(), evaluate=True)
+    made = dict(told[0])
+    assert made["peak memory"] != "unknown"
+    assert made["seen"].endswith(f"in 2 steps of {recipe.run.batch}")
+    assert made["started"] == "at step 0 on 1 process"
 
 
 def test_a_submitted_run_leaves_its_probing_to_a_job_that_never_trains(tmp_path, monkeypatch):

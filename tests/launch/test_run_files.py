@@ -129,6 +129,8 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(run):
     (run / "state.json").write_bytes(before["state.json"])
     assert {file.name: file.read_bytes() for file in run.iterdir()} == before
     State(run).begin(2)  # an older checkpoint will do
+    ended = State(run).attempts[-1]["before"]
+    assert (ended["state"], ended["step"]) == ("done", 4)  # how the start before ended
 
 
 def test_a_run_that_never_saved_begins_again(run):
