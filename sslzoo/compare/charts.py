@@ -135,7 +135,7 @@ def curves(variants: Mapping[str, Sequence[Record]], keys: Mapping[str, str], na
                 ax.fill_between(x, low, high, color=c, alpha=0.18, linewidth=0)
                 for numbers in zip(x.tolist(), mean.tolist(), low.tolist(), high.tolist(), strict=True):
                     told = dict(zip(("images", "mean", "low", "high"), numbers, strict=True))
-                    rows.append({"variant": variant, "metric": key} | told)
+                    rows.append({"variant": variant, "metric": key, **told})
             ax.set_title(label, fontsize=10, loc="left")
             ax.set_xlabel("images seen")
             ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
