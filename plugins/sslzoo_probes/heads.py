@@ -43,7 +43,7 @@ class Heads:
     trained without the held-out images and is not fitted again.
 
     Figures, for each task in percent: top1 of the head that was best on held-out images, with `held-out`, its score
-    there, and its lr, penalty, norm (1 or 0) and features (place in the list); and best-of-K, the best of all K heads
+    there, and its lr, penalty, norm (1 or 0) and features (number in the list); and best-of-K, the best of all K heads
     on the test images, which is what papers report, and too high for having been chosen there.
 
     Args:
@@ -151,9 +151,9 @@ class Heads:
     def _batches(self, used: Tensor, epoch: int, seed: int) -> Iterator[tuple[float, Tensor]]:
         """The share of training that is done, and the rows of a step; a last row alone is left out (batch norm)."""
         shuffled = used[torch.randperm(len(used), generator=generator(seed, "heads", epoch))]
-        parts = [part for part in shuffled.split(self.batch) if len(part) > 1]
-        for place, part in enumerate(parts):
-            yield (epoch + place / len(parts)) / self.epochs, part
+        batches = [rows for rows in shuffled.split(self.batch) if len(rows) > 1]
+        for number, rows in enumerate(batches):
+            yield (epoch + number / len(batches)) / self.epochs, rows
 
     def _factor(self, done: float) -> float:
         if self.schedule == "cosine":

@@ -16,7 +16,7 @@ from sslzoo.errors import RunError
 from sslzoo.evaluate.bench import bench, untrained
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe
-from sslzoo.run.data import spread
+from sslzoo.run.data import all_over
 from sslzoo.run.networks import evaluated_encoder
 from sslzoo.run.parallel import all_sum
 from sslzoo.run.stop import Stop
@@ -96,7 +96,7 @@ class Some:
 
     def __init__(self, data: Dataset, most: int, go_on: Callable[[], None]) -> None:
         self.go_on = go_on  # asked before each image; may raise
-        self.data, self.index = data, list(spread(len(data), most))
+        self.data, self.index = data, list(all_over(len(data), most))
         self.tasks: Mapping[str, int] = data.tasks
 
     def __len__(self) -> int:

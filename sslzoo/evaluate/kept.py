@@ -28,7 +28,7 @@ MOST = 2**32  # bytes that the files of a folder may take together
 
 
 def glimpse(data: Dataset, count: int = 16) -> str:
-    """A hash of the pixels of some images, evenly spread: other images may bear the names of those that were read."""
+    """A hash of the pixels of some images from all over: other images may bear the names of those that were read."""
     hashed = hashlib.sha256()
     for i in sorted({int(i) for i in np.linspace(0, len(data) - 1, count)}):
         try:

@@ -18,7 +18,7 @@ _ENTRY = re.compile(r"    (\w+): *(.*)")
 
 
 @dataclass(frozen=True)
-class Told:
+class Entry:
     """A key for people."""
 
     name: str
@@ -35,13 +35,13 @@ class Told:
         return f"{self.name}: {f'{self.meaning} ' * bool(self.meaning)}[{self.type}; {default}]"
 
 
-def keys(thing: Any) -> list[Told]:
+def keys(thing: Any) -> list[Entry]:
     """Every key of a part, or of a section in `SECTIONS`."""
     section = isinstance(thing, type) and issubclass(thing, BaseModel)
     fields = (thing if section else signature.keys_of(thing)).model_fields
     meanings, all_free = _args(thing), thing is sections.Evaluate and recipe.in_free_section(("evaluate",))
     return [
-        Told(
+        Entry(
             name,
             signature.expected(field),
             field.is_required(),

@@ -269,8 +269,8 @@ def own(folder: Path, step: int | None = None) -> Record:
 def _by_kind(evaluations: Iterable[Evaluation], tree: Mapping[str, Any]) -> dict[str, Evaluation]:
     """The teacher's, then the student's: of several teachers the first's, as in pictures; of each the last given."""
     names = [*(tree.get("targets") or {}), "student"]
-    place = {name: number for number, name in enumerate(names)}
-    last_first = sorted(evaluations, key=lambda one: place.get(one.network, len(names)), reverse=True)
+    order = {name: number for number, name in enumerate(names)}
+    last_first = sorted(evaluations, key=lambda one: order.get(one.network, len(names)), reverse=True)
     return dict(reversed({kind(one.network): one for one in last_first}.items()))
 
 

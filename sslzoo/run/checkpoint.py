@@ -245,25 +245,25 @@ def restore(saved: Saved, method: Method, optimizer: torch.optim.Optimizer) -> N
     own, known = _weights(saved, method), dict(trainable(method))
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     states = {key: key.split(".", 2)[1:] for key in saved.tensors if key.startswith("optim.")}
-    for key, (slot, name) in states.items():
+    for key, (what, name) in states.items():
         value = saved.tensors[key]
         if name not in known or _lost_in_pieces(value, known[name], optimizer):
-            raise RunError(f"checkpoint {saved.path} does not fit the recipe: optimizer state {slot} of {name}")
+            raise RunError(f"checkpoint {saved.path} does not fit the recipe: optimizer state {what} of {name}")
     for key, value in saved.each():
         if key in own:
             own[key].copy_(split_as(value, own[key]))
         if key not in states:
             continue
-        slot, name = states[key]
+        what, name = states[key]
         # Fused kernels keep the count of steps beside the weights.
         like = known[name]
-        if slot.startswith("group:"):
-            groups[like][slot.removeprefix("group:")] = value.to("cpu", copy=True)
-        elif slot.startswith("number:"):
-            optimizer.state[like][slot.removeprefix("number:")] = value.item()
+        if what.startswith("group:"):
+            groups[like][what.removeprefix("group:")] = value.to("cpu", copy=True)
+        elif what.startswith("number:"):
+            optimizer.state[like][what.removeprefix("number:")] = value.item()
         else:
-            whole = value.shape == like.shape and slot != "step"
-            optimizer.state[like][slot] = split_as(value, like) if whole else value.to(like.device, copy=True)
+            whole = value.shape == like.shape and what != "step"
+            optimizer.state[like][what] = split_as(value, like) if whole else value.to(like.device, copy=True)
 
 
 def restore_parts(saved: Saved, method: Method) -> None:
@@ -309,16 +309,16 @@ def _snapshot(
     tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in trainable(method):
-        for slot, value in optimizer.state.get(parameter, {}).items():
+        for what, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and _lost_in_pieces(value, parameter, optimizer):
                 raise RunError(
-                    f"state {slot!r} of the optimizer, {list(value.shape)} for {name} {list(parameter.shape)}, cannot "
+                    f"state {what!r} of the optimizer, {list(value.shape)} for {name} {list(parameter.shape)}, cannot "
                     "be saved: an optimizer with `shards = True` keeps tensors of the weight's own shape, or of none"
                 )
             if isinstance(value, Tensor):
-                tensors[f"optim.{slot}.{name}"] = value
+                tensors[f"optim.{what}.{name}"] = value
             else:
-                tensors[f"optim.number:{slot}.{name}"] = torch.tensor(value)
+                tensors[f"optim.number:{what}.{name}"] = torch.tensor(value)
         if (count := groups[parameter].get("step")) is not None:  # timm counts by group
             tensors[f"optim.group:step.{name}"] = torch.as_tensor(count)
     found, waiting = {}, False

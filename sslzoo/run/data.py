@@ -314,7 +314,7 @@ def first_views(data: Dataset, view: View, among: int, most: int, seed: int) -> 
     Not its first ones: those of a folder are of one class.
     """
     pixels = []
-    for index in spread(len(data), among):
+    for index in all_over(len(data), among):
         if len(pixels) == most:
             break
         try:
@@ -324,7 +324,7 @@ def first_views(data: Dataset, view: View, among: int, most: int, seed: int) -> 
     return ready(view, torch.stack(pixels)) if pixels else torch.zeros(0, 3, *view.size)
 
 
-def spread(count: int, some: int) -> Iterator[int]:
+def all_over(count: int, some: int) -> Iterator[int]:
     """`some` different numbers below `count`, always the same and from all over: steps of a golden section."""
     stride = next(n for n in itertools.count(max(1, round(0.618 * count))) if math.gcd(n, count) == 1)
     return (number * stride % count for number in range(min(some, count)))
