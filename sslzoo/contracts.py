@@ -190,7 +190,7 @@ class Tokens:
 
     patches: Float[Tensor, "s k d"]
     index: Int[Tensor, "s k"]
-    summary: Float[Tensor, "s d"]  # the encoder's own word for the image: class token, mean, pooled map
+    summary: Float[Tensor, "s d"]  # the encoder's own vector for the image: class token, mean, pooled map
     grid: Grid
     prefix: Float[Tensor, "s r d"] | None = None  # class token first, then registers
     layers: tuple[Float[Tensor, "s k d"], ...] = ()  # outputs of the last n blocks when asked, last one last

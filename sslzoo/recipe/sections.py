@@ -91,7 +91,7 @@ class Run(Keys):
         reduce: what gradients travel in.
         device: where the run computes.
         unreadable: largest share of images that may be unreadable before the run refuses to go on.
-        monitor: training images of which RankMe is told; 0: it is not.
+        monitor: training images whose effective rank (RankMe) is told; 0: it is not.
         monitor_every: how often it is.
     """
 
