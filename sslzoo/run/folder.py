@@ -25,6 +25,7 @@ from sslzoo.errors import RunError
 from sslzoo.run.metrics import Lines
 
 _PLUGIN = re.compile(r"^# plugin (.+) (\S+)$", re.MULTILINE)
+ORIGIN = "# Resolved from "  # how the file begins that `recipe.resolve` makes
 BRACKETS = 10_000  # more are no recipe, and take YAML minutes
 
 _IDENTITY = files.typed(images=int, tasks=dict, fingerprint=str, decoder=str)
@@ -83,7 +84,7 @@ class Folder:
     def _is_own_hand(self) -> bool:
         """Whether recipe.yaml is a recipe that a person wrote, not the resolved one of a run."""
         text = files.read_text(self.recipe)[0] or ""
-        return self.tree()[0] is not None and not text.startswith("# Resolved from")
+        return self.tree()[0] is not None and not text.startswith(ORIGIN)
 
     def refuse(self, resolved: str, differences: Differences) -> None:
         """Sees that the folder holds no run of another recipe; changes nothing.
@@ -117,6 +118,9 @@ class Folder:
         torn = self.metrics.found()[1]
         if torn:
             warn(f"warning: {torn}")
+        begun = (files.read_text(self.recipe)[0] or "").partition("\n")[0]
+        if begun.startswith(ORIGIN):  # a run goes on from this very file, and still comes from where it came from
+            resolved = resolved.replace(resolved.partition("\n")[0], begun, 1)
         files.write_whole(self.recipe, resolved)
 
     @property

@@ -85,6 +85,16 @@ def test_a_refused_command_leaves_a_damaged_state_as_it_was(run):
     assert not (run / "failure.txt").exists()
 
 
+def test_a_resume_writes_no_recipe_that_is_the_same(run):
+    before = (run / "recipe.yaml").stat()
+    text = (run / "recipe.yaml").read_text()
+    assert text.startswith("# Resolved from ")
+    told = CliRunner().invoke(cli, ["resume", str(run)])
+    assert told.exit_code == 0, told.output
+    assert (run / "recipe.yaml").read_text() == text
+    assert (run / "recipe.yaml").stat().st_ino == before.st_ino
+
+
 def test_a_run_of_which_the_log_alone_is_left_begins_again_with_a_word(run):
     shutil.rmtree(run / "checkpoints")
     for name in ("data.jsonl", "state.json", "attempts.jsonl", "metrics.jsonl"):
