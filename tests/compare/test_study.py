@@ -14,7 +14,7 @@ from made_up import TREE, record
 from rich.console import Console
 
 from sslzoo.cli import cli
-from sslzoo.compare import cells, evaluation, study
+from sslzoo.compare import budget, cells, evaluation, study
 from sslzoo.compare.budget import Budget, Cost, Stretch, _longer_horizon, _scaled, steps_for
 from sslzoo.compare.command import Asked, compare_runs, run_study
 from sslzoo.errors import UserError
@@ -22,6 +22,7 @@ from sslzoo.progress import Progress
 from sslzoo.recipe.recipe import load, resolve
 from sslzoo.recipe.schedule import Schedule
 from sslzoo.report import records
+from sslzoo.run.folder import Folder
 from sslzoo.run.state import InUse, State
 
 SMALL = ["run.workers=0", "run.steps=40", "run.batch=8", "data.length=64", "data.cache=false"]
@@ -360,6 +361,21 @@ def test_a_budget_of_time_is_measured_once(tmp_path, monkeypatch):
     assert steps == [[40, 80], [40, 80]]
     (tmp_path / "out" / "seconds.json").write_text("torn")
     assert [one.steps for one in study.read(path, tmp_path / "out").variants] == [40, 40]
+
+
+def test_the_time_of_a_step_is_that_of_images_that_were_made_before(monkeypatch):
+    """The variant measured first rendered the images of all, and was given half the steps it should have had."""
+    recipe, installed = load("tiny/ijepa", ())
+    seconds = iter([1.0, 0.25])
+
+    def train(recipe, _installed, _flow, out, _world):
+        each = next(seconds)
+        for step in range(1, recipe.run.steps + 1):
+            line = {"step": step, "seconds": 9.0 * step, "device_seconds": each * step}
+            Folder(out).metrics.write(line)
+
+    monkeypatch.setattr("sslzoo.train.train", train)
+    assert budget._measure(recipe, installed, None) == 0.25
 
 
 def test_patch_tokens_are_counted_over_the_whole_run():
