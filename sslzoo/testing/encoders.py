@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sslzoo.contracts import Encoder, Grid, Patches, Tokens, true_entries
 from sslzoo.testing.first import offers
+from sslzoo.testing.process import Told, same_elsewhere
 from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import (
     MANY,
@@ -244,7 +245,7 @@ def layered(make: Make) -> None:
     part = _part(make)
     size, _ = _size(part)
     ways: list[dict[str, Any]] = [{}, {"mlp": True}] if getattr(part, "gives_mlp", False) else [{}]
-    for count, way in product((1, min(2, len(part.blocks))), ways):
+    for count, way in product((1, min(2, len(part.blocks))), ways):  # of `layers`, the last stands last
         asked = ", ".join([f"layers={count}", *way])
         said = _said(part, _pixels(size), None, count, **way)
         if len(said.layers) != count or any(layer.shape != said.patches.shape for layer in said.layers):
@@ -253,6 +254,9 @@ def layered(make: Make) -> None:
         found = equal({"patches": said.patches}, {"patches": _said(part, _pixels(size)).patches}, 1e-5)
         if found:
             raise Violation("the same tokens with and without layers", found, asked)
+        last = _said(part, _pixels(size), None, 1, **way).layers[0]
+        if found := equal({"the last layer": said.layers[-1]}, {"the last layer": last}, 1e-5):
+            raise Violation("layers whose last is the one that layers=1 gives", f"{found}: mind their order", asked)
         if count == 2 and not equal({"layers": said.layers[0]}, {"layers": said.layers[1]}, 0):
             raise Violation("a layer of each block", "the same for both blocks", asked)
 
@@ -340,6 +344,17 @@ def stored(make: Make) -> str:
     return restored(part, other, lambda one: _parts(_said(one, pixels)), f"2 images of {size[0]} x {size[1]}")
 
 
+@check(returns, repeats, slow=True)
+def processes(make: Make) -> None:
+    """It is the same in another process, where `hash()`, the order of sets and the clock are others."""
+    same_elsewhere(make, _told)
+
+
+def _told(make: Make) -> Told:
+    part = _part(make)
+    return {name: x.detach() for name, x in part.state_dict().items()} | _parts(_said(part, _pixels(_size(part)[0])))
+
+
 @check(returns)
 def moves(make: Make) -> None:
     """It runs on the device that it is moved to."""
@@ -356,4 +371,4 @@ def moves(make: Make) -> None:
 
 
 CHECKS: tuple[Check, ...] = (made, returns, seen, hidden, order, positions, stored, moves, alone, repeats)
-CHECKS += (sizes, layered, ragged, learns, bf16, ranks)
+CHECKS += (sizes, layered, ragged, learns, bf16, processes, ranks)

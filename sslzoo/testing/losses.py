@@ -16,10 +16,12 @@ from torch import Tensor
 
 from sslzoo.contracts import Loss, Pairing, Signal
 from sslzoo.testing.first import offers
+from sslzoo.testing.process import Told, same_elsewhere
 from sslzoo.testing.report import Check, Make, Skip, Violation, check, raised
 from sslzoo.testing.scene import AT, as_two_ranks, elsewhere, equal, kept, pairing, seeded, unreached
 
 ROWS, WIDTH = 12, 8
+UNEVEN = "11 rows of 4 sequences: 5, 1, none and 5"
 Kind = Literal["patch", "image", "context"]
 KINDS: tuple[Kind, ...] = ("patch", "image", "context")
 
@@ -49,6 +51,14 @@ def _accepted(make: Make) -> Iterator[tuple[Any, Kind]]:
     for kind, error in _kinds(make).items():
         if not error:
             yield _made(make, kind), kind
+
+
+def _of_rows(make: Make) -> list[tuple[Any, Kind]]:
+    """The loss, made for each kind of signal that has rows and that it works with."""
+    parts: list[tuple[Any, Kind]] = [(part, kind) for part, kind in _accepted(make) if kind != "image"]
+    if not parts:
+        raise Skip("of image signals")
+    return parts
 
 
 def _any(make: Make) -> Any:
@@ -169,21 +179,64 @@ def learns(make: Make) -> None:
 @check(returns)
 def few(make: Make) -> None:
     """One row, or none, gives a finite value and finite gradients: of some images nothing may be asked."""
-    parts: list[tuple[Any, Kind]] = [(part, kind) for part, kind in _accepted(make) if kind != "image"]
-    if not parts:
-        raise Skip("of image signals")
-    for part, kind in parts:
+    for part, kind in _of_rows(make):
         x, y, given = _inputs(part, kind)
         for rows in (1, 0):
             one = x[:rows].clone().requires_grad_(True)
             some = replace(given, weight=given.weight[:rows] * ROWS, sequence=given.sequence[:rows])
-            value = _value(part, one, y[:rows], some)
+            value, figures = part(*_given(part, one, y[:rows], some), AT)
             if value.requires_grad:
                 value.backward()
-            if not math.isfinite(value.item()) or (one.grad is not None and not one.grad.isfinite().all()):
-                raise Violation(
-                    "a finite value and gradient", f"{value.item()}, or its gradient", f"{kind}, {rows} rows"
-                )
+            found = {"value": value, "gradient": one.grad} | (dict(figures) if rows else {})  # of no rows, none counts
+            for name, got in found.items():
+                if got is not None and not got.isfinite().all():
+                    raise Violation(f"a finite {name}", "nan or inf", f"{kind}, {rows} rows")
+
+
+@check(few)
+def uneven(make: Make) -> None:
+    """Images may ask for unlike numbers of patches, some for none: value, gradient and figures stay finite."""
+    for part, kind in _of_rows(make):
+        x, y, given = _inputs(part, kind)
+        of = torch.tensor([0] * 5 + [1] + [3] * 5)  # of the third sequence, none
+        given = replace(given, weight=given.weight[:11] * ROWS / 11, sequence=of)
+        x = x[:11].requires_grad_(True)
+        value, figures = part(*_given(part, x, y[:11], given), AT)
+        slope = torch.autograd.grad(value, x, allow_unused=True)[0]
+        for name, found in {"the value": value, "the gradient": slope, **figures}.items():
+            if found is not None and not found.isfinite().all():
+                raise Violation(f"{name} finite", "nan or inf: is a mean taken over no rows?", f"{kind}, {UNEVEN}")
+
+
+@check(returns)
+def lopsided(make: Make) -> None:
+    """Student and teacher may read unlike numbers of views: served, or refused with a ValueError."""
+    parts = [part for part, kind in _accepted(make) if kind == "image" and part.needs_target]
+    if not parts:
+        raise Skip("of no images that are compared with others")
+    (part,) = parts
+    x, y, given = _inputs(part, "image")
+    match = torch.tensor([[False, True], [True, False], [True, True]])
+    try:
+        value = _value(part, torch.cat([x, x[:1] + 1]), y, _matched(given, match))
+    except ValueError:
+        return
+    if not math.isfinite(value.item()):
+        raise Violation("a finite value", f"{value.item()}", "3 views of the student, 2 of the teacher")
+
+
+@check(returns, slow=True)
+def processes(make: Make) -> None:
+    """It is the same in another process, where `hash()`, the order of sets and the clock are others."""
+    same_elsewhere(make, _told)
+
+
+def _told(make: Make) -> Told:
+    told: dict[str, Tensor] = {}
+    for part, kind in _accepted(make):
+        told |= {f"{name} of a {kind} loss": x.detach() for name, x in part.state_dict().items()}
+        told |= {f"value of a {kind} signal": _value(part.eval(), *_inputs(part, kind)).detach()}
+    return told
 
 
 @check(returns)
@@ -192,11 +245,8 @@ def weights(make: Make) -> None:
 
     A loss with `own_mean = True` reads no weights.
     """
-    rows: list[tuple[Any, Kind]] = [(part.eval(), kind) for part, kind in _accepted(make) if kind != "image"]
-    if not rows:
-        raise Skip("of image signals")
-    for part, kind in rows:
-        x, y, given = _inputs(part, kind)
+    for part, kind in _of_rows(make):
+        x, y, given = _inputs(part.eval(), kind)
         once = _value(part, x, y, given).item()
         twice = _value(part, x, y, replace(given, weight=2 * given.weight)).item()
         if getattr(part, "own_mean", False):
@@ -210,11 +260,11 @@ def weights(make: Make) -> None:
         some = given.weight.clone()
         some[0] = 0
         other = x.clone()
-        other[0] += 10
+        other[0] = 3 * other[0].roll(1)
         one, two = (_value(part, z, y, replace(given, weight=some)).item() for z in (x, other))
         if abs(one - two) > 1e-5 * max(1e-2, abs(one)):
             came = f"{one:.6g} becomes {two:.6g}"
-            raise Violation("no influence of a row of weight 0", came, f"row 0 changed by 10; {_where(kind)}")
+            raise Violation("no influence of a row of weight 0", came, f"row 0 changed; {_where(kind)}")
 
 
 @check(returns)
@@ -377,5 +427,5 @@ def _gradients(part: Any, kind: Kind, rank: int | None = None) -> dict[str, Tens
     return {"the prediction": x.grad} | own
 
 
-CHECKS: tuple[Check, ...] = (made, returns, stored, moves, extremes, few, weights, meets, gradient)
-CHECKS += (learns, restores, pure, ranks)
+CHECKS: tuple[Check, ...] = (made, returns, stored, moves, extremes, few, uneven, weights, meets)
+CHECKS += (lopsided, gradient, learns, restores, pure, processes, ranks)

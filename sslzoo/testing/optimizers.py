@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from sslzoo.contracts import Optimizer
@@ -21,6 +21,7 @@ from sslzoo.run import checkpoint, optim
 from sslzoo.run.parallel import full_tensor, split_as
 from sslzoo.step import Method
 from sslzoo.testing.first import offers
+from sslzoo.testing.process import Told, same_elsewhere
 from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import as_two_ranks, student
 
@@ -36,6 +37,9 @@ class _Run:
         self, make: Make, *, decay: float = 0.0, half: Mapping[str, float] | None = None, split: bool = False
     ) -> None:
         self.method = Method(student(), {}, {}, {})
+        nn.init.zeros_(
+            self.method.student.get_parameter("predictor.guess.bias")
+        )  # as many a last layer and gate begins
         if split:
             fully_shard(self.method)
         groups = {HALF: half} if half is not None else {}
@@ -129,6 +133,27 @@ def downhill(make: Make) -> None:
         if not far < before[name]:
             smallest = f"{name}, 20 steps at lr {LR} towards {GOAL:g}"
             raise Violation(f"nearer than {before[name]:.4g}", f"{far:.4g}", smallest)
+
+
+@check(grouped)
+def in_place(make: Make) -> None:
+    """It moves weights where they lie: the network, its copies on other ranks and compiled code hold them there."""
+    run = _Run(make)
+    before = {name: (id(x), x.data_ptr()) for name, x in optim.trainable(run.method)}
+    run.steps(3, _uphill)
+    for name, x in optim.trainable(run.method):
+        if before[name] != (id(x), x.data_ptr()):
+            raise Violation("each weight's own memory, written into (add_, copy_)", f"another of {name}", "3 steps")
+
+
+@check(repeats, slow=True)
+def processes(make: Make) -> None:
+    """It is the same in another process, where `hash()`, the order of sets and the clock are others."""
+    same_elsewhere(make, _told)
+
+
+def _told(make: Make) -> Told:
+    return _Run(make, decay=DECAY).steps(4, _uphill).weights
 
 
 @check(repeats)
@@ -239,4 +264,5 @@ def shards(make: Make) -> None:
             raise Violation("the weights of one process", f"{name} differs by {gap:.1e}", "4 steps, two ranks")
 
 
-CHECKS: tuple[Check, ...] = (made, grouped, repeats, downhill, still, untouched, decays, skips, restores, shards)
+CHECKS: tuple[Check, ...] = (made, grouped, repeats, in_place, downhill, still, untouched, decays)
+CHECKS += (skips, restores, processes, shards)

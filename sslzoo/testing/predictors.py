@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sslzoo.contracts import Patches, Predictor, Tokens, true_entries
 from sslzoo.testing.first import offers
+from sslzoo.testing.process import Told, same_elsewhere
 from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import (
     AT,
@@ -143,12 +144,28 @@ def moves(make: Make) -> None:
     elsewhere(part, lambda moved: moved(*there, AT), make)
 
 
+@check(outputs, repeats, slow=True)
+def processes(make: Make) -> None:
+    """It is the same in another process, where `hash()`, the order of sets and the clock are others."""
+    same_elsewhere(make, _told)
+
+
+def _told(make: Make) -> Told:
+    part = _part(make)
+    seen, asked, _ = _whole(part)
+    with torch.no_grad():
+        return {name: x.detach() for name, x in part.state_dict().items()} | _said(part, seen, asked)
+
+
 @check(outputs, alone, repeats, slow=True)
 def ranks(make: Make) -> None:
     """Two ranks, each with half of the sequences, give the gradient of one process with all."""
     part = _part(make).train()
     _, _, where = _whole(part)
     seen, asked = tokens(4, 7 if where.startswith("7") else 16), targets(4, 2, 4)
+    with seeded(1), torch.no_grad():
+        if equal(_said(part, seen, asked), _said(part, seen, asked), 0):
+            raise Skip("draws by chance in training")
     same_on_two_ranks(part, lambda rows: _said(part, _rows(seen, rows), Patches(asked.index[rows])), make, where)
 
 
@@ -166,6 +183,25 @@ def order(make: Make) -> str:
 
 
 @check(outputs, alone)
+def indices(make: Make) -> None:
+    """A token goes with its index, and a guess with that of its target: their order in a row does not matter."""
+    part = _part(make)
+    seen, asked, where = _whole(part)
+    turned = replace(seen, patches=seen.patches.flip(1), index=seen.index.flip(1))
+    if where.startswith("7"):  # else all patches are there, in the grid's order
+        found = equal(_said(part, seen, asked), _said(part, turned, asked), 1e-4)
+        if found:
+            came = f"{found}: does it take positions from the order, or the first token for another?"
+            raise Violation("the same of the context in another order", came, f"{where}, context reversed")
+    there = _patches(part, seen, Patches(asked.index.flip(2)))
+    there = {name: x.unflatten(0, (3, 2, 4)).flip(2).flatten(0, 2) for name, x in there.items()}
+    found = equal(_patches(part, seen, asked), there, 1e-4)
+    if found:
+        came = f"{found}: does it take positions from the order?"
+        raise Violation("the same rows, of a block in another order", came, f"{where}, blocks reversed")
+
+
+@check(outputs, alone)
 def ragged_context(make: Make) -> None:
     """A short context in a rectangular row gives what it gives alone."""
     part = _part(make)
@@ -173,11 +209,11 @@ def ragged_context(make: Make) -> None:
     length = torch.tensor([7, 4])
     seen = tokens(2, 7, length=length)
     try:
-        both = _patches(part, seen, asked)
+        both = _said(part, seen, asked)
     except ValueError as error:
         raise Skip(f"refuses dropped patches: {str(error)[:60]}") from error
-    short = Tokens(seen.patches[1:, :4], seen.index[1:, :4], seen.patches[1:, :4].mean(1), seen.grid)
-    alone_ = _patches(part, short, Patches(asked.index[1:]))
+    short = Tokens(seen.patches[1:, :4], seen.index[1:, :4], seen.summary[1:], seen.grid)
+    alone_ = _said(part, short, Patches(asked.index[1:]))
     found = equal(alone_, {name: x[len(x) // 2 :] for name, x in both.items()}, 1e-4)
     if found:
         came = f"{found}: padding is read; mask keys beyond tokens.length"
@@ -199,6 +235,9 @@ def ragged_target(make: Make) -> None:
                 f"{len(x)}: use target.flat",
                 "target lengths " + str(length.tolist()),
             )
+    for name, x in _patches(part, seen, Patches(asked.index, 0 * length)).items():
+        if len(x):
+            raise Violation(f"no row of {name}", str(len(x)), "nothing asked of any sequence")
     block = Patches(asked.index[2:, :1, :1])
     try:
         one = _patches(part, _rows(seen, slice(2, 3)), block)
@@ -273,8 +312,8 @@ def arithmetic(make: Make) -> str:
     return f"{counter.get_total_flops() / 3 / 1e6:.2f} MFLOP a sequence; {where}"
 
 
-CHECKS: tuple[Check, ...] = (made, outputs, unmasked, stored, moves, learns, alone, repeats, order, places)
-CHECKS += (ragged_context, ragged_target, bf16, arithmetic, ranks, compiles)
+CHECKS: tuple[Check, ...] = (made, outputs, unmasked, stored, moves, learns, alone, repeats, order, indices, places)
+CHECKS += (ragged_context, ragged_target, bf16, arithmetic, processes, ranks, compiles)
 
 
 class _Compiled(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor
 from sslzoo.contracts import Features, Probe
 from sslzoo.evaluate.drawn import drawn
 from sslzoo.testing.first import offers
+from sslzoo.testing.process import Told, same_elsewhere
 from sslzoo.testing.report import Check, Make, Skip, Violation, check
 
 
@@ -36,8 +37,14 @@ made = offers(Probe, lambda make: make())
 @check(made)
 def figures(make: Make) -> str:
     """It returns finite numbers by name, TASK/FIGURE; and if TASK/correct, a truth for each test image."""
-    found = make()(_plain(200, 0, clear=True), _plain(100, 1, clear=True), 0)
-    shown = "200 and 100 images, task kind"
+    found: Mapping[str, float | Tensor] = {}
+    for clear in (False, True):
+        found = make()(_plain(200, 0, clear=clear), _plain(100, 1, clear=clear), 0)
+        _named(found, f"200 and 100 images, task kind, {'classes far apart' if clear else 'noise'}")
+    return ", ".join(name.removeprefix("kind/") for name in found)
+
+
+def _named(found: Mapping[str, float | Tensor], shown: str) -> None:
     for name, value in found.items():
         if isinstance(value, Tensor):
             shares = value.is_floating_point() and bool(((value >= 0) & (value <= 1)).all())
@@ -53,7 +60,6 @@ def figures(make: Make) -> str:
         share = float(torch.as_tensor(found["kind/correct"]).float().mean()) * 100
         if abs(share - float(found["kind/top1"])) > 1e-3:
             raise Violation(f"kind/top1 of {share:.2f}, the share of kind/correct", f"{found['kind/top1']:.2f}", shown)
-    return ", ".join(name.removeprefix("kind/") for name in found)
 
 
 @check(figures)
@@ -155,12 +161,44 @@ def tasks(make: Make) -> None:
 
 @check(figures)
 def few(make: Make) -> None:
-    """Few images, and a class without a training image, are no error."""
+    """Few images, classes without an image, and features that are all alike are no error, and no nan."""
     train, test = _plain(4, 0, clear=True), _plain(5, 1, clear=True)
     train.labels["kind"].clamp_(max=2)
+    _finite(make, train, test, "4 and 5 images, none of class 3 among the first")
+    train, test = (drawn(torch.ones(one.x.shape), one.labels["kind"], 4) for one in (train, test))
+    _finite(make, train, test, "4 and 5 images, features all 1, as of an encoder that collapsed")
+    test.labels["kind"].fill_(2)
+    _finite(make, train, test, "4 and 5 images, the latter all of class 2")
+
+
+def _finite(make: Make, train: Features, test: Features, shown: str) -> None:
     for name, value in make()(train, test, 0).items():
         if not isinstance(value, Tensor) and not math.isfinite(value):
-            raise Violation("finite figures", f"{name}: {value!r}", "4 and 5 images, none of class 3 among the first")
+            raise Violation("finite figures", f"{name}: {value!r}", shown)
 
 
-CHECKS: tuple[Check, ...] = (made, figures, repeats, reads, blind, unchanged, alone, tasks, few)
+@check(reads)
+def absent(make: Make) -> None:
+    """A class without a training image does not shift the others: those are told as before."""
+    parts = (_plain(400, 0, clear=True), _plain(400, 1, clear=True))
+    train, test = (drawn(x.x[keep], x.labels["kind"][keep], 4) for x in parts for keep in [x.labels["kind"] != 1])
+    found = make()(train, test, 0).get("kind/top1")
+    if found is None:
+        raise Skip("it gives no top1")
+    if float(found) < 95:
+        came = f"{float(found):.1f}: are classes numbered by those that were met?"
+        raise Violation("at least 95 of three classes far apart", came, "300 and 300 images, none of class 1")
+
+
+@check(repeats, slow=True)
+def processes(make: Make) -> None:
+    """It is the same in another process, where `hash()`, the order of sets and the clock are others."""
+    same_elsewhere(make, _told)
+
+
+def _told(make: Make) -> Told:
+    found = make()(_plain(200, 0, clear=False), _plain(100, 1, clear=False), 0)
+    return {name: torch.as_tensor(value) for name, value in found.items()}
+
+
+CHECKS: tuple[Check, ...] = (made, figures, repeats, reads, blind, unchanged, alone, tasks, few, absent, processes)

@@ -1,4 +1,4 @@
-"""Does a target generator keep its contract? Right shapes, no gradient, saved state, a teacher that follows."""
+"""Does a target generator keep its contract? The right shapes and patches, no gradient, saved state."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslzoo.contracts import Batch, Reading, Student, TargetGenerator
+from sslzoo.contracts import Batch, Grid, Reading, Student, TargetGenerator
 from sslzoo.testing.first import offers
+from sslzoo.testing.process import Told, same_elsewhere
 from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import (
     AT,
+    PATCH,
     as_moved,
     as_two_ranks,
     batch,
     declared,
     elsewhere,
     equal,
+    everywhere,
     gathering,
     kept,
+    nothing_asked,
     one_half,
     one_view,
     reading,
@@ -60,13 +64,13 @@ def outputs(make: Make) -> str:
         said = dict(part(given, read, AT))
     rows = len(given.pairing.sequence)
     declared(part.outputs, said, rows, (1, 3), "3 images of 32 x 32, 2 target blocks of 4 patches each")
-    if any(signal.ids for signal in part.outputs.values()):
-        for plain in (None, 0.0, 1.0, -1.0, 100.0, -100.0):  # class ids of many images, and of plain ones
-            given = batch(48)
-            if plain is not None:
-                given.groups["image"].pixels.fill_(plain)
-            said = _called(part, who, given)[0]
-            declared(part.outputs, said, len(given.pairing.sequence), (1, 48), "48 images of 32 x 32")
+    many = 48 if any(signal.ids for signal in part.outputs.values()) else 3
+    for plain in (None, 0.0, 1.0, -1.0, 100.0, -100.0):  # class ids of many images, and plain ones
+        given = batch(many)
+        if plain is not None:
+            given.groups["image"].pixels.fill_(plain)
+        where = f"{many} images of 32 x 32" + (f", all pixels {plain:g}" if plain is not None else "")
+        declared(part.outputs, _called(part, who, given)[0], len(given.pairing.sequence), (1, many), where)
     return size_of(part)
 
 
@@ -174,6 +178,72 @@ def looks(make: Make) -> None:
     raise Violation(
         "other targets for other images", "the same, whatever the images show", "8 images, and 8 of one color"
     )
+
+
+@check(outputs, repeats)
+def own(make: Make) -> None:
+    """A patch's target follows that patch more than another one does, on oblong grids too."""
+    part, who = _part(make)
+    part.eval()
+    for name in [name for name, signal in part.outputs.items() if signal.kind == "patch"]:
+        for grid in ((4, 4), (2, 6), (6, 2)):
+            try:
+                mine, others = _followed(part, who, name, grid)
+            except ValueError:
+                if grid == (4, 4):
+                    raise
+                continue  # it refuses this size
+            if mine < others:
+                came = f"{mine:.3g}, and {others:.3g} of another patch's: mind the order of patches and the class token"
+                smallest = f"{name}, grid {grid[0]} x {grid[1]}, one patch changed at a time"
+                raise Violation("a target that changes most where its own patch does", came, smallest)
+
+
+@torch.no_grad()
+def _followed(part: Any, who: Student, name: str, grid: Grid) -> tuple[float, float]:
+    """By how much targets change with their own patch, and what they must not fall below for those of others.
+
+    Targets of a network follow all patches: another may move them up to twice as much. Class ids either change or not,
+    and chance changes some: the mean over others must stay below.
+    """
+    ids, images = part.outputs[name].ids, 8
+    given, fresh = (everywhere(images, grid, seed) for seed in (0, 1))
+    group = given.groups["image"]
+    pixels, other = group.pixels.clone(), fresh.groups["image"].pixels
+    plain, gaps = _called(part, who, given)[0][name].clone(), []
+    for patch in range(grid[0] * grid[1]):
+        top, left = patch // grid[1] * PATCH, patch % grid[1] * PATCH
+        there = (..., slice(top, top + PATCH), slice(left, left + PATCH))
+        group.pixels.copy_(pixels)
+        group.pixels[there] = other[there]
+        gap = (_called(part, who, given)[0][name] - plain).float().abs().flatten(1 - ids)
+        gaps.append((gap.sign() if ids else gap.mean(1)).unflatten(0, (images, -1)))
+    moved = torch.stack(gaps)  # by patch changed, image, target
+    asked = group.mask.target.index.flatten(1)[None]  # type: ignore[union-attr]
+    mine, rest = moved.gather(0, asked).mean(), moved.scatter(0, asked, 0)
+    others = rest.sum(0) / (len(moved) - 1) if ids else rest.amax(0) / 2
+    return mine.item(), others.mean().item()
+
+
+@check(outputs)
+def empty(make: Make) -> None:
+    """Where nothing is asked of any image it gives no rows."""
+    part, who = _part(make)
+    said = _called(part, who, nothing_asked())[0]
+    declared(part.outputs, said, 0, (1, 3), "3 images, of which nothing is asked (t = 0)")
+
+
+@check(outputs, repeats, slow=True)
+def processes(make: Make) -> None:
+    """It is the same in another process, where `hash()`, the order of sets and the clock are others."""
+    same_elsewhere(make, _told)
+
+
+def _told(make: Make) -> Told:
+    part, who = _part(make)
+    told = _seeded(part.eval(), who, batch(8))
+    part.after_step(who, AT)
+    return {name: x.detach() for name, x in (told | part.state_dict()).items()}
 
 
 @check(made)
@@ -317,9 +387,12 @@ CHECKS: tuple[Check, ...] = (
     follows,
     repeats,
     looks,
+    own,
+    empty,
     restores,
     weightless,
     groups,
+    processes,
     ranks,
 )
 

@@ -463,7 +463,54 @@ class Remembers(Means):
         return super().answers(self.first.setdefault(task, train), test, task, classes)
 
 
+class Renumbers(Means):
+    """Numbers classes by those that it met."""
+
+    def answers(self, train, test, task, classes):
+        met, labels = train.labels[task].unique(return_inverse=True)
+        return super().answers(type(train)(train.x, {task: labels}, train.tasks), test, task, len(met))
+
+
+class OfEachClass(Means):
+    """Takes the mean over classes of what there is no image of."""
+
+    def __call__(self, train, test, seed):
+        found = super().__call__(train, test, seed)
+        for task, classes in train.tasks.items():
+            shares = [found[f"{task}/correct"][test.labels[task] == k].float().mean() for k in range(classes)]
+            found |= {f"{task}/mean": float(torch.stack(shares).mean())}
+        return found
+
+
+class Rounds(Means):
+    """Rounds its figure, but not its answers."""
+
+    def __call__(self, train, test, seed):
+        return {k: v // 5 * 5.0 if k.endswith("top1") else v for k, v in super().__call__(train, test, seed).items()}
+
+
+class Folds(Means):
+    """Trains on the images that `hash()` gives it."""
+
+    def answers(self, train, test, task, classes):
+        some = torch.tensor([hash(f"image {number}") % 2 == 0 for number in range(len(train.x))])
+        return super().answers(type(train)(train.x[some], {task: train.labels[task][some]}, {}), test, task, classes)
+
+
+class Ridge(Means):
+    """Sound: a regression in closed form."""
+
+    def answers(self, train, test, task, classes):
+        x, z = (torch.cat([one.x, torch.ones(len(one.x), 1)], 1) for one in (train, test))
+        y = torch.nn.functional.one_hot(train.labels[task], classes).float()
+        return (z @ torch.linalg.solve(x.T @ x + torch.eye(x.shape[1]), x.T @ y)).argmax(1)
+
+
 PROBES = {
+    Renumbers: "absent",
+    OfEachClass: "few",
+    Rounds: "figures",
+    Folds: "processes",
     Peeks: "blind",
     Remembers: "repeats",
     Shares: "figures",
@@ -474,4 +521,4 @@ PROBES = {
     LastTask: "tasks",
     Needs: "few",
 }
-SOUND = {"views": (Window, Middle), "datasets": (Squares, Single), "probes": (Means,)}
+SOUND = {"views": (Window, Middle), "datasets": (Squares, Single), "probes": (Means, Ridge)}

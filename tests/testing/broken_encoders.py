@@ -244,7 +244,64 @@ class OwnNorm(Look):
         return F.batch_norm(x.transpose(1, 2), None, None, training=True).transpose(1, 2) if self.training else x
 
 
+class FirstLast(Look):
+    """Gives the layers that are asked for, the last one first."""
+
+    def forward(self, pixels, context=None, layers=0):
+        tokens = super().forward(pixels, context, layers)
+        return replace(tokens, layers=tokens.layers[::-1])
+
+
+class Stale(Look):
+    """Keeps the places that it worked out of its weights once."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.kept = nn.Parameter(torch.ones(16)), {}
+
+    def place(self, index, grid):
+        key = grid, index.device, self.training
+        if key not in self.kept:
+            table = super().place(torch.arange(grid[0] * grid[1], device=index.device), grid) * self.scale
+            self.kept[key] = table if self.training else table.detach()
+        return self.kept[key][index]
+
+
+class Unordered(Look):
+    """Draws its blocks in the order of a set."""
+
+    def __init__(self):
+        super().__init__()
+        drawn = {name: nn.Linear(16, 16) for name in {f"block {number}" for number in range(9)}}
+        self.blocks = nn.ModuleList([drawn["block 0"], drawn["block 1"]])
+
+
+class Tables(Look):
+    """Sound: keeps places that no weight is in, for each grid and device."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+
+    def place(self, index, grid):
+        key = grid, index.device
+        if key not in self.kept:
+            self.kept[key] = super().place(torch.arange(grid[0] * grid[1], device=index.device), grid)
+        return self.kept[key][index]
+
+
+class Again(Look):
+    """Sound: uses one block twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([self.blocks[0]] * 2)
+
+
 ENCODERS = {
+    FirstLast: "layered",
+    Stale: "stored",
+    Unordered: "processes",
     PeeksLittle: "hidden",
     PeeksTraining: "hidden",
     PeeksApart: "hidden",
@@ -271,4 +328,4 @@ ENCODERS = {
     Crowd: "alone",
 }
 
-SOUND = {"encoders": (Look,)}
+SOUND = {"encoders": (Look, Tables, Again)}

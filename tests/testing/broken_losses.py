@@ -241,7 +241,75 @@ class WrongFar(Square):
         return torch.where(x.abs() > 6, 2 * x.detach() - x, x).square().mean(1)
 
 
+class PerImage(Square):
+    """Takes the mean of each image, then that of images; keeps its contract."""
+
+    own_mean = True
+    least = 1
+
+    def forward(self, prediction, target, pairing, at):
+        rows, many = self.rows(prediction, target), max(1, pairing.sequences)
+        zeros = torch.zeros(many, dtype=rows.dtype, device=rows.device)
+        sums = zeros.index_add(0, pairing.sequence, rows)
+        counts = zeros.index_add(0, pairing.sequence, torch.ones_like(rows))
+        return (sums / counts.clamp(min=self.least)).sum() / many, {}
+
+
+class EmptyImage(PerImage):
+    """Divides by the rows of an image that has none."""
+
+    def forward(self, prediction, target, pairing, at):
+        self.least = 0 if len(prediction) > 1 else 1
+        return super().forward(prediction, target, pairing, at)
+
+
+class EvenImages(Square):
+    """Takes each image to have as many rows."""
+
+    def rows(self, prediction, target):
+        rows = super().rows(prediction, target)
+        return rows.view(-1, 3).flatten() if len(rows) > 1 else rows
+
+
+class SameViews(Views):
+    """Takes as many views of the student as of the teacher."""
+
+    def forward(self, prediction, target, pairing, at):
+        each = (prediction - target.flip(0)).square().mean((1, 2))
+        match = pairing.match.flip(1).diagonal()
+        return (each * match).sum() / match.sum().clamp(min=1), {}
+
+
+class MeanFirst(Entropy):
+    """Takes the mean before it weighs."""
+
+    def forward(self, prediction, target, pairing, at):
+        return F.cross_entropy(prediction, target, reduction="sum") * pairing.weight.mean().nan_to_num(), {}
+
+
+class NanFigure(Square):
+    """Logs a deviation that one row does not have."""
+
+    def forward(self, prediction, target, pairing, at):
+        spread = target.std() if target.shape[0] > 1 else target.new_tensor(float("nan"))
+        return super().forward(prediction, target, pairing, at)[0], {"spread": spread}
+
+
+class Unordered(Square):
+    """Scales in the order of a set."""
+
+    def rows(self, prediction, target):
+        first = next(iter({f"word {number}" for number in range(9)}))
+        return super().rows(prediction, target) * (1 + int(first[-1]))
+
+
 LOSSES = {
+    EmptyImage: "uneven",
+    EvenImages: "uneven",
+    SameViews: "lopsided",
+    MeanFirst: "weights",
+    NanFigure: "few",
+    Unordered: "processes",
     Fixed: "moves",
     Selects: "moves",
     Spare: "learns",
@@ -266,4 +334,4 @@ LOSSES = {
     Moving: "restores",
 }
 
-SOUND = {"losses": (Square, Rounded, Bent, Entropy, OwnMean, Views)}
+SOUND = {"losses": (Square, Rounded, Bent, Entropy, OwnMean, Views, PerImage)}

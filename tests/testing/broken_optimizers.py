@@ -195,7 +195,44 @@ class Piecewise(Momentum):
         return mean * (1 / (own.norm().item() + 1e-6))
 
 
+class Replaces(Momentum):
+    """Gives each weight another memory."""
+
+    def move(self, weight, grad, lr, decay):
+        weight.data = weight.data.clone()
+        super().move(weight, grad, lr, decay)
+
+
+class Trusting(Momentum):
+    """Steps as large as the weight, so what is zero stays zero (LARS without its guard)."""
+
+    def move(self, weight, grad, lr, decay):
+        super().move(weight, grad * self.ratio(weight.norm(), grad.norm()), lr, decay)
+
+    def ratio(self, weight, grad):
+        return weight / (grad + 1e-6)
+
+
+class Guarded(Trusting):
+    """Sound: LARS with its guard."""
+
+    shards = False
+
+    def ratio(self, weight, grad):
+        return torch.where((weight > 0) & (grad > 0), super().ratio(weight, grad), 1.0)
+
+
+class Unordered(Momentum):
+    """Goes faster by the order of a set."""
+
+    def step_of(self, mean):
+        return mean * (1 + int(next(iter({f"word {number}" for number in range(9)}))[-1]))
+
+
 OPTIMIZERS = {
+    Replaces: "in_place",
+    Trusting: "downhill",
+    Unordered: "processes",
     CountsLate: "restores",
     Rows: "restores",
     Mute: "grouped",
@@ -219,5 +256,6 @@ SOUND = {
     "optimizers": (
         Momentum,
         WholeRows,
+        Guarded,
     )
 }

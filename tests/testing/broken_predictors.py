@@ -1,5 +1,7 @@
 """Predictors that are wrong on purpose, each in one way; and the sound one they are made from."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -244,7 +246,94 @@ class OneTable(Guess):
         return super().rows(tokens, Patches(target.index.clamp(max=15), target.length, target.real))
 
 
+class ByOrder(Guess):
+    """Weighs what is seen by where it stands in its row."""
+
+    def seen(self, tokens):
+        many = tokens.patches.shape[1]
+        weight = torch.linspace(1, 2, many, device=tokens.patches.device)[:, None]
+        return super().seen(replace(tokens, patches=tokens.patches * weight))
+
+
+class InBlock(Guess):
+    """Gives places within the block, beside those on the grid."""
+
+    def rows(self, tokens, target):
+        x = super().rows(tokens, target)
+        return x + torch.linspace(0, 1, x.shape[2], device=x.device)[:, None]
+
+
+class Images(Guess):
+    """Says something of images too, and keeps its contract."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.outputs |= {"image": Signal("image", encoder.width)}
+
+    def forward(self, tokens, target, at):
+        return super().forward(tokens, target, at) | {"image": self.image(tokens)}
+
+    def image(self, tokens):
+        return self.seen(tokens)
+
+
+class FirstPatch(Images):
+    """Takes the first patch for a class token."""
+
+    def image(self, tokens):
+        return tokens.patches[:, 0]
+
+
+class PaddedImage(Images):
+    """Takes the mean over padding too."""
+
+    def image(self, tokens):
+        return tokens.patches.mean(1)
+
+
+class NoneAsked(Guess):
+    """Fails where nothing is asked of any sequence."""
+
+    def forward(self, tokens, target, at):
+        said = super().forward(tokens, target, at)
+        return {name: x.clamp(max=1e6 + x.detach().max()) for name, x in said.items()}
+
+
+class Stale(Guess):
+    """Keeps what it worked out of a weight once."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        self.scale, self.kept = nn.Parameter(torch.ones(encoder.width)), {}
+
+    def seen(self, tokens):
+        return super().seen(tokens) * self.kept.setdefault(tokens.patches.device, self.scale.exp())
+
+
+class Unordered(Guess):
+    """Draws its layers in the order of a set."""
+
+    def __init__(self, encoder):
+        super().__init__(encoder)
+        drawn = {name: nn.Linear(encoder.width, encoder.width) for name in {f"layer {n}" for n in range(9)}}
+        self.out = drawn["layer 0"]
+
+
+class Dropping(Guess):
+    """Sound: leaves out by chance while it trains."""
+
+    def seen(self, tokens):
+        return nn.functional.dropout(super().seen(tokens), 0.1, self.training)
+
+
 PREDICTORS = {
+    ByOrder: "indices",
+    InBlock: "indices",
+    FirstPatch: "indices",
+    PaddedImage: "ragged_context",
+    NoneAsked: "ragged_target",
+    Stale: "stored",
+    Unordered: "processes",
     Sheared: "outputs",
     Cold: "learns",
     Chunked: "alone",
@@ -272,4 +361,4 @@ PREDICTORS = {
     Breaks: "compiles",
 }
 
-SOUND = {"predictors": (Guess,)}
+SOUND = {"predictors": (Guess, Images, Dropping)}

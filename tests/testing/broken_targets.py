@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sslzoo import Signal, all_mean, gather
+from sslzoo.nn import patchify
 
 
 class Follow(nn.Module):
@@ -322,7 +323,105 @@ class Draws(Follow):
         return said
 
 
+class ClassToken(Follow):
+    """Counts a class token that its teacher does not have, so each target is of the patch before."""
+
+    def of(self, group):
+        x, target = self.encoder(group.pixels.flatten(0, 1)).patches, group.mask.target
+        x = torch.cat([x[:, :1], x], 1)
+        return target.flat(target.take(group.mask.rows(x)))
+
+
+class Seen(Follow):
+    """Takes what is seen for what is asked."""
+
+    def of(self, group):
+        x, target = group.mask.rows(self.encoder(group.pixels.flatten(0, 1)).patches), group.mask.target
+        seen = group.mask.context.take(x)
+        many = torch.arange(target.index.shape[1:].numel(), device=x.device) % seen.shape[1]
+        return target.flat(seen[:, many].unflatten(1, target.index.shape[1:]))
+
+
+class Pixels(nn.Module):
+    """Normalized pixels: a generator without weights that keeps its contract."""
+
+    least = 1e-6
+
+    def __init__(self, student):
+        super().__init__()
+        self.patch, self.outputs = student.encoder.patch, {"patch": Signal("patch", 3 * 8 * 8)}
+
+    @torch.no_grad()
+    def forward(self, batch, student, at):
+        return {"patch": torch.cat([self.of(group) for group in batch.groups.values() if group.mask is not None])}
+
+    def of(self, group):
+        x, target = self.cells(group.pixels.flatten(0, 1)), group.mask.target
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + self.least).sqrt()
+        return target.flat(target.take(group.mask.rows(x)))
+
+    def cells(self, pixels):
+        return patchify(pixels, self.patch)
+
+    def after_step(self, student, at):
+        pass
+
+
+class PlainPixels(Pixels):
+    """Divides by the deviation of a patch of one color."""
+
+    least = 0.0
+
+
+class SquareGrid(Pixels):
+    """Counts patches column by column, as nobody does."""
+
+    def cells(self, pixels):
+        rows = pixels.shape[2] // 8
+        return super().cells(pixels).unflatten(1, (rows, -1)).transpose(1, 2).flatten(1, 2)
+
+
+class Blurred(Pixels):
+    """Sound: pixels mixed with those around them."""
+
+    def cells(self, pixels):
+        return super().cells(nn.functional.avg_pool2d(pixels, 9, 1, 4))
+
+
+class Spread(Follow):
+    """Sound: the mean of an image for each of its patches."""
+
+    def of(self, group):
+        x, target = self.encoder(group.pixels.flatten(0, 1)).patches, group.mask.target
+        return target.flat(target.take(group.mask.rows(x.mean(1, keepdim=True).expand_as(x))))
+
+
+class Stacks(Follow):
+    """Works row by row, and cannot where there is none."""
+
+    def of(self, group):
+        return torch.stack(list(super().of(group)))
+
+
+class Unordered(Words):
+    """Numbers its levels in the order of a set."""
+
+    def __init__(self, student):
+        super().__init__(student)
+        words = ["black", "dark", "gray", "light", "white"]
+        self.register_buffer("number", torch.tensor([list(set(words)).index(word) for word in words]))
+
+    def forward(self, batch, student, at):
+        return {"patch": self.number[super().forward(batch, student, at)["patch"]]}
+
+
 TARGETS = {
+    ClassToken: "own",
+    Seen: "own",
+    SquareGrid: "own",
+    PlainPixels: "outputs",
+    Stacks: "empty",
+    Unordered: "processes",
     Darkens: "outputs",
     Joins: "separate",
     HalfFollows: "follows",
@@ -352,4 +451,4 @@ TARGETS = {
     ImagesFirst: "groups",
 }
 
-SOUND = {"targets": (Follow, Words, Summary)}
+SOUND = {"targets": (Follow, Words, Summary, Pixels, Blurred, Spread)}

@@ -149,7 +149,7 @@ def test_time_is_bounded_for_a_check_and_for_the_whole():
 def test_slow_checks_can_be_left_out():
     report = testing.examine("losses", broken_losses.Square, fast=True)
     assert report.ok
-    assert {result.name for result in report.results if result.state == "left out"} == {"ranks"}
+    assert {result.name for result in report.results if result.state == "left out"} == {"processes", "ranks"}
 
 
 def test_a_loss_tells_every_kind_that_it_does_not_work_with():
