@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslzoo.contracts import Encoder, Grid, Patches, Tokens, true_entries
 from sslzoo.testing.first import offers
-from sslzoo.testing.process import Told, same_elsewhere
+from sslzoo.testing.process import Told, same_elsewhere, sums
 from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import (
     MANY,
@@ -352,7 +352,7 @@ def processes(make: Make) -> None:
 
 def _told(make: Make) -> Told:
     part = _part(make)
-    return {name: x.detach() for name, x in part.state_dict().items()} | _parts(_said(part, _pixels(_size(part)[0])))
+    return {**sums(part.state_dict())} | _parts(_said(part, _pixels(_size(part)[0])))
 
 
 @check(returns)

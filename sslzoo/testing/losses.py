@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sslzoo.contracts import Loss, Pairing, Signal
 from sslzoo.testing.first import offers
-from sslzoo.testing.process import Told, same_elsewhere
+from sslzoo.testing.process import Told, same_elsewhere, sums
 from sslzoo.testing.report import Check, Make, Skip, Violation, check, raised
 from sslzoo.testing.scene import AT, as_two_ranks, elsewhere, equal, kept, pairing, seeded, unreached
 
@@ -184,13 +184,20 @@ def few(make: Make) -> None:
         for rows in (1, 0):
             one = x[:rows].clone().requires_grad_(True)
             some = replace(given, weight=given.weight[:rows] * ROWS, sequence=given.sequence[:rows])
-            value, figures = part(*_given(part, one, y[:rows], some), AT)
-            if value.requires_grad:
-                value.backward()
-            found = {"value": value, "gradient": one.grad} | (dict(figures) if rows else {})  # of no rows, none counts
-            for name, got in found.items():
-                if got is not None and not got.isfinite().all():
-                    raise Violation(f"a finite {name}", "nan or inf", f"{kind}, {rows} rows")
+            _finite(part, kind, (one, y[:rows], some), f"{kind}, {rows} rows")
+
+
+def _finite(part: Any, kind: Kind, rest: tuple[Tensor, Tensor, Pairing], where: str) -> None:
+    """Value and gradient are finite, and the figures that are so of the usual rows (of no rows, none counts)."""
+    x, y, given = rest
+    value, figures = part(*_given(part, x.requires_grad_(True), y, given), AT)
+    usual = part(*_given(part, *_inputs(part, kind)), AT)[1]
+    slope = torch.autograd.grad(value, x, allow_unused=True)[0] if value.requires_grad else None
+    found = {"value": value, "gradient": slope}
+    found |= {name: figure for name, figure in figures.items() if len(x) and usual[name].isfinite()}
+    for name, got in found.items():
+        if got is not None and not got.isfinite().all():
+            raise Violation(f"a finite {name}", "nan or inf: is a mean taken over no rows?", where)
 
 
 @check(few)
@@ -200,12 +207,7 @@ def uneven(make: Make) -> None:
         x, y, given = _inputs(part, kind)
         of = torch.tensor([0] * 5 + [1] + [3] * 5)  # of the third sequence, none
         given = replace(given, weight=given.weight[:11] * ROWS / 11, sequence=of)
-        x = x[:11].requires_grad_(True)
-        value, figures = part(*_given(part, x, y[:11], given), AT)
-        slope = torch.autograd.grad(value, x, allow_unused=True)[0]
-        for name, found in {"the value": value, "the gradient": slope, **figures}.items():
-            if found is not None and not found.isfinite().all():
-                raise Violation(f"{name} finite", "nan or inf: is a mean taken over no rows?", f"{kind}, {UNEVEN}")
+        _finite(part, kind, (x[:11].clone(), y[:11], given), f"{kind}, {UNEVEN}")
 
 
 @check(returns)
@@ -234,7 +236,7 @@ def processes(make: Make) -> None:
 def _told(make: Make) -> Told:
     told: dict[str, Tensor] = {}
     for part, kind in _accepted(make):
-        told |= {f"{name} of a {kind} loss": x.detach() for name, x in part.state_dict().items()}
+        told |= {f"{name} of a {kind} loss": x for name, x in sums(part.state_dict()).items()}
         told |= {f"value of a {kind} signal": _value(part.eval(), *_inputs(part, kind)).detach()}
     return told
 

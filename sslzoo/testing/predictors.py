@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sslzoo.contracts import Patches, Predictor, Tokens, true_entries
 from sslzoo.testing.first import offers
-from sslzoo.testing.process import Told, same_elsewhere
+from sslzoo.testing.process import Told, same_elsewhere, sums
 from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import (
     AT,
@@ -154,7 +154,7 @@ def _told(make: Make) -> Told:
     part = _part(make)
     seen, asked, _ = _whole(part)
     with torch.no_grad():
-        return {name: x.detach() for name, x in part.state_dict().items()} | _said(part, seen, asked)
+        return {**sums(part.state_dict())} | _said(part, seen, asked)
 
 
 @check(outputs, alone, repeats, slow=True)

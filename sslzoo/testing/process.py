@@ -48,6 +48,11 @@ def same_elsewhere(make: Make, tell: Callable[[Make], Told]) -> None:
         raise Violation("the same in every process", came, "made here and in another process")
 
 
+def sums(state: Mapping[str, Tensor]) -> Told:
+    """What stands for each tensor of a state, which may be large: its sum, and that of its squares."""
+    return {name: torch.stack([x.double().sum(), x.double().square().sum()]).detach() for name, x in state.items()}
+
+
 def _other(here: Told, there: Told) -> str:
     """The first name under which both differ; nothing, if there is none."""
     if here.keys() != there.keys():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sslzoo.contracts import Batch, Grid, Reading, Student, TargetGenerator
 from sslzoo.testing.first import offers
-from sslzoo.testing.process import Told, same_elsewhere
+from sslzoo.testing.process import Told, same_elsewhere, sums
 from sslzoo.testing.report import Check, Make, Skip, Violation, check
 from sslzoo.testing.scene import (
     AT,
@@ -243,7 +243,7 @@ def _told(make: Make) -> Told:
     part, who = _part(make)
     told = _seeded(part.eval(), who, batch(8))
     part.after_step(who, AT)
-    return {name: x.detach() for name, x in (told | part.state_dict()).items()}
+    return {**told, **sums(part.state_dict())}
 
 
 @check(made)
