@@ -44,6 +44,8 @@ def command(
     from sslzoo.launch.drill import empty, here, on_cluster, short
     from sslzoo.launch.submit import Asked, elements, plan
 
+    if cluster is None and (nodes, gpus, time) != (1, None, "30m"):
+        raise click.UsageError("--nodes, --gpus and --time are for --cluster; a drill here takes this machine as it is")
     (element,) = elements(recipe, sets, plugins, out, (), None)
     folder = out or element.folder.with_name(f"drill-{element.recipe.name}")
     asked = None if cluster is None else Asked(cluster, nodes, gpus, time, evaluate=False)

@@ -41,7 +41,9 @@ def command(words: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[Path, 
     if sets and len(words) == 1 and words[0] in (*api.HOME, *told.SECTIONS):
         raise UserError(f"--set changes recipes, and {words[0]} is none")
     if len(words) == 1 and words[0] in api.HOME:
-        echo_folded(api.describe(words[0]).removesuffix("\n"))
+        called, _, said = api.describe(words[0], told.flowing).removesuffix("\n").partition("\n")
+        echo_folded(called)
+        echo_folded(said, 0)
         return
     if len(words) == 1 and words[0] in told.SECTIONS:
         _section(words[0], as_json)

@@ -22,7 +22,7 @@ def load_encoder(run: str | os.PathLike[str], network: str | None = None, step: 
     """The trained encoder of a run folder: on the CPU, in eval mode, its parameters frozen.
 
     Called with normalized pixels [s 3 H W] (`load_view` makes them) it gives `Tokens`: `patches` [s N d] and
-    `summary` [s d], the word for the whole image that probes read. `encoder(pixels, None, 4).layers` are the patches
+    `summary` [s d], the vector for the whole image that probes read. `encoder(pixels, None, 4).layers` are the patches
     of the last four blocks, each [s N d]. `encoder.width` is d. The training data are not opened.
 
     Args:

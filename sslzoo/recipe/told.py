@@ -55,10 +55,15 @@ def keys(thing: Any) -> list[Entry]:
 
 def prose(thing: Any) -> str:
     """The docstring without its `Args:`, each paragraph on one line; lists and code stay as they are."""
+    return flowing(_without_args(inspect.getdoc(thing) or ""))
+
+
+def flowing(doc: str) -> str:
+    """A docstring, each paragraph on one line, as a terminal of any width wants it; lists and code stay as they are."""
     found = []
-    for paragraph in _without_args(inspect.getdoc(thing) or "").split("\n\n"):
+    for paragraph in doc.split("\n\n"):
         lines = paragraph.strip("\n").splitlines()
-        plain = all(line and not line[0].isspace() and line[0] not in "-*|`" for line in lines)
+        plain = all(line and not line[0].isspace() and not line.startswith(("-", "*", "|", "```")) for line in lines)
         found.append(" ".join(lines) if plain else "\n".join(lines))
     return "\n\n".join(one for one in found if one)
 

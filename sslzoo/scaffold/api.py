@@ -7,6 +7,7 @@ import functools
 import inspect
 import re
 import typing
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -32,12 +33,12 @@ _PROPERTIES = (property, functools.cached_property)
 HOME = {name: home for home, names in NAMES.items() for name in names.split()}
 
 
-def describe(name: str) -> str:
-    """One public name: how it is called, its docstring, its fields, and its public methods and properties."""
+def describe(name: str, form: Callable[[str], str] = str) -> str:
+    """One public name: how it is called, its docstring (in a `form`), its fields, its public methods and properties."""
     thing = getattr(import_module(HOME[name]), name)
     if typing.get_origin(thing) is typing.Annotated:  # a type of keys: what it takes is all there is to say
         return f"{HOME[name]}.{name}\n\n{signature.describe(thing)}\n"
-    lines = [f"{HOME[name]}.{name}{_signature(thing)}", "", NOTES.get(name) or _doc(thing)]
+    lines = [f"{HOME[name]}.{name}{_signature(thing)}", "", form(NOTES.get(name) or _doc(thing))]
     for key, note in _field_notes(thing):
         lines += ["", f"  .{key}", f"    {note}"]
     for key, member in _members(thing):
@@ -45,7 +46,7 @@ def describe(name: str) -> str:
             lines += ["", f"  .{key} = {member!r}"]
             continue
         called = key if isinstance(member, _PROPERTIES) else f"{key}{_signature(member)}"
-        lines += ["", f"  .{called}", *(f"    {line}".rstrip() for line in _doc(member).splitlines())]
+        lines += ["", f"  .{called}", *(f"    {line}".rstrip() for line in form(_doc(member)).splitlines())]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -295,6 +295,14 @@ def test_the_help_of_list_and_new_names_every_family():
     assert all(f" {family}" in list_.command.help for family in FAMILIES)
 
 
+@pytest.mark.parametrize("words", [("--nodes", 2), ("--gpus", 1), ("--time", "1h")])
+def test_a_drill_on_this_machine_takes_no_options_of_a_cluster(sslzoo, words):
+    code, _, err = sslzoo("drill", "tiny/ijepa", *words)
+    assert code == 2
+    assert "are for --cluster" in err
+    assert not Path("runs").exists()
+
+
 def test_help_tells_defaults_and_what_plugins_add(sslzoo):
     said = {name: " ".join(sslzoo(name, "--help")[1].split()) for name in ("drill", "bench", "draw", "submit")}
     assert "Time limit of each job. [default: 30m]" in said["drill"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -50,6 +51,14 @@ def test_summaries_of_parts_are_whole(lines):
 def test_keys_of_a_part_are_whole(lines, family, name):
     words = set(" ".join(lines("show", family, name)).split())
     assert set((catalogue().parts[family][name].make.__doc__ or "").split()) - {"Args:"} <= words
+
+
+def test_the_docstring_of_a_name_fills_the_lines(lines):
+    """It is written for lines of 120 letters: folded one by one, every other line would be a few words long."""
+    said = lines("show", "Signal")
+    start = next(n for n, line in enumerate(said) if line.startswith("A `patch` signal"))
+    paragraph = said[start : said.index("", start)]
+    assert all(len(f"{line} {after.split()[0]}") > WIDTH for line, after in pairwise(paragraph))
 
 
 def test_runs_are_told_apart_by_the_end_of_their_path(lines, tmp_path):
