@@ -165,12 +165,19 @@ def _full(signal: Tensor) -> Tensor:
 
 
 def _output_std(method: Method, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What gives the deviation over rows, mean over channels, of what is guessed and what is right: 0 is collapse."""
+    """What gives the deviation over rows, mean over channels, of what is guessed and what is right: 0 is collapse.
+
+    Of what is right also where every row has the length √e: a loss that normalizes leaves that of its targets free.
+    """
     found = {}
     for name, term in method.terms.items():
         for side, key in (("prediction", term.predict), ("target", term.target)):
             if key is not None and signals[key].is_floating_point():
-                found[f"{name}/{side}_std"] = moments(_full(signals[key].detach()).flatten(0, -2))
+                rows = _full(signals[key].detach()).flatten(0, -2)
+                found[f"{name}/{side}_std"] = moments(rows)
+                if side == "target":
+                    alike = nn.functional.normalize(rows, dim=-1) * rows.shape[-1] ** 0.5
+                    found[f"{name}/target_unit_std"] = moments(alike)
     return found
 
 

@@ -141,9 +141,10 @@ def _full_collapse(record: Record) -> Iterator[str]:
     ranks = _series(record, "rankme")
     if ranks and ranks[-1] <= limits().one:
         yield f"effective rank of the summaries is {ranks[-1]:.2f} (RankMe; 1 is all alike)"
-    for key, spread in _all_series(record, "/target_std"):
+    for key, spread in (*_all_series(record, "/target_std"), *_all_series(record, "/target_unit_std")):
         if spread[-1] < limits().targets * max(spread):
-            yield f"{key} fell from {max(spread):.3g} to {spread[-1]:.3g}: targets of all patches are one point"
+            alike = "point one way" if key.endswith("unit_std") else "of all patches are one point"
+            yield f"{key} fell from {max(spread):.3g} to {spread[-1]:.3g}: targets {alike}"
     # Where views are compared with one another, nothing else holds them apart. Measured on scenes: 0.085 of the highest
     # without VICReg's variance, 0.97 and more with it, and in SimCLR, LeJEPA and C-JEPA. A loss that normalizes leaves
     # this scale free, so the rank must have fallen, too: there to 0.67 of its highest.

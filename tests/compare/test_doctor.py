@@ -110,6 +110,15 @@ def test_an_encoder_below_the_untrained_one_on_half_of_its_figures_is_told_so():
     assert line == words
 
 
+@pytest.mark.parametrize(("last", "verdict"), [(0.04, "full collapse"), (0.4, "healthy")])
+def test_targets_that_point_one_way_are_a_collapse_whatever_their_scale(last, verdict):
+    """BYOL without its predictor and momentum: the loss normalizes, so the deviation of what it compares grew."""
+    lines = [line | {"agree/target_unit_std": 0.8, "agree/target_std": 0.3} for line in HEALTHY]
+    found = told([*lines, lines[-1] | {"step": 500, "agree/target_unit_std": last, "agree/target_std": 0.5}])
+    assert found.verdict == verdict
+    assert ("point one way" in found.evidence[0]) == (verdict == "full collapse")
+
+
 def test_momentum_as_shipped_is_not_frozen():
     assert told(tree={"targets": TREE["targets"]}).verdict == "healthy"
 

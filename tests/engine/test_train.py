@@ -334,7 +334,7 @@ def test_every_image_is_seen_once_an_epoch():
 def test_metrics_hold_what_a_run_should_tell(tmp_path, toy):
     out = run(toy("jepa"), tmp_path / "run")
     line = Folder(out).metrics.read()[4]
-    wanted = "step epoch loss loss/guess grad_norm lr weight_decay guess/prediction_std guess/target_std "
+    wanted = "step epoch loss loss/guess grad_norm lr weight_decay guess/prediction_std guess/target_std guess/target_unit_std "
     wanted += "context_patches context_share/image target_share/image images_per_second data_wait rankme"
     assert set(wanted.split()) <= set(line)
     assert line["context_share/image"] == 0.5
