@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sslzoo import Photo
 
@@ -33,6 +33,8 @@ def read(content: bytes) -> Image.Image:
                 return photo if photo.mode == "RGB" and not _turned(photo) else rgb(photo)
             with Image.open(io.BytesIO(content)) as image:
                 return rgb(image)
+    except UnidentifiedImageError as error:  # whose words hold an address in memory
+        raise OSError(f"{len(content)} bytes of no format that Pillow reads") from error
     except (OSError, MemoryError):
         raise
     except Exception as error:  # on broken bytes Pillow's decoders raise whatever their arithmetic does
