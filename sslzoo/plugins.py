@@ -159,8 +159,10 @@ def load(files: Sequence[Path | str] = ()) -> pluggy.PluginManager:
     for entry in _installed():
         _register(manager, _import(entry), entry.name)
     for file in files:
-        path = Path(file).resolve()
-        _register(manager, _import_file(path), str(file))
+        module = _import_file(Path(file).resolve())
+        _register(manager, module, str(file))
+        if not manager.get_hookcallers(module):
+            raise PluginError(f"plugin {file} offers nothing: a function marked @hookimpl is wanted, as sslzoo_masks")
     return manager
 
 
@@ -200,15 +202,18 @@ def _offers(manager: pluggy.PluginManager, hook: str, plugin: Plugin) -> dict[st
         return {}
     others = [module for name, module in manager.list_name_plugin() if name != plugin.name]
     try:
-        found = [dict(one) for one in manager.subset_hook_caller(hook, others)()]
+        found = manager.subset_hook_caller(hook, others)()
     except Exception as error:
         raise PluginError(f"plugin {plugin.name}: {hook}() failed: {type(error).__name__}: {error}") from error
     if not found:  # pluggy leaves None out
         raise PluginError(f"plugin {plugin.name}: {hook}() returned nothing; a mapping of classes by name is wanted")
+    if not isinstance(found[0], Mapping):
+        what = f"{hook}() returned {shown(found[0])}; a mapping of classes by name is wanted"
+        raise PluginError(f"plugin {plugin.name}: {what}")
     for name, make in found[0].items():
-        if not isinstance(make, type):
+        if not isinstance(make, type) or not isinstance(name, str):
             raise PluginError(f"plugin {plugin.name}: {hook}() gives {shown(make)} for {name!r}; a class is wanted")
-    return found[0]
+    return dict(found[0])
 
 
 def _installed() -> list[EntryPoint]:

@@ -247,6 +247,8 @@ def test_two_plugins_with_one_name_are_an_error_naming_both(recipe, tmp_path):
         (MASK.replace("where: int", "copy: int").replace("= where", "= copy"), "no key can be called copy"),
         (MASK.replace("where: int", "_where: int").replace("= where", "= _where"), "no key can be called _where"),
         (MASK.replace('return {"NAME": Corner}', "Corner"), "sslzoo_masks() returned nothing; a mapping of classes"),
+        (MASK.replace('{"NAME": Corner}', "[Corner]"), "sslzoo_masks() returned [<class "),
+        (MASK.replace("@hookimpl", ""), "offers nothing: a function marked @hookimpl is wanted"),
         (MASK.replace('"NAME": Corner', '"NAME": lambda: Corner()'), "for 'corner'; a class is wanted"),
     ],
 )
