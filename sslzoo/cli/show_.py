@@ -103,13 +103,16 @@ def _as_json(thing: Any) -> dict[str, dict[str, Any]]:
 def _part_of_that_name(word: str, plugins: tuple[Path, ...]) -> tuple[str, ...]:
     """(family, word) of a part, or (word,) of a recipe, a file or a run folder; a misspelt one is near to either."""
     from sslzoo.errors import UserError, did_you_mean, nearest
+    from sslzoo.launch import profile
     from sslzoo.plugins import catalogue
     from sslzoo.recipe.recipe import names
 
     installed = catalogue(plugins)
-    recipes = names(installed)
+    recipes, clusters = names(installed), profile.names(installed)
     if word in recipes or os.path.lexists(word):
         return (word,)
+    if word in clusters:
+        raise UserError(f"{word} is a cluster profile, for `sslzoo submit --cluster`; it is the file {clusters[word]}")
     families = [family for family, parts in installed.parts.items() if word in parts]
     if len(families) > 1:
         raise UserError(f"several parts are called {word!r}: say which of {', '.join(families)}")

@@ -295,6 +295,13 @@ def test_the_help_of_list_and_new_names_every_family():
     assert all(f" {family}" in list_.command.help for family in FAMILIES)
 
 
+def test_show_tells_which_file_a_cluster_profile_is(sslzoo):
+    code, _, err = sslzoo("show", "a100-80gb")
+    assert code == 2
+    (path,) = re.findall(r"cluster profile, .* the file (\S+)", err)
+    assert "gpus_per_node: 8" in Path(path).read_text()
+
+
 @pytest.mark.parametrize("words", [("--nodes", 2), ("--gpus", 1), ("--time", "1h")])
 def test_a_drill_on_this_machine_takes_no_options_of_a_cluster(sslzoo, words):
     code, _, err = sslzoo("drill", "tiny/ijepa", *words)
