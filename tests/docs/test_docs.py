@@ -96,7 +96,10 @@ def test_the_study_of_its_page_is_one(tmp_path):
     blocks = re.findall(r"```yaml\n((?:study|evaluate):.*?)```", text, flags=re.S)
     assert len(blocks) == 2
     (tmp_path / "masks.yaml").write_text("".join(blocks))
-    (tmp_path / "my_masks.py").write_text("")
+    offered = (
+        "from sslzoo import hookimpl\n\n\n@hookimpl\ndef sslzoo_masks():\n    return {}\n"  # an empty file is refused
+    )
+    (tmp_path / "my_masks.py").write_text(offered)
     study = read(tmp_path / "masks.yaml", tmp_path / "out")
     assert len(study.cells) == 9
     assert list(study.cells[0].recipe.evaluate.probes) == ["linear"]
