@@ -32,19 +32,25 @@ GRIDS: tuple[Grid, ...] = ((14, 14), (8, 8), (8, 12), (12, 8))
 TINY: tuple[Grid, ...] = ((1, 1), (1, 4), (2, 2), (3, 3), (4, 4), (2, 9))
 ROWS, STEPS = 16, 200  # images of a draw, draws on each grid
 APART = 997  # steps between two draws: over a long run, so that what changes on the way is seen
-PATIENCE = 10.0  # seconds for a draw, after which it is taken to be endless
+PATIENCE = 4.0  # seconds for a draw, after which it is taken to be endless
 SIZES = (1, 2, 3, 5, 7, 12, 33)  # batches beside the one of `MANY` that they are compared with
+
+
+_FIT: WeakKeyDictionary[Any, list[Grid]] = WeakKeyDictionary()  # by what makes the part
 
 
 def _draw(sampler: Any, grid: Grid, step: int = 0, rows: Sequence[int] = range(ROWS)) -> Mask:
     number = step * APART
     at = Progress(number, max(STEPS * APART, number + 1))
-    with patience(PATIENCE, f"grid {grid}, step {number}, {len(rows)} images"):
+    came = "none: it seems to loop without end, or draws image by image"
+    with patience(PATIENCE, f"grid {grid}, step {number}, {len(rows)} images", came):
         return sampler(len(rows), grid, Rng(0, number, rows, at))
 
 
 def _fit(make: Make) -> list[Grid]:
     """Grids that the sampler takes with these keys; it may refuse some, but not all."""
+    if make in _FIT:
+        return _FIT[make]
     found, refusal = [], ""
     for grid in GRIDS:
         try:
@@ -54,6 +60,7 @@ def _fit(make: Make) -> list[Grid]:
             refusal = str(error)
     if not found:
         raise Violation("at least one grid it works on", f"every grid is refused, the last with: {refusal}", str(GRIDS))
+    _FIT[make] = found
     return found
 
 

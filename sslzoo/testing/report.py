@@ -24,6 +24,7 @@ from sslzoo.plugins import exit_raises, raised_in
 
 Make = Callable[..., Any]
 SECONDS = 120.0  # a check that takes longer is taken to be endless
+ENDLESS = (f"an answer within {SECONDS:.0f} s", "none: the part seems to loop without end")
 LIMIT = 600.0  # seconds for all checks of a part
 
 
@@ -157,7 +158,8 @@ def run(
                 one.name, one.says, "failed", "", f"all checks within {limit:g} s", "no time was left for it"
             )
         else:
-            result = _one(one, make, min(SECONDS, left))
+            late = (f"all checks within {limit:g} s", "this one had not ended") if left < SECONDS else ENDLESS
+            result = _one(one, make, min(SECONDS, left), late)
         if result.state in ("failed", "fault") or first is not None:
             broken.add(one)
         results.append(result)
@@ -175,7 +177,7 @@ def needed(one: Check, checks: Sequence[Check]) -> tuple[Check, ...]:
     return tuple(other for other in checks if other in wanted)
 
 
-def _one(one: Check, make: Make, seconds: float) -> Result:
+def _one(one: Check, make: Make, seconds: float, late: tuple[str, str]) -> Result:
     try:
         with _within(seconds), exit_raises():
             remark = one.call(make)
@@ -184,8 +186,7 @@ def _one(one: Check, make: Make, seconds: float) -> Result:
     except Skip as reason:
         return Result(one.name, one.says, "skipped", str(reason))
     except _Late:
-        came = "none: the part seems to loop without end"
-        return Result(one.name, one.says, "failed", "", f"an answer within {seconds:.0f} s", came)
+        return Result(one.name, one.says, "failed", "", *late)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a part that ends the process would look like one that passes

@@ -146,6 +146,13 @@ def test_time_is_bounded_for_a_check_and_for_the_whole():
     assert report_.signal.getitimer(report_.signal.ITIMER_REAL)[0] == 0
 
 
+def test_time_that_is_over_for_all_is_not_told_as_a_loop_without_end(monkeypatch):
+    monkeypatch.setattr(masks, "STEPS", 2000)
+    (failed,) = testing.examine("masks", broken_masks.Sound, only="legal", limit=0.3).failed
+    assert failed.expected == "all checks within 0.3 s"
+    assert "loop" not in failed.came
+
+
 def test_slow_checks_can_be_left_out():
     report = testing.examine("losses", broken_losses.Square, fast=True)
     assert report.ok
