@@ -226,7 +226,7 @@ def test_a_run_is_evaluated_in_the_precision_that_it_chose(run, tmp_path, monkey
     assert f"{began}, as this run began" in told.stderr
     State(out).tell("done", step=2)
     cell = Cell("one", 0, out, recipe, installed)
-    study = SimpleNamespace(cells=[cell], keys=SimpleNamespace(networks="student"), folder=tmp_path)
+    study = SimpleNamespace(cells=[cell], keys=SimpleNamespace(networks="student"), features=tmp_path)
     evaluate(study, Console(quiet=True))
     found = [json.loads(path.read_text()) for path in (out / "eval").glob("*.json")]
     assert {(one["network"], one["precision"]) for one in found} == {("teacher", began), ("student", began)}

@@ -1,6 +1,7 @@
 """What is read from an encoder beside its own pooling, and features that are kept."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,12 +69,12 @@ def test_other_images_of_the_same_names_are_extracted_anew(opened, tmp_path, mon
     recipe, found, _ = opened
     installed, calls = catalogue(), []
     monkeypatch.setattr("sslzoo.evaluate.bench.extract", lambda *a, **k: calls.append(1) or extract(*a, **k))
-    given = (found, recipe, installed, {"start": build_method(recipe, installed)}, 0, "student", tmp_path, CPU, print)
-    probe(*given)
-    probe(*given)
+    given = (recipe, installed, {"start": build_method(recipe, installed)}, 0, "student", tmp_path, CPU, print)
+    probe(found, *given)
+    probe(replace(found), *given)
     assert len(calls) == 2  # training and test images
     monkeypatch.setattr(type(found.test), "image", lambda _self, i: Image.new("RGB", (64, 64), (i, 0, 0)))
-    probe(*given)
+    probe(replace(found), *given)  # opened anew
     assert len(calls) == 4
 
 
