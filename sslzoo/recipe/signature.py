@@ -75,8 +75,8 @@ def keys_of(make: Any) -> type[Keys]:
     """The keys a part takes, as a pydantic model.
 
     Raises:
-        PluginError: a keyword-only argument has no annotation, one that cannot be read, or a name of pydantic's; or the
-            signature swallows any key.
+        PluginError: a keyword-only argument has no annotation, one that cannot be read, or a name of pydantic's; one
+            that has a default is not keyword-only; or the signature swallows any key.
     """
     try:
         hints = typing.get_type_hints(make.__init__, include_extras=True)
@@ -90,6 +90,8 @@ def keys_of(make: Any) -> type[Keys]:
     for name, parameter in inspect.signature(make).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             raise PluginError(f"{_home(make)} takes **{name}, which would swallow misspelt keys; name the keys")
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is not parameter.empty:
+            raise PluginError(f"{_home(make)}: {name} has a default, so it is meant as a key; keys stand behind a `*`")
         if parameter.kind is parameter.KEYWORD_ONLY:
             if name not in hints:
                 raise PluginError(f"{_home(make)}: the key {name} has no annotation")

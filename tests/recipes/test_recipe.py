@@ -241,6 +241,10 @@ def test_two_plugins_with_one_name_are_an_error_naming_both(recipe, tmp_path):
         (MASK.replace("sslzoo_masks()", "sslzoo_maks()"), "did you mean sslzoo_masks?"),
         (MASK.replace("*, where: int = 0", "**keys").replace("= where", "= 0"), "swallow misspelt keys"),
         (
+            MASK.replace("*, where: int = 0", "where: int = 0"),
+            "where has a default, so it is meant as a key; keys stand behind",
+        ),
+        (
             MASK.replace("where: int", "where: 'torch.Foo'"),
             "annotation of its constructor cannot be read: AttributeError",
         ),
