@@ -239,7 +239,7 @@ def test_a_process_that_dies_ends_the_job_with_its_own_error(cluster, tmp_path):
     (tmp_path / "dies.py").write_text(
         "import os\nfrom sslzoo import hookimpl\nimport sslzoo.run.data as data\nwhole = data.weigh\n"
         "def weigh(batches, world):\n    if world.rank == 3: raise ValueError('rank three has had enough')\n    return whole(batches, world)\n"
-        "data.weigh = weigh\n"
+        "data.weigh = weigh\n@hookimpl\ndef sslzoo_masks(): return {}\n"
     )
     run = tmp_path / "dying"
     submit(cluster, run, "quick", more=["--plugin", str(tmp_path / "dies.py")])
