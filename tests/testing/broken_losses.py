@@ -299,8 +299,8 @@ class Unordered(Square):
     """Scales in the order of a set."""
 
     def rows(self, prediction, target):
-        first = next(iter({f"word {number}" for number in range(9)}))
-        return super().rows(prediction, target) * (1 + int(first[-1]))
+        first = next(iter({f"word {number}" for number in range(99)}))
+        return super().rows(prediction, target) * (1 + int(first.split()[1]))
 
 
 LOSSES = {

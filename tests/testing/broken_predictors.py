@@ -315,7 +315,7 @@ class Unordered(Guess):
 
     def __init__(self, encoder):
         super().__init__(encoder)
-        drawn = {name: nn.Linear(encoder.width, encoder.width) for name in {f"layer {n}" for n in range(9)}}
+        drawn = {name: nn.Linear(encoder.width, encoder.width) for name in {f"layer {n}" for n in range(99)}}
         self.out = drawn["layer 0"]
 
 
