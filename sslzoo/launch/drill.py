@@ -20,7 +20,7 @@ import torch
 from sslzoo.errors import RunError
 from sslzoo.launch import slurm
 from sslzoo.launch.follow import Row, active, rows
-from sslzoo.launch.submit import Asked, Element, refuse_if_active, submit
+from sslzoo.launch.submit import Asked, Element, plan, refuse_if_active, submit
 from sslzoo.launch.work import start
 from sslzoo.run import checkpoint
 from sslzoo.run.clock import TIMING
@@ -95,11 +95,13 @@ def empty(folder: Path) -> None:
 
 def short(element: Element, steps: int) -> Element:
     """The same run, short, saving rarely and telling every step."""
-    from sslzoo.recipe.recipe import change, warmups
+    from sslzoo.recipe.recipe import GROUPS, change, warmups
 
     sets = [f"run.steps={steps}", f"run.save_every={10 * steps}", "run.log_every=1", "run.monitor=0"]
     for place, warm in warmups(element.recipe, element.installed):
         if warm.unit == "steps" and warm.amount > steps:  # else the short run would be refused
+            pattern, _, key = place.removeprefix(f"{GROUPS}.").rpartition(".")  # a pattern may hold dots of its own
+            place = f'{GROUPS}."{pattern}".{key}' if place.startswith(GROUPS) else place
             sets.append(f"{place}.warmup.steps={steps}")
     recipe = change(element.recipe, element.installed, sets)
     return replace(element, recipe=replace(recipe, evaluate=None))
@@ -131,7 +133,7 @@ def here(element: Element, say: Say) -> Verdict:
 
 
 def on_cluster(element: Element, asked: Asked, say: Say) -> Verdict:
-    """Rehearses with jobs of a cluster."""
+    """Rehearses with jobs of a cluster; where its profile says `requeue: false`, with another job that resumes."""
     whole, broken, control = (replace(element, folder=element.folder / name) for name in (*NAMES, CONTROL))
     steps = element.recipe.run.steps or 0
     try:
@@ -141,6 +143,10 @@ def on_cluster(element: Element, asked: Asked, say: Say) -> Verdict:
         job = State(broken.folder).launch["job"]
         say(f"job {job} is sent SIGTERM, as before a preemption")
         subprocess.run(["scancel", "--signal=TERM", job], capture_output=True)  # `compare` tells if none was stopped
+        if not plan([element], asked).profile.requeues:
+            say(f"{asked.cluster} queues no job again, so the run is resumed as `sslzoo resume` does")
+            if _wait(broken.folder, "stop", lambda row: row.state in ("stopped", "done")).state == "stopped":
+                _submit(broken, asked, say)
         for one in (whole, broken):
             _wait(one.folder, "end", lambda row: row.state == "done")
         if (verdict := compare(whole.folder, broken.folder)).exact:
@@ -227,8 +233,8 @@ def _reach(folder: Path, step: int, ended: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def _wait(folder: Path, what: str, until: Callable[[Row], bool]) -> None:
-    """Waits for a run on a cluster: in the queue without limit, then an hour."""
+def _wait(folder: Path, what: str, until: Callable[[Row], bool]) -> Row:
+    """Waits for a run on a cluster: in the queue without limit, then an hour; returns what is known of it then."""
     begun = time.monotonic()
     while not until(row := rows([folder])[0]):
         waits = row.state == "pending"
@@ -238,6 +244,7 @@ def _wait(folder: Path, what: str, until: Callable[[Row], bool]) -> None:
         if time.monotonic() - begun > PATIENCE:
             raise RunError(f"{folder} did not {what} within an hour")
         time.sleep(2 if waits else 0.5)
+    return row
 
 
 def _silent(_text: str) -> None:

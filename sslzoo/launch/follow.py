@@ -113,6 +113,10 @@ def _state(state: State, now: dict[str, Any], answer: slurm.Answer | None) -> tu
     if own == "failed":
         return own, why, answer.nodes if answer else now.get("host", "")
     if answer is not None:
+        by_its_code = answer.state.startswith(("FAILED", "PREEMPTED")) and not why
+        if by_its_code and own == "stopped" and (now.get("time") or 0) > (state.launch.get("time") or 0):  # by this job
+            told = f"it saved and left, and was not queued again; `sslzoo resume {state.folder}` goes on"
+            return own, told, answer.nodes
         return "failed", why or f"SLURM: {answer.state} {answer.reason}".strip(), answer.nodes
     if own in ("running", "probing") and not alive(now):
         return "lost", "its process is gone; the same command goes on", now.get("host", "")

@@ -62,6 +62,12 @@ class Profile(BaseModel):
         """Processes on a node."""
         return self.processes_per_node or max(1, gpus)
 
+    @property
+    def requeues(self) -> bool:
+        """Whether a job that was stopped or preempted is queued again."""
+        own = {key.replace("-", "_"): value for key, value in self.sbatch.items()}
+        return own.get("requeue", True) is not False and own.get("no_requeue", False) is False
+
     def of_one_process(self, gpus: int) -> Profile:
         """The same for a job of one process, after one that has `gpus` of each node: it asks for no whole node."""
         found = _MEMORY.fullmatch(self.memory or "")

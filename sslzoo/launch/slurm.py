@@ -63,11 +63,10 @@ class Plan:
         given |= {"signal_delay_s": p.signal_lead, "stderr_to_stdout": True, "srun_args": srun, "comment": self.comment}
         # The same key written in two ways would stand in the script twice.
         own = {key.replace("-", "_"): value for key, value in p.sbatch.items()}
-        again = own.get("requeue", True) is not False and own.get("no_requeue", False) is False
         # Where neither is said, the cluster decides, and most requeue.
-        own = {"requeue": True} | own if again else own | {"requeue": False, "no_requeue": True}
+        own = {"requeue": True} | own if p.requeues else own | {"requeue": False, "no_requeue": True}
         given |= {"additional_parameters": {key: value for key, value in own.items() if value is not False}}
-        given |= {"setup": setup, "teardown": requeue.after() if self.folders and again else None}
+        given |= {"setup": setup, "teardown": requeue.after() if self.folders and p.requeues else None}
         given |= {"wckey": None}  # submitit's is its own name, which clusters that check these refuse
         gpus = f"{p.gpu_type}:{self.gpus}" if p.gpu_type else self.gpus
         asked = not self.gpus or any(asks_for_gpus(key, value) for key, value in p.sbatch.items())

@@ -165,8 +165,8 @@ def _put(text: Text, sets: Sequence[str]) -> None:
     for assignment, place, _ in yamltext.assigned(sets):
         names = yamltext.names(place)
         if ".".join(names[:2]) == GROUPS and len(names) > 3 and names[3] not in Factors.model_fields:
-            last = names[-1:] if names[-1] in Factors.model_fields else []
-            quoted = ".".join((GROUPS, f'"{".".join(names[2 : len(names) - len(last)])}"', *last))
+            ends = next((at for at, name in enumerate(names) if at > 3 and name in Factors.model_fields), len(names))
+            quoted = ".".join((GROUPS, f'"{".".join(names[2:ends])}"', *names[ends:]))
             problem = Problem(f"--set {assignment}", f"a pattern that holds dots stands in quotes: {quoted}")
             raise RecipeError(text.source, [problem])
     yamltext.put(text, sets)

@@ -30,7 +30,7 @@ STALE = 600.0  # seconds after which a run elsewhere that gave no sign of life c
 BEAT = 60.0  # seconds between signs of life: state.json is touched
 _NUMBER = (int, float)
 _LAUNCH = files.typed(asked=dict, top=str, code=str, words=list, processes=int, evaluate=bool, job=str, logs=str)
-_LAUNCH_TOO = files.typed(probing=str, then=list)
+_LAUNCH_TOO = files.typed(probing=str, then=list, time=_NUMBER)
 _NOW = files.typed(state=str, host=str, pid=int, job=str, time=_NUMBER, step=int, steps=int, saved=int, saving=_NUMBER)
 _NOW_TOO = files.typed(loss=_NUMBER, rate=_NUMBER, left=_NUMBER)
 _ATTEMPT = files.typed(

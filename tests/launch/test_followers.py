@@ -9,7 +9,7 @@ from sslzoo.launch import drill, follow, slurm, submit
 from sslzoo.launch.profile import Profile
 from sslzoo.launch.slurm import Answer
 from sslzoo.launch.submit import Asked, Element
-from sslzoo.recipe.recipe import load
+from sslzoo.recipe.recipe import load, warmups
 from sslzoo.run.state import State
 
 LAUNCH = {"asked": {"cluster": "x"}, "top": "t", "code": "c", "logs": "l", "job": "5", "probing": "6", "then": ["7"]}
@@ -106,6 +106,8 @@ def rehearsal(tmp_path, monkeypatch, queue):
     monkeypatch.setattr(drill, "submit", submitted)
     monkeypatch.setattr(drill.time, "monotonic", lambda: clock[0])
     element = Element(tmp_path / "drill", *load("tiny/ijepa", ["run.steps=60"]))
+    cluster = tmp_path / "x.yaml"
+    cluster.write_text("gpus_per_node: 0\nsbatch: {requeue: false}\n")
 
     def go(sleep):
         def slept(seconds):
@@ -113,7 +115,7 @@ def rehearsal(tmp_path, monkeypatch, queue):
             sleep(clock[0])
 
         monkeypatch.setattr(drill.time, "sleep", slept)
-        return drill.on_cluster(element, Asked("x"), lambda _: None)
+        return drill.on_cluster(element, Asked(str(cluster)), lambda _: None)
 
     return go, clock
 
@@ -130,6 +132,65 @@ def test_a_drill_waits_in_the_queue_as_long_as_it_takes_and_an_hour_after_that(q
         go(sleep)
     assert 25 * 3600 < clock[0] < 26 * 3600
     assert cancelled == ["1", "2"]
+
+
+def test_a_drill_where_nothing_is_queued_again_resumes_the_run_with_a_job_of_its_own(
+    queue, rehearsal, tmp_path, monkeypatch
+):
+    """What it says there is what the profile asks for: the run saved and left, and nothing is wrong with it."""
+    said, cancelled = queue
+    whole, broken = (tmp_path / "drill" / name for name in drill.NAMES)
+    monkeypatch.setattr(drill, "compare", lambda *_folders: drill.Verdict(60, 20, 0, 0.0, "", ()))
+
+    def scancel(words, **_):
+        assert words == ["scancel", "--signal=TERM", "2"]
+        State(broken).tell("stopped", step=20)
+        said["2"] = Answer("FAILED", "NonZeroExitCode")
+
+    monkeypatch.setattr(drill.subprocess, "run", scancel)
+
+    def sleep(_now):
+        if "3" not in said:
+            said["2"] = Answer("RUNNING")
+            State(broken).tell("running", step=20)
+        else:
+            for run, job in ((whole, "1"), (broken, "3")):
+                State(run).tell("done", step=60)
+                said[job] = Answer("COMPLETED")
+
+    assert rehearsal[0](sleep).exact
+    assert State(broken).launch["job"] == "3"
+    assert cancelled == []
+
+
+def test_a_run_that_saved_and_left_and_is_not_queued_again_is_stopped_not_failed(run, queue):
+    said, _ = queue
+    state = State(run)
+
+    def row():
+        return follow.rows([run])[0]
+
+    said["5"] = Answer("FAILED", "NonZeroExitCode", "n1")
+    state.tell("stopped", step=4)
+    assert (row().state, row().nodes) == ("stopped", "n1")
+    assert f"`sslzoo resume {run}` goes on" in row().reason
+    state.write_launch(LAUNCH | {"time": state.now["time"] + 60})  # resumed, and that job never came so far
+    assert (row().state, row().reason) == ("failed", "SLURM: FAILED NonZeroExitCode")
+    state.write_launch(LAUNCH)
+    said["5"] = Answer("OUT_OF_MEMORY")
+    assert row().state == "failed"
+    said["5"] = Answer("FAILED")
+    (run / "failure.txt").write_text("2 attempts since the last save did no step")
+    assert row().state == "failed"
+
+
+def test_a_drill_shortens_the_warm_ups_of_groups_losses_and_targets_too(tmp_path):
+    warm = "{warmup: {steps: 500, from: 0, to: 1}}"
+    places = ("losses.guess.weight", "targets.teacher.momentum", 'optim.groups."*.bias".lr', "optim.groups.encoder*.lr")
+    recipe, installed = load("tiny/ijepa", ["run.steps=700", *(f"{place}={warm}" for place in places)])
+    short = drill.short(Element(tmp_path, recipe, installed), 12).recipe
+    assert [warm.amount for _, warm in warmups(short, installed) if warm.unit == "steps"] == [12] * len(places)
+    assert short.optim["groups"].keys() == recipe.optim["groups"].keys()
 
 
 def test_a_drill_that_is_broken_off_leaves_no_job_and_the_next_removes_no_folder_of_one(queue, rehearsal, tmp_path):

@@ -155,6 +155,7 @@ def test_a_pattern_that_holds_dots_stands_in_quotes(recipe):
     told = {
         "optim.groups.*.bias.weight_decay=0": 'optim.groups."*.bias".weight_decay',
         "optim.groups.*.bias={weight_decay: 0}": 'optim.groups."*.bias"',
+        "optim.groups.*.bias.lr.warmup.steps=5": 'optim.groups."*.bias".lr.warmup.steps',
     }
     for wrong, right in told.items():
         assert (
