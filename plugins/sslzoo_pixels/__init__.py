@@ -13,14 +13,14 @@ class Pixels(nn.Module):
     """Pixels of the target patches, each patch as (row, column, channel) (He et al. 2021, section 3).
 
     Args:
-        normalise: subtract each patch's mean and divide by its deviation (unbiased, 1e-6 added to the variance).
+        normalize: subtract each patch's mean and divide by its deviation (unbiased, 1e-6 added to the variance).
     """
 
-    def __init__(self, student: Student, *, normalise: bool = True) -> None:
+    def __init__(self, student: Student, *, normalize: bool = True) -> None:
         super().__init__()
         self.outputs = {"patch": Signal("patch", pixels_of(student.encoder))}
         self.patch: tuple[int, int] = student.encoder.patch  # type: ignore[attr-defined]
-        self.normalise = normalise
+        self.normalize = normalize
 
     @torch.no_grad()
     def forward(self, batch: Batch, student: Reading, at: Progress) -> dict[str, Tensor]:
@@ -28,7 +28,7 @@ class Pixels(nn.Module):
         x = target_pixels(batch, self.patch)
         if x is None:
             return {}
-        if self.normalise:
+        if self.normalize:
             x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
         return {"patch": x}
 

@@ -1,4 +1,4 @@
-"""data2vec: relative positions, layer scale, filled patches, the mean of normalised layers; forward to final weights."""
+"""data2vec: relative positions, layer scale, filled patches, the mean of normalized layers; forward to final weights."""
 
 import pytest
 import torch

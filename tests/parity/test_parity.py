@@ -195,7 +195,7 @@ def mae(tensors, facts):
     encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
     predictor.load_state_dict({name: weights[_mae_decoder(name)] for name in predictor.state_dict()})
     student = Student(encoder, predictor)
-    pixels = part("targets", "pixels", student, normalise=facts["norm_pix_loss"])
+    pixels = part("targets", "pixels", student, normalize=facts["norm_pix_loss"])
     loss = part("losses", "mse", predictor.outputs["patch"])
     term = Term("predictor.patch", "pixels.patch", Schedule.parse(1.0))
     return Method(student, {"pixels": pixels}, {"guess": loss}, {"guess": term})

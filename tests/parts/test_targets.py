@@ -155,7 +155,7 @@ def test_updates_continue_after_weights_are_loaded():
 
 
 @pytest.mark.parametrize("norm", ["layer", "none"])
-def test_patch_targets_are_normalised_tokens_at_target_places(norm):
+def test_patch_targets_are_normalized_tokens_at_target_places(norm):
     pupil, length = student(), torch.tensor([[2, 2], [2, 1]])
     teacher, read = Ema(pupil, norm=norm), group(mask=mask(length))
     found = teacher(batch(image=read), None, AT)["patch"]
@@ -169,7 +169,7 @@ def test_patch_targets_are_normalised_tokens_at_target_places(norm):
     assert not found.requires_grad
 
 
-def test_several_layers_are_normalised_then_averaged():
+def test_several_layers_are_normalized_then_averaged():
     pupil = student()
     teacher, read = Ema(pupil, layers=2), group(mask=mask())
     found = teacher(batch(image=read), None, AT)["patch"]
@@ -252,13 +252,13 @@ def test_pixels_of_a_known_image():
     eye = SimpleNamespace(patch=(2, 2))
     pixels = torch.arange(3 * 4 * 6, dtype=torch.float32).reshape(1, 1, 3, 4, 6)
     read = Group(pixels, torch.zeros(1, 1, 4), Mask(patches([0]), patches([[4]])))
-    found = Pixels(SimpleNamespace(encoder=eye), normalise=False)(batch(image=read), None, AT)["patch"]
+    found = Pixels(SimpleNamespace(encoder=eye), normalize=False)(batch(image=read), None, AT)["patch"]
     # Patch 4 of a 2 x 3 grid: rows 2-3, columns 2-3; three channels 24 apart.
     wanted = [base + channel for base in (14, 15, 20, 21) for channel in (0, 24, 48)]
     assert found.tolist() == [wanted]
 
 
-def test_normalised_pixels_have_no_mean_and_unit_unbiased_variance():
+def test_normalized_pixels_have_no_mean_and_unit_unbiased_variance():
     generator = Pixels(SimpleNamespace(encoder=SimpleNamespace(patch=(4, 4))))
     assert generator.outputs["patch"].width == 48
     found = generator(batch(image=group(mask=mask())), None, AT)["patch"]
@@ -290,7 +290,7 @@ def test_a_teacher_may_see_each_target_block_alone():
         Ema(student(), sees="targets")(batch(image=images), None, AT)
 
 
-def test_targets_may_be_normalised_over_the_patches_of_an_image():
+def test_targets_may_be_normalized_over_the_patches_of_an_image():
     """data2vec 2.0: each channel over the patches of its image, before the layers are averaged."""
     learner = student()
     teacher = Ema(learner, norm="image", layers=2, renorm=True)
