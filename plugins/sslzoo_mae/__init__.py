@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from sslzoo import Patches, Progress, Signal, Tokens, hookimpl
 from sslzoo.contracts import Encoder
-from sslzoo.keys import Count, Width
-from sslzoo.nn import Block, LayerNorm, Positions, laid_out, pixels_of, splits, start_xavier
+from sslzoo.keys import Codes, Count, Width
+from sslzoo.nn import Block, LayerNorm, Positions, laid_out, said_width, splits, start_xavier
 
 
 class Decoder(nn.Module):
-    """MAE's decoder: predicts the pixels of target patches from visible tokens and mask tokens.
+    """MAE's decoder: predicts target patches, their pixels or another target, from visible tokens and mask tokens.
 
     Args:
         width: channels inside.
         depth: blocks.
         heads: attention heads.
+        to: guess pixels of a patch (MAE), tokens (as wide as the encoder), or scores of so many codes.
     """
 
     projector = None
 
-    def __init__(self, encoder: Encoder, *, width: Width = 512, depth: Count = 8, heads: Count = 16) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        width: Width = 512,
+        depth: Count = 8,
+        heads: Count = 16,
+        to: Literal["tokens", "pixels"] | Codes = "pixels",
+    ) -> None:
         super().__init__()
         splits(width, heads)
-        pixels = pixels_of(encoder)
-        self.outputs = {"patch": Signal("patch", pixels)}
+        said = said_width(encoder, to)
+        self.outputs = {"patch": Signal("patch", said)}
         self.decoder_embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = Positions(width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.decoder_norm = LayerNorm(width)
-        self.decoder_pred = nn.Linear(width, pixels)
+        self.decoder_pred = nn.Linear(width, said)
         self.apply(start_xavier)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tokens, target: Patches | None, at: Progress) -> dict[str, Tensor]:
-        """Pixels of target patches, [s k d] -> {"patch": [t 3*ph*pw]}."""
+        """Guesses of target patches, [s k d] -> {"patch": [t e]}."""
         if target is None:
             return {}
         table = self.positions(tokens.grid, tokens.patches.device)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 DRIVE = Path(__file__).parents[1] / "engine" / "drive.py"
 RECIPES = sorted(name for name in names(catalogue()) if name.startswith("tiny/"))
+COMBINATIONS = sorted(name for name in names(catalogue()) if name.startswith("combos/"))
 SMALL = (
     "data.length=16",
     "optim={use: sgd, lr: 0.001}",
@@ -108,3 +109,12 @@ def test_micro_batches_are_refused_where_images_are_related_and_the_flow_is_whol
         assert "relates all images of a batch" in str(error)  # noqa: PT017 - either way is right
         return
     assert not flow.unused
+
+
+def test_every_combination_learns(tmp_path):
+    """At one rate, without warm-up or frozen layers: over the recipes' own first steps nothing needs to fall yet."""
+    quick = ("data.length=64", "optim={use: adamw, lr: 0.003}", "run.steps=30", "run.save_every=30", "run.keep=1")
+    drive(tmp_path, *COMBINATIONS, sets=quick)
+    for name in COMBINATIONS:
+        found = losses(tmp_path / folder_of(name))
+        assert sum(found[-10:]) < sum(found[:10]), name

@@ -125,11 +125,16 @@ def test_published_depth_and_heads_follow_the_encoder():
         Joint(encoder(), **(SMALL | {"heads": 3}))
 
 
-@pytest.mark.parametrize("kind", [Joint, Cross])
-def test_guesses_may_be_pixels(kind):
-    predictor = made(kind, to="pixels")
-    assert predictor.outputs["patch"].width == 48
-    assert predictor(tokens(), target(), AT)["patch"].shape == (24, 48)
+@pytest.mark.parametrize("kind", [Joint, Cross, Decoder])
+@pytest.mark.parametrize(("to", "width"), [("pixels", 48), ("tokens", 24), (7, 7)])
+def test_guesses_may_be_pixels_tokens_or_codes(kind, to, width):
+    predictor = made(kind, to=to)
+    assert predictor.outputs["patch"].width == width
+    assert predictor(tokens(), target(), AT)["patch"].shape == (24, width)
+
+
+@pytest.mark.parametrize("kind", [Joint, Cross, Decoder])
+def test_pixels_want_an_encoder_that_knows_its_patches(kind):
     with pytest.raises(ValueError, match="no attribute patch"):
         kind(SimpleNamespace(width=24), **SMALL, to="pixels")
 
