@@ -1,5 +1,7 @@
 """CAPI: rotary transformer, clusters that learn beside the student; from the first forward to the final weights."""
 
+import copy
+
 import pytest
 import torch
 from sslzoo_rope.layers import angles
@@ -130,6 +132,9 @@ def test_the_first_forward_and_its_gradients(path):
     close(tokens.patches, tensors["step0.student.encoder"])
     places = features.shape[1]
     said = method.student.predictor(tokens, mask.target, at)["patch"]
+    bare = copy.deepcopy(method.student.predictor)
+    bare.prototypes = None
+    close(bare(tokens, mask.target, at)["patch"], by_image(tensors["step0.student.predictor"], tensors, 0, places))
     close(said, by_image(tensors["step0.student.head"], tensors, 0, places))
     targets = teacher(batch, None, at)
     close(targets["patch"], by_image(tensors["step0.targets"], tensors, 0, places), 1e-4)

@@ -39,7 +39,11 @@ def ours(name):
 
 
 def named(tensors):
-    return {ours(name): value for name, value in tensors.items()}
+    """Under our names; what the file stores twice is the same."""
+    found = {}
+    for name, value in tensors.items():
+        assert torch.equal(found.setdefault(ours(name), value), value), name
+    return found
 
 
 def method_of(tensors, facts):
@@ -194,6 +198,9 @@ def test_every_step_and_the_final_weights(path):
     followed = {f"predictor.{name}": value for name, value in teacher.projector.state_dict(prefix="projector.").items()}
     followed |= teacher.encoder.state_dict(prefix="encoder.")
     same(followed, named(under(tensors, "final.teacher.")), allowed(facts, "final.teacher"))
+    close(teacher.center.mean, tensors["final.center"].flatten())
+    if teacher.patch_center is not None:
+        close(teacher.patch_center.mean, tensors["final.patch_center"].flatten())
 
 
 def norms(method):
