@@ -63,35 +63,38 @@ class Photo(JpegImageFile):
 
 
 class _Room(threading.local):
-    """Pixels of the photo that was decoded last: memory that is fresh for each image costs a tenth of decoding it."""
+    """Pixels of the photo decoded last, by scale. Memory that is fresh for each image costs a tenth of decoding it."""
 
-    buffer = np.empty(0, np.uint8)
-    photo: Photo | None = None
-    scale = 1
-    pixels = buffer
+    def __init__(self) -> None:
+        self.photo: Photo | None = None
+        self.pixels: dict[int, np.ndarray] = {}
+        self.buffers: dict[int, np.ndarray] = {}
+
+    def buffer(self, scale: int, size: int) -> np.ndarray:
+        """At least so many bytes, which the next photo at this scale gets too."""
+        if scale not in self.buffers or self.buffers[scale].size < size:
+            self.buffers[scale] = np.empty(size, np.uint8)
+        return self.buffers[scale]
 
 
 _room = _Room()
 
 
 def _decode(photo: Photo, scale: int) -> np.ndarray:
-    """All pixels [h w 3] at 1/scale. They are overwritten when another photo is decoded."""
+    """All pixels [h w 3] at 1/scale: once for all views of a photo. They are overwritten when another is decoded."""
     import simplejpeg
 
-    if _room.photo is photo and _room.scale == scale:
-        return _room.pixels
-    _room.photo, _room.scale = None, scale
-    if _room.buffer.size < 3 * photo.width * photo.height:
-        _room.buffer = np.empty(3 * photo.width * photo.height, np.uint8)
-    try:
-        _room.pixels = simplejpeg.decode_jpeg(
-            photo.content,
-            min_factor=scale,
-            min_height=photo.height // scale,
-            min_width=photo.width // scale,
-            buffer=_room.buffer,
-        )
-    except ValueError:  # it complains of more than Pillow does, who has the last word of what can be read
-        _room.pixels = np.array(photo)
-    _room.photo = photo
-    return _room.pixels
+    if _room.photo is not photo:
+        _room.photo, _room.pixels = photo, {}
+    if scale not in _room.pixels:
+        try:
+            _room.pixels[scale] = simplejpeg.decode_jpeg(
+                photo.content,
+                min_factor=scale,
+                min_height=photo.height // scale,
+                min_width=photo.width // scale,
+                buffer=_room.buffer(scale, 3 * -(-photo.height // scale) * -(-photo.width // scale)),
+            )
+        except ValueError:  # it complains of more than Pillow does, who has the last word of what can be read
+            _room.pixels[scale] = np.array(photo)
+    return _room.pixels[scale]

@@ -56,20 +56,36 @@ def test_a_cut_is_within_a_gray_level_of_the_whole_image_resized(image, box, int
     assert (found - plain(content, box, size, interpolation)).abs().mean() < 1 + 4 * (interpolation == "nearest")
 
 
-def test_a_reduced_scale_leaves_twice_the_views_pixels(monkeypatch):
+@pytest.fixture
+def asked(monkeypatch):
+    """Height and width of whatever is decoded."""
     import simplejpeg
 
-    asked, decode = [], simplejpeg.decode_jpeg
+    found, decode = [], simplejpeg.decode_jpeg
 
     def noted(*args, **how):
-        asked.append(decode(*args, **how).shape[:2])
-        return decode(*args, **how)
+        pixels = decode(*args, **how)
+        found.append(pixels.shape[:2])
+        return pixels
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", noted)
+    return found
+
+
+def test_a_reduced_scale_leaves_twice_the_views_pixels(asked):
     content = encoded(LARGE)
     for side in (501, 250, 125, 60, 20):
         Photo(content).cut((0, 0, 1000, 1000), (side, side))
     assert asked == [(1000, 1300), (500, 650), (250, 325), (125, 163), (125, 163)]
+
+
+def test_many_views_of_a_photo_decode_it_once_at_each_scale(asked):
+    content = encoded(LARGE)
+    photo, boxes = Photo(content), [(0, 0, 900, 900), (5, 5, 200, 200), (9, 0, 450, 450)]
+    views = [photo.cut(box, (96, 96)) for box in boxes * 3]
+    assert asked == [(250, 325), (1000, 1300), (500, 650)]
+    for box, view in zip(boxes * 3, views, strict=True):
+        assert torch.equal(view, Photo(content).cut(box, (96, 96)))
 
 
 def test_views_do_not_depend_on_what_was_decoded_before():
