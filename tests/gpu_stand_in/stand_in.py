@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,7 +29,6 @@ from sslzoo import speed
 from sslzoo.recipe import build as parts
 from sslzoo.recipe.fit import Flow
 from sslzoo.run import checkpoint, data, loader
-from sslzoo.run.masking import draw_mask
 from sslzoo.run.processes import World
 from sslzoo.step import Method
 
@@ -160,19 +160,14 @@ def shortened(recipe):
 
 
 def _batches(recipe: Any, catalogue: Any) -> list[data.Batch]:
-    """A batch for each step: real masks, of changing context lengths, and empty pixels."""
+    """A batch for each step, all that the loader would send: masks of changing context lengths, pixels as views give them."""
     with torch.device("meta"):
         method, sources = parts.assemble(recipe, catalogue)
-    found, places = [], range(recipe.run.batch)
-    for step in range(recipe.run.steps):
-        groups = {}
-        for name, views in sources.views.items():
-            sampler, grid = sources.masks.get(name), method.student.encoder.grid(views.view.size)
-            mask = None if sampler is None else draw_mask(sampler, grid, 0, step, places, views.count)
-            pixels = torch.zeros(1).expand(views.count, len(places), 3, *views.view.size)
-            groups[name] = data.Group(pixels, torch.zeros(views.count, len(places), 4), mask, views.role)
-        found.append(data.Batch(groups, data.pair(groups), tuple(places), seen=data.pair(groups, "context")))
-    return found
+    bytes_ = all(hasattr(views.view, "mean") for views in sources.views.values())  # toys take tensors
+    pictures: Any = _Pictures(Image.new("RGB", (64, 64)) if bytes_ else torch.zeros(3, 8, 8))
+    sources, run = data.Sources(pictures, sources.views, sources.masks), recipe.run
+    micros = data.undivided(sources, method.student.encoder, run.batch, run.seed, World(), run.steps)
+    return [loader.passed(micros[step]) for step in range(run.steps)]
 
 
 def _anywhere(stand_in: StandIn, batches: list[data.Batch]) -> Iterator[tuple[Any, str, Any]]:
@@ -210,12 +205,18 @@ class _Fake(FakeTensorMode):
 
 
 class _Pictures:
-    """A data set of nothing."""
+    """A data set of one picture."""
 
     tasks: Any = MappingProxyType({})
 
+    def __init__(self, picture: Any = None) -> None:
+        self.picture = picture
+
     def __len__(self) -> int:
-        return 100_000
+        return 10_000
+
+    def image(self, _i: int) -> Any:
+        return self.picture
 
 
 class _Unsaved:

@@ -12,7 +12,9 @@ RECIPE = "tiny/ijepa"
 NAMES = {  # by letters of the shape; b is 8
     "in [1 b 3 H W]": "pixels",
     "in [b 3 H W]": "images of the monitor",
+    "in float32 [2 3 1 1]": "what normalizes bytes",
     "in [1 b 4]": "boxes of the crops",
+    "in int64 [b]": "what the chances of each sequence follow from",
     "in int64 [b n]": "indices of context patches",
     "in int64 [b 4 n]": "indices of target patches",
     "in int64 [n]": "which sequence a row belongs to",
@@ -26,9 +28,9 @@ NAMES = {  # by letters of the shape; b is 8
 
 def letters(crossing):
     """A shape with b for the batch, and n for what depends on the masks."""
-    if len(crossing.shape) > 3:
+    if len(crossing.shape) > 3 and crossing.shape[-1] > 1:
         return " ".join([*(["1", "b", "3"][5 - len(crossing.shape) :]), "H", "W"])
-    known = {1: "1", 8: "b", 2: "2", 4: "4"}
+    known = {1: "1", 8: "b", 2: "2", 3: "3", 4: "4"}
     return " ".join(known.get(n, "n") for n in crossing.shape)
 
 
