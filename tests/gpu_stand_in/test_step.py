@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,21 +19,20 @@ from toy_recipes import METHODS, write
 KINDS = ("cuda", "meta")
 UNFUSED = ("lamb", "muon")  # timm's: the host asks for them whether a step is finite (sslzoo/run/optim.py)
 STANDING = sorted(names(catalogue()))
-
-
+loaded = cache(load)  # shapes and sizes of all recipes are asked for before the first test
 GROWING = (None, "tiny", "small", "base", "large", "huge", "giant")
 
 
 def shape(name):
     """What a step of a recipe is made of, sizes aside."""
-    recipe, _ = load(name)
+    recipe, _ = loaded(name)
     wiring = (recipe.targets, recipe.losses, {"encoder": recipe.encoder, "predictor": recipe.predictor})
     parts = [(key, spec["use"], spec.get("to"), spec.get("hidden")) for part in wiring for key, spec in part.items()]
     return str([parts, recipe.optim["use"], len(recipe.views)])
 
 
 def size(name):
-    recipe, _ = load(name)
+    recipe, _ = loaded(name)
     return GROWING.index(recipe.encoder.get("size"))
 
 
