@@ -92,12 +92,12 @@ class VisibleSquares:
         shown = whole - hidden
         many = 4 * -(-shown // self.side**2)  # squares, of which as many count as are needed
         corner = (rng.uniform(many, 2) * (torch.tensor(grid) + self.side - 1)).long() - (self.side - 1)
-        seen = torch.zeros(batch, whole, dtype=torch.bool)
-        for square in range(many):
-            short = seen.sum(1) < shown
-            more = covered(corner[:, square, :1], corner[:, square, 1:], (self.side, self.side), grid)
-            seen |= more & short[:, None]
-        lots = rng.uniform(whole) + seen  # those shown come last, so what is missing or too much falls at random
+        # Which square shows a patch first? Those up to the one with which enough is shown count.
+        covers = covered(corner[..., :1], corner[..., 1:], (self.side, self.side), grid)  # [s many N]
+        first = torch.where(covers, torch.arange(many, dtype=torch.int32)[:, None], many).amin(1)
+        last = first.kthvalue(shown, 1, keepdim=True).values  # with this one enough is shown
+        seen = (first <= last) & (first < many)
+        lots = rng.uniform(whole) + seen  # those shown come first, so what is missing or too much falls at random
         order = lots.argsort(1, descending=True)
         return Mask(Patches(order[:, :shown]), Patches(order[:, None, shown:]))
 

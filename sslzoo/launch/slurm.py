@@ -85,9 +85,9 @@ def executor(plan: Plan, folder: Path) -> Any:
     """
     import submitit
 
-    if shutil.which("sbatch") is None:
+    if missing := [tool for tool in ("sbatch", "srun") if shutil.which(tool) is None]:
         raise UserError(
-            "there is no SLURM on this machine: sbatch was not found\n"
+            f"there is no SLURM on this machine: {' and '.join(missing)} not found\n"
             "submit from a login node of the cluster, or run here with `sslzoo train`"
         )
     python = None if plan.profile.container is None else shlex.quote(plan.profile.container.python)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -385,6 +386,16 @@ def _refuse(word: str) -> None:
 
 QUICK: dict[Callable, int] = {resumed: 8, looked_at: 40, evaluated: 6, reported: 3}
 MANY: dict[Callable, int] = {resumed: 1200, looked_at: 1500, evaluated: 900, reported: 500}
+
+
+@pytest.fixture(autouse=True)
+def login_node(tmp_path_factory, monkeypatch):
+    """A machine where jobs could be submitted, so that `submit --dry-run` looks at the run."""
+    tools = tmp_path_factory.mktemp("tools")
+    for name in ("sbatch", "srun"):
+        (tools / name).write_text("#!/bin/sh\nexit 1\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
 
 
 @pytest.mark.parametrize("generator", QUICK, ids=lambda one: one.__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sslzoo import RunError, UserError
-from sslzoo.errors import RecipeError
+from sslzoo.errors import RecipeError, UserError
 from sslzoo.launch import profile as profiles
 from sslzoo.launch import slurm, snapshot
 from sslzoo.launch.submit import Asked, Element, plan, script, with_folder
@@ -67,6 +67,13 @@ def printed(tmp_path, tiny, keys, name="plain", out=None):
     recipe = load("tiny/ijepa", [f"name={json.dumps(name)}"])[0]
     found = [Element(out or tmp_path / "runs" / recipe.name, recipe, installed)]
     return script(found, plan(found, Asked(str(tmp_path / "profile.yaml"), evaluate=False))), found[0].folder
+
+
+def test_half_a_slurm_is_none(tmp_path, tiny, tools, monkeypatch):
+    monkeypatch.setenv("PATH", str(tools))
+    (tools / "srun").unlink()
+    with pytest.raises(UserError, match="there is no SLURM on this machine: srun not found"):
+        printed(tmp_path, tiny, {})
 
 
 @pytest.mark.parametrize("bad", HOSTILE)

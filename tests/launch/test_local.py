@@ -165,7 +165,7 @@ def test_a_machine_without_slurm_says_so(sslzoo, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     for more in ([], ["--dry-run"]):
         code, _, told = sslzoo("submit", "tiny/ijepa", "--cluster", "a100-80gb", "--gpus", 1, *more)
-        assert (code, "sbatch was not found" in told) == (2, True)
+        assert (code, "sbatch and srun not found" in told) == (2, True)
 
 
 def test_a_profile_is_found_by_name_and_checked(sslzoo, tmp_path):
