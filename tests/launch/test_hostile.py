@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sslzoo import RunError, UserError
-from sslzoo.errors import RecipeError, UserError
+from sslzoo.errors import RecipeError
 from sslzoo.launch import profile as profiles
 from sslzoo.launch import slurm, snapshot
 from sslzoo.launch.submit import Asked, Element, plan, script, with_folder
