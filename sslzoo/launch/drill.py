@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from sslzoo.errors import RunError
-from sslzoo.launch import slurm
+from sslzoo.launch import profile, slurm
 from sslzoo.launch.follow import Row, active, rows
-from sslzoo.launch.submit import Asked, Element, plan, refuse_if_active, submit
+from sslzoo.launch.submit import Asked, Element, refuse_if_active, submit
 from sslzoo.launch.work import start
 from sslzoo.run import checkpoint
 from sslzoo.run.clock import TIMING
@@ -143,7 +143,7 @@ def on_cluster(element: Element, asked: Asked, say: Say) -> Verdict:
         job = State(broken.folder).launch["job"]
         say(f"job {job} is sent SIGTERM, as before a preemption")
         subprocess.run(["scancel", "--signal=TERM", job], capture_output=True)  # `compare` tells if none was stopped
-        if not plan([element], asked).profile.requeues:
+        if not profile.load(asked.cluster, element.installed).requeues:
             say(f"{asked.cluster} queues no job again, so the run is resumed as `sslzoo resume` does")
             if _wait(broken.folder, "stop", lambda row: row.state in ("stopped", "done")).state == "stopped":
                 _submit(broken, asked, say)

@@ -63,9 +63,14 @@ class Profile(BaseModel):
         return self.processes_per_node or max(1, gpus)
 
     @property
+    def own(self) -> dict[str, Any]:
+        """The keys of `sbatch`, in one spelling: the same key written in two ways would stand in a script twice."""
+        return {key.replace("-", "_"): value for key, value in self.sbatch.items()}
+
+    @property
     def requeues(self) -> bool:
         """Whether a job that was stopped or preempted is queued again."""
-        own = {key.replace("-", "_"): value for key, value in self.sbatch.items()}
+        own = self.own
         return own.get("requeue", True) is not False and own.get("no_requeue", False) is False
 
     def of_one_process(self, gpus: int) -> Profile:

@@ -61,10 +61,8 @@ class Plan:
         given = {"job_name": self.name, "time": minutes(self.time), "nodes": self.nodes}
         given |= {"ntasks_per_node": p.processes(self.gpus), "cpus_per_task": p.cpus_per_process}
         given |= {"signal_delay_s": p.signal_lead, "stderr_to_stdout": True, "srun_args": srun, "comment": self.comment}
-        # The same key written in two ways would stand in the script twice.
-        own = {key.replace("-", "_"): value for key, value in p.sbatch.items()}
         # Where neither is said, the cluster decides, and most requeue.
-        own = {"requeue": True} | own if p.requeues else own | {"requeue": False, "no_requeue": True}
+        own = {"requeue": True} | p.own if p.requeues else p.own | {"requeue": False, "no_requeue": True}
         given |= {"additional_parameters": {key: value for key, value in own.items() if value is not False}}
         given |= {"setup": setup, "teardown": requeue.after() if self.folders and p.requeues else None}
         given |= {"wckey": None}  # submitit's is its own name, which clusters that check these refuse

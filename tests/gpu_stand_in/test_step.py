@@ -38,7 +38,8 @@ def size(name):
 
 # Of those made alike, the largest stands for all. The marker `slow` takes every one, in full depth.
 LARGEST = {shape(name): name for name in sorted(STANDING, key=size)}.values()
-LONG = ("byol/", "simclr/", "vicreg/", "tiny/")  # deep ResNets, which cannot be made shallow; cifar10's are made alike
+# Deep ResNets, which cannot be made shallow (cifar10's are made alike), and recipes that other tests train for real.
+LONG = ("byol/", "simclr/", "vicreg/", "tiny/")
 
 
 def assert_nobody_waits(seen):
