@@ -2,7 +2,8 @@
 
 Two kinds, each blind to something. `cuda`: fake tensors that say they are on a GPU, under CUDA's autocast; they pass
 where a kernel would refuse tensors of two devices, and autograd has no engine for them, so gradients are made up.
-`meta`: tensors of shapes alone; they refuse other devices and have gradients, and know no autocast.
+`meta`: tensors of shapes alone; they refuse other devices and have gradients, and know no autocast. (`computing.py` has
+tensors with numbers.)
 """
 
 from __future__ import annotations
