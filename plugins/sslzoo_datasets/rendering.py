@@ -1,6 +1,6 @@
 """What does a scene look like? Spheres, cubes and cylinders on a plane, drawn by chance and rendered with numpy.
 
-Two sizes, eight colours and two materials, with light, shadow and occlusion.
+Two sizes, eight colors and two materials, with light, shadow and occlusion.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 SHAPES = ("sphere", "cube", "cylinder")
-COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
+COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 RGB = np.array(
     [
         [87, 87, 87],
@@ -30,7 +30,7 @@ RGB = np.array(
 ) / np.float32(255)
 RADII = (0.45, 0.8)  # small, large: half the side, the radius, half the height
 FEWEST, MOST = 3, 10
-REACH = 3.0  # centres lie in a square of twice this side
+REACH = 3.0  # centers lie in a square of twice this side
 GAP = 0.15  # between the circles around two objects
 EPS = np.float32(1e-3)
 
@@ -40,10 +40,10 @@ class Layout:
     """What stands where: n objects, and the camera."""
 
     shape: NDArray[np.int64]
-    colour: NDArray[np.int64]
+    color: NDArray[np.int64]
     metal: NDArray[np.bool_]
     radius: Array
-    centre: Array  # [n 3], z up
+    center: Array  # [n 3], z up
     turn: Array  # about the vertical, radians
     eye: Array  # [3]
     light: Array  # [3], a point
@@ -61,22 +61,22 @@ class Layout:
 
     @property
     def depth(self) -> Array:
-        """Depth of each object's centre along the view: [n]."""
-        return (self.centre - self.eye) @ self.view[2]
+        """Depth of each object's center along the view: [n]."""
+        return (self.center - self.eye) @ self.view[2]
 
 
 def draw(random: np.random.Generator) -> Layout:
     """A scene: number, kinds, positions that do not touch, camera and light."""
     n = int(random.integers(FEWEST, MOST + 1))
     shape = random.integers(0, 3, n)
-    radius, centre = _stand(random, shape)
+    radius, center = _stand(random, shape)
     angle, height = random.uniform(0, 2 * np.pi), random.uniform(6.0, 7.0)
     away = random.uniform(6.8, 7.8)
     eye = np.array([away * np.cos(angle), away * np.sin(angle), height], np.float32)
     beside = angle + random.choice([-1, 1]) * random.uniform(0.6, 1.3)
     light = np.array([7 * np.cos(beside), 7 * np.sin(beside), random.uniform(7, 9)], np.float32)
     turn = random.uniform(0, np.pi / 2, n).astype(np.float32)
-    return Layout(shape, random.integers(0, 8, n), random.random(n) < 0.5, radius, centre, turn, eye, light)
+    return Layout(shape, random.integers(0, 8, n), random.random(n) < 0.5, radius, center, turn, eye, light)
 
 
 def _stand(random: np.random.Generator, shape: NDArray[np.int64]) -> tuple[Array, Array]:
@@ -119,20 +119,20 @@ def render(scene: Layout, size: tuple[int, int]) -> NDArray[np.uint8]:
     rays = _rays(scene, size)
     depth = -scene.eye[2] / np.minimum(rays[2], -EPS)  # to the ground
     owner = np.full(size, -1)
-    offset = scene.centre - scene.eye
+    offset = scene.center - scene.eye
     along = (offset @ rays.reshape(3, -1)).reshape(-1, *size)
     near = (offset * offset).sum(1)[:, None, None] - along * along < (_around(scene) ** 2)[:, None, None]
     for k in range(len(scene.radius)):
         _meet(scene, k, near[k], rays, depth, owner)
     point = scene.eye[:, None, None] + depth * rays
-    normal, colour, shine = _surfaces(scene, point, owner)
+    normal, color, shine = _surfaces(scene, point, owner)
     lit = _light(scene, point, normal, rays, shine, owner)
-    flat = np.clip(colour * lit[0] + lit[1], 0, 1)
+    flat = np.clip(color * lit[0] + lit[1], 0, 1)
     return (255 * np.sqrt(flat) + 0.5).astype(np.uint8)
 
 
 def _rays(scene: Layout, size: tuple[int, int]) -> Array:
-    """Unit directions of the pixels' centres: [3 H W]."""
+    """Unit directions of the pixels' centers: [3 H W]."""
     height, width = size
     half = np.float32(0.40)  # tangent of half the angle of view, of the shorter side
     scale = 2 * half / min(height, width)
@@ -154,7 +154,7 @@ def _meet(scene: Layout, k: int, near: NDArray[np.bool_], rays: Array, depth: Ar
     if not len(rows):
         return
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    start = scene.eye - scene.centre[k]
+    start = scene.eye - scene.center[k]
     enter, leave = _interval(scene, k, start[:, None, None], rays[:, window[0], window[1]])
     closer = (enter < leave) & (enter > 0) & (enter < depth[window])
     depth[window][closer] = enter[closer]
@@ -162,7 +162,7 @@ def _meet(scene: Layout, k: int, near: NDArray[np.bool_], rays: Array, depth: Ar
 
 
 def _interval(scene: Layout, k: int, start: Array, rays: Array) -> tuple[Array, Array]:
-    """Where rays enter and leave object k; `start` is relative to its centre. Enter >= leave: they miss it."""
+    """Where rays enter and leave object k; `start` is relative to its center. Enter >= leave: they miss it."""
     turn, radius = scene.turn[k], scene.radius[k]
     c, s = np.cos(turn), np.sin(turn)
     ox, oy, oz = (c * start[0] + s * start[1]) / radius, (c * start[1] - s * start[0]) / radius, start[2] / radius
@@ -196,24 +196,24 @@ def _slab(start: Array, ray: Array) -> tuple[Array, Array]:
 
 
 def _surfaces(scene: Layout, point: Array, owner: NDArray[np.int64]) -> tuple[Array, Array, Array]:
-    """Normal and colour [3 H W], and gloss [H W], of what each pixel shows."""
+    """Normal and color [3 H W], and gloss [H W], of what each pixel shows."""
     points, flat = point.reshape(3, -1), owner.ravel()
     normal = np.zeros_like(points)
     normal[2] = 1
-    colour, shine = np.full_like(points, 0.42), np.zeros(flat.shape, np.float32)
+    color, shine = np.full_like(points, 0.42), np.zeros(flat.shape, np.float32)
     for k in range(len(scene.radius)):
         here = np.flatnonzero(flat == k)  # numbers of pixels: faster than a mask over three planes
         if not len(here):
             continue
         c, s = np.cos(scene.turn[k]), np.sin(scene.turn[k])
-        x, y, z = (points.take(here, 1) - scene.centre[k][:, None]) / scene.radius[k]
+        x, y, z = (points.take(here, 1) - scene.center[k][:, None]) / scene.radius[k]
         x, y = c * x + s * y, c * y - s * x
         x, y, z = _local_normal(SHAPES[scene.shape[k]], x, y, z)
         for row, value in enumerate((c * x - s * y, s * x + c * y, z)):
             normal[row, here] = value
-            colour[row, here] = RGB[scene.colour[k], row] ** 2
+            color[row, here] = RGB[scene.color[k], row] ** 2
         shine[here] = 1.0 if scene.metal[k] else 0.12
-    return normal.reshape(point.shape), colour.reshape(point.shape), shine.reshape(owner.shape)
+    return normal.reshape(point.shape), color.reshape(point.shape), shine.reshape(owner.shape)
 
 
 def _local_normal(shape: str, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
@@ -230,7 +230,7 @@ def _local_normal(shape: str, x: Array, y: Array, z: Array) -> tuple[Array, Arra
 def _light(
     scene: Layout, point: Array, normal: Array, rays: Array, shine: Array, owner: NDArray[np.int64]
 ) -> tuple[Array, Array]:
-    """What colour is multiplied by, and what gloss adds: ambient and Lambert, Blinn and Phong; 0 in shadow."""
+    """What color is multiplied by, and what gloss adds: ambient and Lambert, Blinn and Phong; 0 in shadow."""
     to_light = scene.light[:, None, None] - point
     far = np.sqrt((to_light * to_light).sum(0))
     to_light /= far
@@ -248,17 +248,17 @@ def _shadow(scene: Layout, point: Array, to_light: Array, far: Array) -> Array:
     """1 where an object stands between a point and the light: [H W]."""
     points, lights, distances = point.reshape(3, -1), to_light.reshape(3, -1), far.ravel()
     dark = np.zeros(distances.shape, bool)
-    centre, reach = scene.centre, _around(scene)[:, None]
+    center, reach = scene.center, _around(scene)[:, None]
     # Of all objects at once: how far a point lies beyond each on its way to the light, and the square of its distance.
-    along = (points * lights).sum(0) - centre @ lights
+    along = (points * lights).sum(0) - center @ lights
     squares = (points * points).sum(0)
-    apart = squares - 2 * (centre @ points) + (centre * centre).sum(1)[:, None]
+    apart = squares - 2 * (center @ points) + (center * center).sum(1)[:, None]
     slack = np.float32(1e-5) * squares  # what rounding may have taken
     close = (apart - along * along < reach * reach + slack) & (along < reach + slack)
     for k in range(len(scene.radius)):
         near = np.flatnonzero(close[k] & ~dark)
         if len(near):
-            start = points.take(near, 1) - centre[k][:, None]
+            start = points.take(near, 1) - center[k][:, None]
             enter, leave = _interval(scene, k, start, lights.take(near, 1))
             dark[near] = (enter < leave) & (leave > EPS) & (enter < distances[near])
     return dark.reshape(far.shape).astype(np.float32)

@@ -23,10 +23,10 @@ DEPTHS = (6.829, 7.139, 7.404, 7.687, 8.100)
 
 
 class Scenes:
-    """Rendered scenes of 3 to 10 objects, with labels for count, distance, shape and colour; needs no download.
+    """Rendered scenes of 3 to 10 objects, with labels for count, distance, shape and color; needs no download.
 
     Tasks: count (8 classes, 3 to 10 objects), distance (6 equally frequent bins of the smallest depth along the view),
-    shape (3) and colour (8) of the nearest object.
+    shape (3) and color (8) of the nearest object.
 
     Args:
         split: train or test; no scene is in both.
@@ -36,7 +36,7 @@ class Scenes:
         cache: keep rendered images in memory, shared by loader workers.
     """
 
-    tasks: Mapping[str, int] = {"count": MOST - FEWEST + 1, "distance": len(DEPTHS) + 1, "shape": 3, "colour": 8}
+    tasks: Mapping[str, int] = {"count": MOST - FEWEST + 1, "distance": len(DEPTHS) + 1, "shape": 3, "color": 8}
 
     def __init__(
         self,
@@ -85,8 +85,8 @@ class Scenes:
         depth = scene.depth
         nearest = int(depth.argmin())
         bin_ = int(np.searchsorted(DEPTHS, depth[nearest]))
-        shape, colour = int(scene.shape[nearest]), int(scene.colour[nearest])
-        return {"count": len(depth) - FEWEST, "distance": bin_, "shape": shape, "colour": colour}
+        shape, color = int(scene.shape[nearest]), int(scene.color[nearest])
+        return {"count": len(depth) - FEWEST, "distance": bin_, "shape": shape, "color": color}
 
 
 @dataclass(frozen=True)

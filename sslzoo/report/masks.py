@@ -14,7 +14,7 @@ from torch import Tensor
 from sslzoo.contracts import Grid, Mask, MaskSampler
 from sslzoo.run.masking import draw_mask
 
-COLOURS = ("#e4572e", "#2e86ab", "#f2b134", "#6a4c93", "#3a9b5c", "#d1495b")
+COLORS = ("#e4572e", "#2e86ab", "#f2b134", "#6a4c93", "#3a9b5c", "#d1495b")
 STEPS = 64  # batches behind the maps
 
 
@@ -53,7 +53,7 @@ def shown(pixels: Tensor) -> Tensor:
 
 
 def sample(ax: Axes, image: Tensor, mask: Mask, row: int, grid: Grid) -> None:
-    """One masked image: what is seen in full, what is hidden pale, each target block outlined in its colour."""
+    """One masked image: what is seen in full, what is hidden pale, each target block outlined in its color."""
     height, width = image.shape[:2]
     tall, wide = height / grid[0], width / grid[1]
     seen, _ = covered_by(mask, grid[0] * grid[1])
@@ -63,11 +63,11 @@ def sample(ax: Axes, image: Tensor, mask: Mask, row: int, grid: Grid) -> None:
     target = mask.target
     for block in range(target.index.shape[1]):
         length = target.index.shape[2] if target.length is None else int(target.length[row, block])
-        _outline(ax, set(target.index[row, block, :length].tolist()), grid, (tall, wide), COLOURS[block % len(COLOURS)])
+        _outline(ax, set(target.index[row, block, :length].tolist()), grid, (tall, wide), COLORS[block % len(COLORS)])
     _bare(ax)
 
 
-def _outline(ax: Axes, patches: set[int], grid: Grid, side: tuple[float, float], colour: str) -> None:
+def _outline(ax: Axes, patches: set[int], grid: Grid, side: tuple[float, float], color: str) -> None:
     from matplotlib.collections import LineCollection
     from matplotlib.patches import Rectangle
 
@@ -75,7 +75,7 @@ def _outline(ax: Axes, patches: set[int], grid: Grid, side: tuple[float, float],
     for index in patches:
         r, c = divmod(index, grid[1])
         top, left, bottom, right = r * side[0], c * side[1], (r + 1) * side[0], (c + 1) * side[1]
-        ax.add_patch(Rectangle((left - 0.5, top - 0.5), side[1], side[0], color=colour, alpha=0.28, linewidth=0))
+        ax.add_patch(Rectangle((left - 0.5, top - 0.5), side[1], side[0], color=color, alpha=0.28, linewidth=0))
         edges = {
             (r - 1, c): [(left, top), (right, top)],
             (r + 1, c): [(left, bottom), (right, bottom)],
@@ -85,7 +85,7 @@ def _outline(ax: Axes, patches: set[int], grid: Grid, side: tuple[float, float],
         for (y, x), line in edges.items():
             if not (0 <= y < grid[0] and 0 <= x < grid[1] and y * grid[1] + x in patches):
                 lines.append([(px - 0.5, py - 0.5) for px, py in line])
-    ax.add_collection(LineCollection(lines, colors=colour, linewidths=1.4))
+    ax.add_collection(LineCollection(lines, colors=color, linewidths=1.4))
 
 
 def coverage(ax: Axes, share: Tensor, title: str, top: float | None = None) -> Any:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sslzoo.speed import STAGES, Result, ratios, unlike
 
-# Okabe and Ito's, one a stage: they can be told apart by people who are colour-blind too.
+# Okabe and Ito's, one a stage: they can be told apart by people who are color-blind too.
 COLORS = ("#999999", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#DDDDDD")
 
 

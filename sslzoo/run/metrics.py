@@ -41,7 +41,7 @@ PEAK = {
 def rankme(x: Tensor, eps: float = 1e-7) -> Tensor:
     """Effective rank of features [n d]: exp of the entropy of the normalized singular values (Garrido et al. 2023).
 
-    Not centred, in float32; between 1 (collapsed) and min(n, d). Nan for features that are not finite (torch's own
+    Not centered, in float32; between 1 (collapsed) and min(n, d). Nan for features that are not finite (torch's own
     decomposition would raise).
     """
     x = x.float()

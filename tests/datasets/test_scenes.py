@@ -10,15 +10,15 @@ from sslzoo import catalogue
 
 Scenes = catalogue().find("datasets", "scenes").make
 from sslzoo_datasets import rendering, scenes  # noqa: E402
-from sslzoo_datasets.rendering import COLOURS, RADII, Layout, render  # noqa: E402
+from sslzoo_datasets.rendering import COLORS, RADII, Layout, render  # noqa: E402
 from sslzoo_datasets.scenes import DEPTHS  # noqa: E402
 
 
-def scene(shape=(0,), colour=(1,), centre=((0, 0, 0.8),), radius=(0.8,), eye=(9.0, 0.0, 0.8), light=(9.0, 3.0, 9.0)):
+def scene(shape=(0,), color=(1,), center=((0, 0, 0.8),), radius=(0.8,), eye=(9.0, 0.0, 0.8), light=(9.0, 3.0, 9.0)):
     n = len(shape)
     f = np.float32
     return Layout(
-        np.array(shape), np.array(colour), np.zeros(n, bool), np.array(radius, f), np.array(centre, f),
+        np.array(shape), np.array(color), np.zeros(n, bool), np.array(radius, f), np.array(center, f),
         np.zeros(n, f), np.array(eye, f), np.array(light, f),
     )  # fmt: skip
 
@@ -33,8 +33,8 @@ def test_an_image_is_a_function_of_seed_split_and_number():
 
 
 def test_train_and_test_share_no_scene():
-    train = {Scenes(length=300).layout(i).centre.tobytes() for i in range(300)}
-    test = {Scenes(split="test", length=300).layout(i).centre.tobytes() for i in range(300)}
+    train = {Scenes(length=300).layout(i).center.tobytes() for i in range(300)}
+    test = {Scenes(split="test", length=300).layout(i).center.tobytes() for i in range(300)}
     assert len(train) == len(test) == 300
     assert not train & test
 
@@ -52,18 +52,18 @@ def test_labels_are_those_of_the_layout_worked_out_by_hand():
         layout, label = data.layout(i), data.label(i)
         forward = np.array([0, 0, 0.3]) - layout.eye
         forward /= np.linalg.norm(forward)
-        depth = [float(np.dot(centre - layout.eye, forward)) for centre in layout.centre]
+        depth = [float(np.dot(center - layout.eye, forward)) for center in layout.center]
         nearest = int(np.argmin(depth))
         assert label["count"] == len(depth) - 3
         assert label["distance"] == sum(min(depth) > edge for edge in DEPTHS)
         assert label["shape"] == layout.shape[nearest]
-        assert label["colour"] == layout.colour[nearest]
+        assert label["color"] == layout.color[nearest]
 
 
 def test_classes_are_as_frequent_as_they_should_be():
     data = Scenes(length=6000)
     labels = [data.label(i) for i in range(6000)]
-    for task in ("count", "distance", "shape", "colour"):
+    for task in ("count", "distance", "shape", "color"):
         share = np.bincount([label[task] for label in labels], minlength=data.tasks[task]) / 6000
         if task == "shape":
             assert share.min() > 0.28
@@ -76,11 +76,11 @@ def test_objects_do_not_touch_and_stand_on_the_ground():
     data = Scenes(length=300)
     for i in range(300):
         layout = data.layout(i)
-        assert np.allclose(layout.centre[:, 2], layout.radius)
+        assert np.allclose(layout.center[:, 2], layout.radius)
         assert set(np.round(layout.radius, 3)) <= set(np.float32(RADII).round(3))
         for a in range(len(layout.radius)):
             for b in range(a):
-                apart = np.linalg.norm(layout.centre[a, :2] - layout.centre[b, :2])
+                apart = np.linalg.norm(layout.center[a, :2] - layout.center[b, :2])
                 assert apart > layout.radius[a] + layout.radius[b]
 
 
@@ -103,8 +103,8 @@ def test_the_outline_of_a_sphere_is_the_circle_of_its_cone():
 def test_the_nearer_object_hides_the_farther():
     near, far = (3.0, 0.0, 0.8), (-3.0, 0.0, 0.8)
     for order in ((near, far), (far, near)):
-        colours = (COLOURS.index("red"), COLOURS.index("blue")) if order[0] == near else (2, 1)
-        picture = render(scene((0, 0), colours, order, (0.8, 0.8)), (96, 96))
+        colors = (COLORS.index("red"), COLORS.index("blue")) if order[0] == near else (2, 1)
+        picture = render(scene((0, 0), colors, order, (0.8, 0.8)), (96, 96))
         assert red(picture)[48 - 6 : 48 + 6, 44:52].mean() > 0.5
         alone = render(scene((0,), (2,), (far,)), (96, 96))
         assert (alone[2].astype(int) - alone[0] > 25).any()
@@ -113,7 +113,7 @@ def test_the_nearer_object_hides_the_farther():
 def test_an_object_casts_a_shadow_away_from_the_light():
     lit = render(scene(light=(0.0, 6.0, 6.0), eye=(9.0, 0.0, 6.0)), (128, 128)).astype(float).mean(0)
     unlit = (
-        render(scene(centre=((0, 0, -50),), light=(0.0, 6.0, 6.0), eye=(9.0, 0.0, 6.0)), (128, 128))
+        render(scene(center=((0, 0, -50),), light=(0.0, 6.0, 6.0), eye=(9.0, 0.0, 6.0)), (128, 128))
         .astype(float)
         .mean(0)
     )
@@ -128,7 +128,7 @@ def test_an_object_casts_a_shadow_away_from_the_light():
 @pytest.mark.parametrize("shape", [0, 1, 2])
 def test_each_shape_fills_about_its_own_area(shape):
     share = red(render(scene((shape,)), (128, 128))).mean()
-    full = (2 * 0.8 / 9 / (2 * 0.40)) ** 2  # of the square around it, at its centre's distance
+    full = (2 * 0.8 / 9 / (2 * 0.40)) ** 2  # of the square around it, at its center's distance
     expected = {0: np.pi / 4, 1: 1.2, 2: 1.05}[shape] * full
     assert 0.7 * expected < share < 1.5 * expected
 
@@ -141,7 +141,7 @@ def shadow_by_masks(scene, point, to_light, far):
     """As it was written before it was made faster."""
     dark = np.zeros(far.shape, bool)
     for k in range(len(scene.radius)):
-        start = point - scene.centre[k][:, None, None]
+        start = point - scene.center[k][:, None, None]
         along = (start * to_light).sum(0)
         reach = scene.radius[k] * np.float32(1.75)
         near = ((start * start).sum(0) - along * along < reach * reach) & (along < reach) & ~dark
@@ -155,19 +155,19 @@ def surfaces_by_masks(scene, point, owner):
     """The same."""
     normal = np.zeros_like(point)
     normal[2] = 1
-    colour, shine = np.full_like(point, 0.42), np.zeros(owner.shape, np.float32)
+    color, shine = np.full_like(point, 0.42), np.zeros(owner.shape, np.float32)
     for k in range(len(scene.radius)):
         here = owner == k
         if not here.any():
             continue
         c, s = np.cos(scene.turn[k]), np.sin(scene.turn[k])
-        x, y, z = (point[:, here] - scene.centre[k][:, None]) / scene.radius[k]
+        x, y, z = (point[:, here] - scene.center[k][:, None]) / scene.radius[k]
         x, y = c * x + s * y, c * y - s * x
         x, y, z = rendering._local_normal(rendering.SHAPES[scene.shape[k]], x, y, z)
         normal[:, here] = np.stack([c * x - s * y, s * x + c * y, z])
-        colour[:, here] = (rendering.RGB[scene.colour[k]] ** 2)[:, None]
+        color[:, here] = (rendering.RGB[scene.color[k]] ** 2)[:, None]
         shine[here] = 1.0 if scene.metal[k] else 0.12
-    return normal, colour, shine
+    return normal, color, shine
 
 
 def test_rendering_by_numbers_of_pixels_gives_the_bits_of_rendering_by_masks(monkeypatch):

@@ -48,7 +48,7 @@ def real(tmp_path_factory):
     for data in (opened.train, opened.test):
         images = Images(encoder, data, opened.view, opened.augment, torch.device("cpu"), 64, 0, False, kept)
         features = extract(encoder, data, opened.view, device=torch.device("cpu"), pools=("mean",))
-        found.append(replace(features, images=images, tasks={"colour": features.tasks["colour"]}))
+        found.append(replace(features, images=images, tasks={"color": features.tasks["color"]}))
     return found
 
 
@@ -80,8 +80,8 @@ def test_a_copy_learns_what_the_frozen_encoder_does_not_tell(real):
     chances = torch.get_rng_state(), np.random.get_state()[1].copy()
     plain = [replace(one, images=replace(one.images, augment=None)) for one in real]
     found = FineTune(epochs=30, batch=16, lr=0.016, layer_decay=1.0, **PLAIN)(*plain, 0)
-    frozen = Linear()(real[0], real[0], 0)["colour/top1"]
-    assert found["colour/trained"] > frozen + 10
+    frozen = Linear()(real[0], real[0], 0)["color/top1"]
+    assert found["color/trained"] > frozen + 10
     after = real[0].images.encoder.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert torch.equal(torch.get_rng_state(), chances[0])
@@ -204,7 +204,7 @@ def test_a_run_is_fine_tuned_from_the_command_line_by_one_process(tmp_path, monk
     tune = "evaluate.probes={tuned: {use: finetune, epochs: 1, warmup: 0, batch: 48}}"
     found = CliRunner().invoke(cli, ["eval", str(tmp_path / "run"), "--set", tune, "--set", AUGMENT, "--json"])
     assert found.exit_code == 0, found.output
-    assert "tuned/colour/trained" in json.loads(found.stdout)["step 1"]
+    assert "tuned/color/trained" in json.loads(found.stdout)["step 1"]
     (path,) = (tmp_path / "run" / "eval").glob("*.json")
     assert json.loads(path.read_text())["augment"]["operations"] == 2
 

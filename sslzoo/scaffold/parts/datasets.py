@@ -14,7 +14,7 @@ from sslzoo.keys import Side
 
 
 class Example:
-    """One disc in each image; its label is its colour.
+    """One disc in each image; its label is its color.
 
     Args:
         length: images.
@@ -30,7 +30,7 @@ class Example:
         split: Literal["train", "test"] = "train",
     ) -> None:
         self.length, self.size, self.split = length, size, split
-        self.tasks: Mapping[str, int] = {"colour": 3}  # label tasks, and their number of classes
+        self.tasks: Mapping[str, int] = {"color": 3}  # label tasks, and their number of classes
 
     def __len__(self) -> int:
         return self.length
@@ -46,12 +46,12 @@ class Example:
         y, x = torch.meshgrid(torch.arange(self.size), torch.arange(self.size), indexing="ij")
         inside = (y / self.size - row) ** 2 + (x / self.size - column) ** 2 < (0.1 + 0.2 * radius) ** 2
         image = torch.full((3, self.size, self.size), 90, dtype=torch.uint8)
-        image[self.label(i)["colour"]][inside] = 240
+        image[self.label(i)["color"]][inside] = 240
         return image
 
     def label(self, i: int) -> Mapping[str, int]:
         """Class of image i in each task."""
-        return {"colour": i % 3}
+        return {"color": i % 3}
 
 
 @hookimpl

@@ -27,8 +27,8 @@ class Example:
         figures = {}
         for task, classes in train.tasks.items():
             of_class = torch.nn.functional.one_hot(train.labels[task], classes).float()  # n c
-            centres = of_class.T @ x / of_class.sum(0)[:, None].clamp(min=1)
-            nearest = torch.cdist(y, centres).argmin(1)
+            centers = of_class.T @ x / of_class.sum(0)[:, None].clamp(min=1)
+            nearest = torch.cdist(y, centers).argmin(1)
             figures[f"{task}/top1"] = (nearest == test.labels[task]).float().mean().item() * 100
         return figures
 
