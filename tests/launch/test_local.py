@@ -254,10 +254,11 @@ def test_processes_learn_how_many_share_their_node(monkeypatch):
     def met(rank):
         threading.current_thread().name = ("n1", "n2", "n1")[rank]
         store, here = processes._meet(rank, 3, torch.device("cpu"))
-        return here, store  # the first one serves it
+        return here, store
 
     with ThreadPoolExecutor(3) as pool:
-        assert [here for here, _ in pool.map(met, range(3))] == [2, 1, 2]
+        met_all = list(pool.map(met, range(3)))  # the first one's store serves all until the last has read
+    assert [here for here, _ in met_all] == [2, 1, 2]
 
 
 def test_every_start_is_told_and_none_is_refused_for_those_before(tmp_path):
