@@ -23,11 +23,13 @@ class Distill(nn.Module):
     """Cross-entropy from the teacher's softmax to the student's, over scores of prototypes.
 
     DINO (Caron et al. 2021, section 3.1) of images: the mean over pairs of different views. iBOT (Zhou et al. 2022,
-    section 3.1) of patches, average: images. Centers belong to the teacher (`ema`, center).
+    section 3.1) of patches, average: images. What keeps all from one prototype is the center of the teacher
+    (`ema`), or `balance` here (Oquab et al. 2023, DINOv2, section 4: Sinkhorn over the targets of the batch).
 
     Args:
         temperature: of the student's softmax.
         teacher_temperature: of the teacher's; lower is sharper.
+        balance: Sinkhorn's iterations over the targets of the batch (DINOv2: 3); 0 for none.
         average: of patches: over all rows; or over the rows of each masked view, then over all views, masked or not.
     """
 
@@ -39,17 +41,19 @@ class Distill(nn.Module):
         *,
         temperature: Sharpness = CONSTANT["student"],
         teacher_temperature: Sharpness = CONSTANT["teacher"],
+        balance: Literal[0] | Count = 0,
         average: Literal["rows", "images"] = "rows",
     ) -> None:
         super().__init__()
         if average == "images" and signal.kind == "image":
             raise ValueError("average: images is of patches, but this signal is of whole images")
         self.average, self.own_mean = average, average == "images"
+        self.balance, self.whole_batch = balance, balance > 0
         self.temperature, self.teacher_temperature = Schedule.parse(temperature), Schedule.parse(teacher_temperature)
 
     def forward(self, prediction: Tensor, target: Tensor, pairing: Pairing, at: Progress) -> Result:
         """Scores [v b p] against [u b p], or [t p] against [t p]."""
-        wanted = (target.detach() / self.teacher_temperature(at)).softmax(-1)
+        wanted = self.shares(target, at)
         said = (prediction / self.temperature(at)).log_softmax(-1)
         figures = {"target_entropy": _entropy(wanted).sum() / max(1, wanted[..., 0].numel())}
         if prediction.ndim == 3:
@@ -57,6 +61,11 @@ class Distill(nn.Module):
             return mean_of_pairs(pairs, pairing), figures
         rows = -(wanted * said).sum(-1)
         return (self._weight(pairing) * rows).sum(), figures
+
+    @torch.no_grad()
+    def shares(self, target: Tensor, at: Progress) -> Tensor:
+        """Shares of prototypes that the targets [u b p] or [t p] call for; all views are balanced together."""
+        return sinkhorn((target / self.teacher_temperature(at)).flatten(0, -2), self.balance).view_as(target)
 
     def _weight(self, pairing: Pairing) -> Tensor:
         if self.average == "rows":

@@ -114,6 +114,20 @@ def test_sharp_assignments_are_numbers():
     assert shares.sum(1).min() > 0
 
 
+@pytest.mark.parametrize(("kind", "shape"), [("image", (2, 6, 9)), ("patch", (12, 9))])
+def test_targets_are_balanced_over_all_views_as_dinov2_does(kind, shape):
+    loss = catalogue().find("losses", "distill").make(Signal(kind, 9), teacher_temperature=0.5, balance=3)
+    scores = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    wanted = (scores.reshape(12, 9).double() / 0.5).exp()
+    wanted /= wanted.sum()
+    for _ in range(3):  # Caron et al. 2020, SwAV: each prototype gets as much, then each row
+        wanted /= wanted.sum(0) * 9
+        wanted /= wanted.sum(1, keepdim=True) * 12
+    assert torch.allclose(loss.shares(scores, AT).reshape(12, 9).double(), wanted * 12, atol=1e-6)
+    assert loss.whole_batch
+    assert not catalogue().find("losses", "distill").make(Signal(kind, 9)).whole_batch
+
+
 def test_a_residual_network_is_timms_and_counts_as_published():
     make = catalogue().find("encoders", "resnet").make
     with torch.device("meta"):
