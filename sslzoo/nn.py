@@ -245,7 +245,7 @@ def follow(own: Sequence[Tensor], others: Sequence[Tensor], share: float, finite
 
 @torch.no_grad()
 def sinkhorn(logits: Tensor, iterations: int = 3) -> Tensor:
-    """Logarithms of shares of prototypes [.. n p] as shares that are balanced, [.. n p].
+    """Scores of prototypes [.. n p], logarithms of shares or any, as shares that are balanced, [.. n p].
 
     Each prototype gets as much over the n rows of all ranks, rows sum to 1: Sinkhorn & Knopp's iteration, columns
     first, as in Caron et al. 2020 (SwAV), MSN and DINOv2. Leading dimensions are balanced apart. With 0 iterations

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from sslzoo import catalogue
 from sslzoo.recipe.fit import check
 from sslzoo.recipe.recipe import load, names
+from sslzoo.run.clock import TIMING
 from sslzoo.run.processes import World
 from sslzoo.train import train
 
@@ -26,7 +27,7 @@ QUICK = ("tiny/capi", "tiny/ijepa")
 def lines(run):
     """What its log lines say of training, not of time."""
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if "second" not in key and key != "data_wait"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
 
 
 def last(run):
