@@ -333,6 +333,9 @@ class Encoder(Protocol):
 
     One whose blocks have an MLP may set `gives_mlp = True`, and take `mlp=True` beside `layers`: then the layers are
     what the MLP of each block says, in place of its output (data2vec 2.0).
+
+    One whose weights have other names in released code may have `published(weights)`: tensors by those names, or by its
+    own, to tensors by its own (`sslzoo import`). It raises ValueError where they are those of another encoder.
     """
 
     width: int

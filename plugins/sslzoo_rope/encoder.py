@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -15,6 +16,9 @@ from sslzoo_rope.layers import RopeBlock, angles, positions_around, positions_of
 
 # width, depth, heads (Dosovitskiy et al. 2020); CAPI is published at large
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+# What the released code calls our weights.
+PUBLISHED = {"encoder.blocks.": "blocks.", "residual1.norm": "norm1", "residual2.norm": "norm2", "residual1.fn.": ""}
+PUBLISHED |= {"residual2.fn.": "", "_proj.": "."}
 
 
 class RopeViT(nn.Module):
@@ -75,6 +79,16 @@ class RopeViT(nn.Module):
         if size[0] % side or size[1] % side:
             raise ValueError(f"an image of {size[0]} x {size[1]} does not split into patches of {side} x {side}")
         return size[0] // side, size[1] // side
+
+    def published(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of CAPI's released code by our names; its patches are embedded by a convolution."""
+        found = dict(weights)
+        for theirs, ours in PUBLISHED.items():
+            found = {name.replace(theirs, ours): value for name, value in found.items()}
+        embed = found.get("patch_embed.weight")
+        if embed is not None and embed.ndim == 4:
+            found["patch_embed.weight"] = embed.permute(0, 2, 3, 1).flatten(1)
+        return found
 
     def forward(self, pixels: Tensor, context: Patches | None = None, layers: int = 0, mlp: bool = False) -> Tokens:
         """Tokens of an image, [s 3 H W] -> [s k d] after the final norm; registers come as the prefix.

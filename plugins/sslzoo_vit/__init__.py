@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -24,6 +26,9 @@ SIZES = {
     "huge": (1280, 32, 16, 4.0),
     "giant": (1408, 40, 16, 48 / 11),
 }
+# What released code calls our weights: BEiT, data2vec and CAE; iBOT; DINOv2.
+PUBLISHED = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma", "masked_embed": "mask_token"}
+PUBLISHED |= {"rel_pos_bias.relative_position_bias_table": "relative.table", "register_tokens": "reg_token"}
 
 
 class ViT(nn.Module):
@@ -111,6 +116,39 @@ class ViT(nn.Module):
                 f"an image of {size[0]} x {size[1]} does not split into patches of {self.patch[0]} x {self.patch[1]}"
             )
         return size[0] // self.patch[0], size[1] // self.patch[1]
+
+    def published(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of released code by our names: of timm, I-JEPA, MAE, DINO, iBOT, MSN, BEiT, data2vec, CAE, DINOv2.
+
+        One bias of queries, keys (0 there) and values is made of two. A table of positions that is fixed here is
+        compared and left out.
+
+        Raises:
+            ValueError: that table is another.
+        """
+        found = dict(weights)
+        if self.positions is not None and "pos_embed" in found:
+            self._compare_positions(found.pop("pos_embed"))
+        for name in [name.removesuffix("q_bias") for name in found if name.endswith("q_bias")]:
+            q, v = found.pop(f"{name}q_bias"), found.pop(f"{name}v_bias", torch.zeros(0))
+            found[f"{name}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+        for theirs, ours in PUBLISHED.items():
+            found = {name.replace(theirs, ours): value for name, value in found.items()}
+        if self.mask_token is not None and "mask_token" in found:
+            found["mask_token"] = found["mask_token"].view(1, 1, -1)
+        return found
+
+    def _compare_positions(self, table: Tensor) -> None:
+        """Sees that a fixed table [1 (1+)N d] is ours for its grid, taken to be square."""
+        assert self.positions is not None
+        side = math.isqrt(table.shape[1])
+        ours = self.positions((side, side), table.device)
+        theirs = table[0, table.shape[1] - side * side :].float()
+        if theirs.shape != ours.shape or (theirs - ours).abs().max() > 1e-3:
+            raise ValueError(
+                f"its table of positions {list(table.shape)} is not the fixed one of this encoder; the recipe's "
+                "encoder wants other positions: learned, sincos-rows or sincos"
+            )
 
     def forward(self, pixels: Tensor, context: Patches | None = None, layers: int = 0, mlp: bool = False) -> Tokens:
         """Tokens of an image, [s 3 H W] -> [s k d] after the final norm.

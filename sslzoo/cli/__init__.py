@@ -32,6 +32,7 @@ COMMANDS = {
     "report": "The page of a run, of a study, or of several runs.",
     "doctor": "Is a run healthy? A verdict, evidence, remedies.",
     "eval": "Probe the frozen encoder of a run.",
+    "import": "Begin a run with an encoder that others trained.",
     "bench": "How fast is a step here, and where does its time go?",
 }
 

@@ -344,6 +344,21 @@ def stored(make: Make) -> str:
     return restored(part, other, lambda one: _parts(_said(one, pixels)), f"2 images of {size[0]} x {size[1]}")
 
 
+@check(made)
+def published(make: Make) -> None:
+    """If it knows names of released code, its own pass as they are."""
+    part = _part(make)
+    if not hasattr(part, "published"):
+        raise Skip("knows none")
+    own = part.state_dict()
+    named = part.published(dict(own))
+    if named.keys() != own.keys():
+        raise Violation("its own names", f"others: {sorted(named.keys() ^ own.keys())[:6]}", "published(state_dict())")
+    for name, value in own.items():
+        if not torch.equal(named[name], value):
+            raise Violation("its own weights", f"{name} is another", "published(state_dict())")
+
+
 @check(returns, repeats, slow=True)
 def processes(make: Make) -> None:
     """It is the same in another process, where `hash()`, the order of sets and the clock are others."""
@@ -371,4 +386,4 @@ def moves(make: Make) -> None:
 
 
 CHECKS: tuple[Check, ...] = (made, returns, seen, hidden, order, positions, stored, moves, alone, repeats)
-CHECKS += (sizes, layered, ragged, learns, bf16, processes, ranks)
+CHECKS += (sizes, layered, ragged, learns, bf16, published, processes, ranks)

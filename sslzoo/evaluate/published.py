@@ -1,0 +1,221 @@
+"""How does an encoder that others trained come into a run? Found in their file by the names of its weights.
+
+Released files hold encoders under all kinds of names (`target_encoder.module.`, `teacher.backbone.`, `model.`) beside
+heads, optimizers and numbers. Which part of a file is an encoder is told by whether all of the recipe's weights are
+there, in their shapes; what released code calls a weight, the encoder knows (`published`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sslzoo.errors import UserError, did_you_mean, shown
+from sslzoo.plugins import Catalogue
+from sslzoo.recipe.build import build_method, build_optimizer
+from sslzoo.recipe.fit import check
+from sslzoo.recipe.precision import settled
+from sslzoo.recipe.recipe import Recipe, resolve
+from sslzoo.recipe.resuming import claim
+from sslzoo.run import checkpoint
+from sslzoo.run.folder import Folder
+from sslzoo.run.networks import encoders
+from sslzoo.run.processes import World
+
+Say = Callable[[str], None]
+SOME = 6  # names told of many
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file has for an encoder under one prefix, such as `target_encoder.module`; `""` is the file itself."""
+
+    prefix: str
+    weights: Mapping[str, Tensor]  # by the encoder's own names, those of another shape too
+    left: tuple[str, ...]  # what the encoder has no place for
+    faults: tuple[str, ...]  # why it is not the encoder, if it is not
+
+    def __str__(self) -> str:
+        return repr(self.prefix) if self.prefix else "the file itself"
+
+
+def begin(
+    recipe: Recipe,
+    installed: Catalogue,
+    file: Path,
+    out: Path,
+    *,
+    take: str | None = None,
+    without: Sequence[str] = (),
+    say: Say = lambda _: None,
+) -> Found:
+    """Begins a run whose encoders, student's and teachers', are one that lies in a file; no step is taken.
+
+    The run has a checkpoint of step 0: it can be probed, and trained as any other. What is no encoder (predictors,
+    heads) and weights named in `without` are as the recipe's seed starts them.
+
+    Args:
+        recipe: one whose encoder is of the file's architecture.
+        installed: its parts.
+        file: .safetensors, or what torch.save wrote of tensors, numbers and texts.
+        out: the run folder; it may hold no run.
+        take: the prefix of the encoder that is meant, where the file holds several.
+        without: own names of weights that the file may lack.
+        say: is told what was taken, and what was left aside.
+
+    Raises:
+        UserError: the file cannot be read, holds no such encoder or several; or the folder holds a run.
+    """
+    folder = Folder(out)
+    folder.refuse_others()
+    if folder.recipe.exists() or checkpoint.steps(folder.checkpoints):
+        raise UserError(f"{out} holds a run already; choose another folder with --out")
+    tensors = read(file)
+    check(recipe, installed)
+    recipe = settled(recipe, World(), say=say)
+    method = build_method(recipe, installed)
+    networks = encoders(method)
+    found = chosen(candidates(networks["student"], tensors, without), file, take)
+    for encoder in networks.values():
+        put(found, encoder)
+    say(f"{len(found.weights)} weights of {', '.join(networks)} from {found}")
+    for names, why in ((without, "as the seed starts them"), (found.left, "left aside")):
+        if names:
+            say(f"{why}: {_some(names)}")
+    about = {"recipe": resolve(recipe, installed), "published": f"{file.name}, {found}, sha256 {_sha256(file)}"}
+    claim(folder, recipe, installed, say)
+    checkpoint.save(folder.checkpoints, 0, method, build_optimizer(recipe, installed, method), about)
+    return found
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """Every tensor of a file by the path of keys that leads to it, joined by dots.
+
+    Nothing of the file is executed: a pickle that holds more than tensors, numbers and texts is refused.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not file.is_file():
+        raise UserError(f"no file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        with torch.serialization.safe_globals([Namespace]):  # DINO's and iBOT's files hold their options
+            tree = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        why = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0].strip() or "it is no such file"
+        raise UserError(
+            f"{file} is not a file of tensors alone: {why[:300]}\n"
+            "what else it holds would be executed, so it is not opened; if its source is trusted, save its tensors "
+            "with torch.save"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} cannot be read: {str(error).partition(chr(10))[0][:300]}") from error
+    return dict(_flat(tree, ()))
+
+
+def candidates(encoder: nn.Module, tensors: Mapping[str, Tensor], without: Sequence[str] = ()) -> list[Found]:
+    """What a file's tensors have for an encoder under each prefix that holds enough; those that fit have no faults.
+
+    Raises:
+        UserError: `without` names weights that the encoder does not have.
+    """
+    own = encoder.state_dict()
+    for name in without:
+        if name not in own:
+            raise UserError(f"--without {name}: the encoder has no such weight{did_you_mean(name, own)}")
+    held = Counter(prefix for name in tensors for prefix in _prefixes(name))
+    enough = [prefix for prefix, count in held.items() if count >= len(own) / 2]
+    return [_under(prefix, encoder, own, tensors, set(without)) for prefix in enough]
+
+
+def chosen(found: Sequence[Found], file: Path, take: str | None) -> Found:
+    """The one candidate that fits and is meant.
+
+    Raises:
+        UserError: none fits, or several.
+    """
+    meant = found if take is None else [one for one in found if f"{one.prefix}.".startswith(f"{take}.")]
+    fits = [one for one in meant if not one.faults]
+    if len(fits) == 1:
+        return fits[0]
+    if len(fits) > 1:
+        raise UserError(f"{file} holds {len(fits)} such encoders; choose one with --take: {_listed(fits)}")
+    if not meant:
+        there = _listed([one for one in found if not one.faults]) or "none at all"
+        where = "" if take is None else f" under {shown(take)}; there is: {there}"
+        raise UserError(f"{file} holds no encoder of the recipe's architecture{where}")
+    near = max(meant, key=lambda one: len(one.weights))
+    raise UserError(f"{file} holds no encoder of the recipe's architecture; nearest is {near}:\n{_lines(near.faults)}")
+
+
+def put(found: Found, encoder: nn.Module) -> None:
+    """Puts weights into an encoder of the architecture that they were found for, in its own precision."""
+    own = encoder.state_dict()
+    for name, value in found.weights.items():
+        own[name].copy_(value)
+
+
+def _under(
+    prefix: str, encoder: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], without: set[str]
+) -> Found:
+    start = f"{prefix}." if prefix else ""
+    given = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    try:
+        named = encoder.published(given) if hasattr(encoder, "published") else given  # type: ignore[operator]
+    except ValueError as error:
+        return Found(prefix, given, (), (str(error),))
+    weights = {name: value for name, value in named.items() if name in own and name not in without}
+    faults = [f"{name} is missing" for name in own if name not in weights and name not in without]
+    faults += [
+        f"{name} is {list(value.shape)}, the recipe's {list(own[name].shape)}"
+        for name, value in weights.items()
+        if value.shape != own[name].shape
+    ]
+    left = tuple(name for name in named if name not in weights and name not in without)
+    return Found(prefix, weights, left, tuple(faults))
+
+
+def _flat(tree: Any, path: tuple[str, ...]) -> Any:
+    if isinstance(tree, Tensor):
+        yield ".".join(path), tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _flat(value, (*path, str(key)))
+
+
+def _prefixes(name: str) -> list[str]:
+    words = name.split(".")
+    return [".".join(words[:number]) for number in range(len(words))]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SOME} more" if len(names) > SOME else ""
+    return ", ".join(names[:SOME]) + more
+
+
+def _listed(found: Sequence[Found]) -> str:
+    return ", ".join(map(str, found))
+
+
+def _lines(faults: Sequence[str]) -> str:
+    more = [f"and {len(faults) - SOME} more"] if len(faults) > SOME else []
+    return "\n".join(f"    {fault}" for fault in [*faults[:SOME], *more])
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
