@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from sslzoo.contracts import Batch, Grid
-from sslzoo.errors import Problem
+from sslzoo.errors import Problem, RunError
 from sslzoo.plugins import Catalogue
 from sslzoo.progress import Progress
-from sslzoo.recipe.build import build, build_optimizer, make
+from sslzoo.recipe.build import build, build_method, build_optimizer, make
 from sslzoo.recipe.fit import Flow
 from sslzoo.recipe.precision import settled
 from sslzoo.recipe.recipe import Recipe, resolve, turns
 from sslzoo.recipe.resuming import claim, refuse, refuse_foreign
 from sslzoo.recipe.sections import OptimKeys, Run
+from sslzoo.recipe.starting import pinned
+from sslzoo.recipe.starting import start as start_from
 from sslzoo.rng import derive_seed, seed_noise
 from sslzoo.run import checkpoint, data, loader, optim
 from sslzoo.run.clock import Clock
@@ -82,7 +84,7 @@ def train(
     else:
         shared = watch.probe if recipe.run.shard > 1 else None  # an encoder in pieces is asked by all who hold them
         watch = Watch(begin=watch.begin, stop=watch.stop, probe=shared)
-    recipe = settled(recipe, world, out, watch.say)
+    recipe = pinned(settled(recipe, world, out, watch.say), out)
     run = recipe.run
     method, sources, found = opened(recipe, catalogue, folder, world)
     # Each node may have a copy of its own; one that is not whole gives other images, or a hang.
@@ -160,6 +162,26 @@ def train(
     saver.join()
     barrier()  # a launcher may end those that are left when the first leaves
     return method
+
+
+def begin(recipe: Recipe, catalogue: Catalogue, out: Path, say: Say) -> None:
+    """Begins a run that takes no step: a checkpoint of step 0 holds what the recipe starts from (its section `start`).
+
+    It can be probed, and trained as any other. The training data are not opened.
+
+    Raises:
+        UserError: the folder holds a run already; or what the recipe starts from cannot be used.
+    """
+    folder = Folder(out)
+    folder.refuse_others()
+    if folder.recipe.exists() or checkpoint.steps(folder.checkpoints):
+        raise RunError(f"{out} holds a run already; choose another folder with --out")
+    recipe = pinned(settled(recipe, World(), say=say), out)
+    method = build_method(recipe, catalogue)
+    start_from(recipe, method, say)
+    optimizer = build_optimizer(recipe, catalogue, method)
+    checkpoint.save(folder.checkpoints, 0, method, optimizer, {"recipe": resolve(recipe, catalogue)})
+    claim(folder, recipe, catalogue, say)
 
 
 @dataclass(frozen=True)
@@ -284,15 +306,20 @@ def resume(
     world: World,
     say: Say,
 ) -> int:
-    """Restores the newest checkpoint, if any; returns the steps done. Says if metrics are not those it remembers.
+    """Restores the newest checkpoint, else what the recipe starts from; returns the steps done.
+
+    Says if metrics are not those that the checkpoint remembers.
 
     Raises:
         RunError: it is damaged, as are all others; or of another recipe.
+        UserError: the file that the recipe starts from cannot be used.
     """
     saved = checkpoint.agreed(folder.checkpoints, lambda text: say(f"warning: {text}"), world)
-    found = "none" if saved is None else f"step {saved.step}, checksum {saved.checksum:08x}"
+    fresh = "none" if recipe.start is None else f"a file of sha256 {recipe.start.sha256}"
+    found = fresh if saved is None else f"step {saved.step}, checksum {saved.checksum:08x}"
     agree(found, world, "start from the same checkpoint")
     if saved is None:
+        start_from(recipe, method, say)
         return 0
     if "recipe" in saved.about:
         refuse_foreign(saved.path, saved.about["recipe"], recipe, catalogue)

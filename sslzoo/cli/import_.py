@@ -28,7 +28,8 @@ def command(
     """Begin a run with the encoder of FILE, one that others trained, in an architecture that RECIPE has.
 
     FILE is what a method's authors released, a state dict of timm's, or a checkpoint of another run (.safetensors, or
-    what torch.save wrote). The run has taken no step: `sslzoo eval` probes it, `sslzoo train` goes on from it.
+    what torch.save wrote). The run has taken no step: `sslzoo eval` probes it, `sslzoo train OUT` goes on from it. A
+    recipe's section `start` says the same.
 
     \b
     Examples:
@@ -36,9 +37,14 @@ def command(
       sslzoo import dino/vits16_in1k dino_deitsmall16_pretrain.pth --out runs/released
       sslzoo eval runs/released --untrained
     """
-    from sslzoo.evaluate.published import begin
-    from sslzoo.recipe.recipe import load
+    import json
 
-    read, installed = load(recipe, sets, plugins)
-    begin(read, installed, file, out, take=take, without=without, say=click.echo)
+    from sslzoo.recipe.fit import check
+    from sslzoo.recipe.recipe import load
+    from sslzoo.train import begin
+
+    start = {"file": str(file.absolute()), "take": take, "without": list(without)}
+    read, installed = load(recipe, (*sets, f"start={json.dumps(start)}"), plugins)
+    check(read, installed)
+    begin(read, installed, out, click.echo)
     click.echo(f"{out} has taken no step; next: sslzoo eval {out} --untrained")

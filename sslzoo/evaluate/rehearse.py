@@ -65,7 +65,7 @@ def rehearse(recipe: Recipe, installed: Catalogue, *, data: bool = True) -> tupl
 
 
 def absent(recipe: Recipe, installed: Catalogue) -> tuple[str, ...]:
-    """What data sets name and this machine does not have: folders and files, looked for and not opened.
+    """What data sets and `start` name and this machine does not have: folders and files, looked for and not opened.
 
     A recipe may be checked where its data are not, so these are remarks; training refuses. What a data set may
     download is left out; of a pattern such as shard-{000..146}.tar, the folder is looked for.
@@ -73,7 +73,7 @@ def absent(recipe: Recipe, installed: Catalogue) -> tuple[str, ...]:
     specs = {"data": recipe.data}
     if recipe.evaluate is not None:
         specs |= {"evaluate.train": recipe.evaluate.train, "evaluate.test": recipe.evaluate.test}
-    found = []
+    found = [] if recipe.start is None else [f"start.file: {what}" for what in _absent(recipe.start.file)]
     for place, spec in specs.items():
         fields = keys_of(installed.find("datasets", str(spec["use"])).make).model_fields
         for name in fields if not spec.get("download") else ():

@@ -32,7 +32,7 @@ from sslzoo.keys import Free
 from sslzoo.plugins import Catalogue, catalogue, missing, singular
 from sslzoo.recipe import signature, yamltext
 from sslzoo.recipe.schedule import Duration, Schedule
-from sslzoo.recipe.sections import ENGINE_KEYS, Evaluate, Factors, OptimKeys, Run
+from sslzoo.recipe.sections import ENGINE_KEYS, Evaluate, Factors, OptimKeys, Run, Start
 from sslzoo.recipe.signature import Keys
 from sslzoo.recipe.yamltext import Text
 
@@ -47,7 +47,8 @@ ONE = {
 MANY = {"views": "views", "masks": "masks", "targets": "targets", "losses": "losses"}  # sections of named parts
 NEEDED = ("name", "data", "views", "encoder", "predictor", "losses", "optim", "run")
 SECTIONS = ("name", "plugins", "data", "views", "masks", "encoder", "predictor", "targets", "losses", "optim", "run")
-SECTIONS += ("evaluate",)
+SECTIONS += ("start", "evaluate")
+SETTINGS: dict[str, type[Keys]] = {"run": Run, "start": Start, "evaluate": Evaluate}  # sections that are no parts
 GROUPS = "optim.groups"
 OPTIMIZER = "adamw"  # if `optim` says no `use`
 _NAME = re.compile(r"[^\W_][\w.+=-]{0,99}")  # of a run: one folder's name, and of no other folder
@@ -69,6 +70,7 @@ class Recipe:
     losses: Mapping[str, Spec]
     optim: Spec
     run: Run
+    start: Start | None
     evaluate: Annotated[Evaluate | None, Free()]
     text: Text = field(repr=False, compare=False)
 
@@ -255,8 +257,8 @@ def keys(recipe: Recipe, installed: Catalogue) -> Iterator[Key]:
         yield Key(("plugins",), [str(path) for path in recipe.plugins])
     for place, family, spec in recipe.specs():
         yield from _part_keys(installed, family, tuple(place.split(".")), spec)
-    sections = {"run": recipe.run, "evaluate": recipe.evaluate}
-    for name, section in sections.items():
+    for name in SETTINGS:
+        section = getattr(recipe, name)
         for key, declared in type(section).model_fields.items() if section is not None else ():
             if name != "evaluate" or key not in ("train", "test", "view", "augment", "probes"):
                 yield Key((name, key), signature.plain(getattr(section, key)), declared)
@@ -290,7 +292,7 @@ def _recipe(text: Text, installed: Catalogue, files: tuple[Path, ...]) -> Recipe
         problems += _check_owners(f"losses.{name}", spec, parts["targets"])
     if problems:
         raise text.error(problems)
-    recipe = Recipe(str(tree["name"]), files, **parts, text=text, **{"evaluate": None, **settings})
+    recipe = Recipe(str(tree["name"]), files, **parts, text=text, **{"start": None, "evaluate": None, **settings})
     problems = list(_warmups(recipe, installed))
     if problems:
         raise text.error(problems)
@@ -304,7 +306,7 @@ def _sections(tree: Mapping[str, Any]) -> list[Problem]:
     found = [Problem(name, f"no such section{did_you_mean(name, SECTIONS)}\nsections: {known}") for name in unknown]
     absent = [name for name in NEEDED if name not in tree]
     found += [Problem(name, f"this section is missing\nsections: {known}") for name in absent]
-    for name in (*ONE, *MANY, "run", "evaluate"):
+    for name in (*ONE, *MANY, *SETTINGS):
         if name in tree and (tree[name] is not None or name in NEEDED):
             if not isinstance(tree[name], dict):
                 found.append(Problem(name, f"found {shown(tree[name])}; a mapping is wanted"))
@@ -335,9 +337,9 @@ def _misnamed(section: str, entry: str) -> list[Problem]:
 
 
 def _settings(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """The sections that are no parts: run and evaluate."""
+    """The sections that are no parts."""
     found, problems = {}, []
-    for name, model in {"run": Run, "evaluate": Evaluate}.items():
+    for name, model in SETTINGS.items():
         if isinstance(tree.get(name), dict):
             values, wrong = signature.validate(model, tree[name], name, f"the section {name}")
             problems += wrong

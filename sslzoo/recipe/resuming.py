@@ -14,7 +14,8 @@ from sslzoo.recipe.recipe import Recipe, in_free_section, keys, resolve
 from sslzoo.run.folder import Folder
 
 _ABSENT = object()
-_OPEN = ((("run", "precision"), "auto"),)  # agrees with whatever was chosen (recipe/precision.py)
+# These agree with whatever was chosen (recipe/precision.py, recipe/starting.py).
+_OPEN = ((("run", "precision"), "auto"), (("start", "sha256"), None))
 
 
 def refuse(folder: Folder, recipe: Recipe, installed: Catalogue) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -130,6 +131,22 @@ class Run(Keys):
         if self.gather == "bf16" and self.precision != "bf16":
             raise ValueError(f"gather: bf16 wants precision bf16, found {self.precision}: blocks compute as gathered")
         return self
+
+
+class Start(Keys):
+    """The section `start`: an encoder that was trained elsewhere, from which student and teachers start.
+
+    Args:
+        file: where it lies: .safetensors, or what torch.save wrote of tensors, numbers and texts.
+        take: which encoder, where the file holds several: what stands before the names of its weights.
+        without: weights that the file may lack; they start from the seed.
+        sha256: the file's; null: what it is at the first start, and kept.
+    """
+
+    file: Annotated[Path, Free()]
+    take: str | None = None
+    without: list[str] = Field([])
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
 
 class Evaluate(Keys):

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from sslzoo.keys import Free
 from sslzoo.recipe import recipe, sections, signature, yamltext
 
-SECTIONS: dict[str, type[BaseModel]] = {"optim": sections.OptimKeys, "run": sections.Run, "evaluate": sections.Evaluate}
+SECTIONS: dict[str, type[BaseModel]] = {"optim": sections.OptimKeys, **recipe.SETTINGS}
 _ENTRY = re.compile(r"    (\w+): *(.*)")
 
 

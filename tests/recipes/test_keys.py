@@ -10,8 +10,8 @@ import yaml
 from recipe_text import GOOD
 
 from sslzoo import Duration, Free, RecipeError, Schedule, catalogue
-from sslzoo.recipe.recipe import load
-from sslzoo.recipe.sections import ENGINE_KEYS, Evaluate, Run
+from sslzoo.recipe.recipe import SETTINGS, load
+from sslzoo.recipe.sections import ENGINE_KEYS
 from sslzoo.recipe.signature import keys_of, takes
 
 INSTALLED = catalogue()
@@ -47,7 +47,7 @@ def models():
     for family, parts in INSTALLED.parts.items():
         for part in parts.values():
             yield pytest.param(HOME[family], {"use": part.name}, keys_of(part.make), id=f"{family}-{part.name}")
-    for section, model in {**ENGINE_KEYS, "run": Run, "evaluate": Evaluate}.items():
+    for section, model in {**ENGINE_KEYS, **SETTINGS}.items():
         place = next((place for place in HOME.values() if place.split(".")[0] == section != "evaluate"), section)
         yield pytest.param(place, {}, model, id=f"section-{section}")
 

@@ -12,7 +12,7 @@ import pickle
 import zipfile
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sslzoo.errors import UserError, did_you_mean, shown
-from sslzoo.plugins import Catalogue
-from sslzoo.recipe.build import build_method, build_optimizer
-from sslzoo.recipe.fit import check
-from sslzoo.recipe.precision import settled
-from sslzoo.recipe.recipe import Recipe, resolve
-from sslzoo.recipe.resuming import claim
-from sslzoo.run import checkpoint
-from sslzoo.run.folder import Folder
-from sslzoo.run.networks import encoders
-from sslzoo.run.processes import World
+from sslzoo.run.parallel import split_as
 
-Say = Callable[[str], None]
 SOME = 6  # names told of many
 
 
@@ -51,55 +41,6 @@ class Found:
         return repr(self.prefix) if self.prefix else "the file itself"
 
 
-def begin(
-    recipe: Recipe,
-    installed: Catalogue,
-    file: Path,
-    out: Path,
-    *,
-    take: str | None = None,
-    without: Sequence[str] = (),
-    say: Say = lambda _: None,
-) -> Found:
-    """Begins a run whose encoders, student's and teachers', are one that lies in a file; no step is taken.
-
-    The run has a checkpoint of step 0: it can be probed, and trained as any other. What is no encoder (predictors,
-    heads) and weights named in `without` are as the recipe's seed starts them.
-
-    Args:
-        recipe: one whose encoder is of the file's architecture.
-        installed: its parts.
-        file: .safetensors, or what torch.save wrote of tensors, numbers and texts.
-        out: the run folder; it may hold no run.
-        take: the prefix of the encoder that is meant, where the file holds several.
-        without: own names of weights that the file may lack.
-        say: is told what was taken, and what was left aside.
-
-    Raises:
-        UserError: the file cannot be read, holds no such encoder or several; or the folder holds a run.
-    """
-    folder = Folder(out)
-    folder.refuse_others()
-    if folder.recipe.exists() or checkpoint.steps(folder.checkpoints):
-        raise UserError(f"{out} holds a run already; choose another folder with --out")
-    tensors = read(file)
-    check(recipe, installed)
-    recipe = settled(recipe, World(), say=say)
-    method = build_method(recipe, installed)
-    networks = encoders(method)
-    found = chosen(candidates(networks["student"], tensors, without), file, take)
-    for encoder in networks.values():
-        put(found, encoder)
-    say(f"{len(found.weights)} weights of {', '.join(networks)} from {found}")
-    for names, why in ((without, "as the seed starts them"), (found.left, "left aside")):
-        if names:
-            say(f"{why}: {_some(names)}")
-    about = {"recipe": resolve(recipe, installed), "published": f"{file.name}, {found}, sha256 {_sha256(file)}"}
-    claim(folder, recipe, installed, say)
-    checkpoint.save(folder.checkpoints, 0, method, build_optimizer(recipe, installed, method), about)
-    return found
-
-
 def read(file: Path) -> dict[str, Tensor]:
     """Every tensor of a file by the path of keys that leads to it, joined by dots.
 
@@ -108,8 +49,6 @@ def read(file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: it cannot be read.
     """
-    if not file.is_file():
-        raise UserError(f"no file {file}")
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -136,7 +75,7 @@ def candidates(encoder: nn.Module, tensors: Mapping[str, Tensor], without: Seque
     own = encoder.state_dict()
     for name in without:
         if name not in own:
-            raise UserError(f"--without {name}: the encoder has no such weight{did_you_mean(name, own)}")
+            raise UserError(f"start.without: {name}: the encoder has no such weight{did_you_mean(name, own)}")
     held = Counter(prefix for name in tensors for prefix in _prefixes(name))
     enough = [prefix for prefix, count in held.items() if count >= len(own) / 2]
     return [_under(prefix, encoder, own, tensors, set(without)) for prefix in enough]
@@ -153,7 +92,7 @@ def chosen(found: Sequence[Found], file: Path, take: str | None) -> Found:
     if len(fits) == 1:
         return fits[0]
     if len(fits) > 1:
-        raise UserError(f"{file} holds {len(fits)} such encoders; choose one with --take: {_listed(fits)}")
+        raise UserError(f"{file} holds {len(fits)} such encoders; choose one with take: {_listed(fits)}")
     if not meant:
         there = _listed([one for one in found if not one.faults]) or "none at all"
         where = "" if take is None else f" under {shown(take)}; there is: {there}"
@@ -162,11 +101,31 @@ def chosen(found: Sequence[Found], file: Path, take: str | None) -> Found:
     raise UserError(f"{file} holds no encoder of the recipe's architecture; nearest is {near}:\n{_lines(near.faults)}")
 
 
-def put(found: Found, encoder: nn.Module) -> None:
-    """Puts weights into an encoder of the architecture that they were found for, in its own precision."""
+def put(found: Found, encoder: nn.Module) -> bool:
+    """Puts weights into an encoder, in its own precision; false, and nothing, where it is of another architecture."""
     own = encoder.state_dict()
+    if any(name not in own or value.shape != own[name].shape for name, value in found.weights.items()):
+        return False
     for name, value in found.weights.items():
-        own[name].copy_(value)
+        own[name].copy_(split_as(value.to(own[name].dtype), own[name]))
+    return True
+
+
+def sha256(file: Path) -> str:
+    """The checksum of a file; raises UserError if it cannot be read."""
+    if not file.is_file():
+        raise UserError(f"start.file: there is no file {file}")
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of many names."""
+    more = f" and {len(names) - SOME} more" if len(names) > SOME else ""
+    return ", ".join(names[:SOME]) + more
 
 
 def _under(
@@ -202,11 +161,6 @@ def _prefixes(name: str) -> list[str]:
     return [".".join(words[:number]) for number in range(len(words))]
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SOME} more" if len(names) > SOME else ""
-    return ", ".join(names[:SOME]) + more
-
-
 def _listed(found: Sequence[Found]) -> str:
     return ", ".join(map(str, found))
 
@@ -214,8 +168,3 @@ def _listed(found: Sequence[Found]) -> str:
 def _lines(faults: Sequence[str]) -> str:
     more = [f"and {len(faults) - SOME} more"] if len(faults) > SOME else []
     return "\n".join(f"    {fault}" for fault in [*faults[:SOME], *more])
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

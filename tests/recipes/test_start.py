@@ -1,9 +1,11 @@
-"""`sslzoo import`: encoders that others trained, under the names that their released code gives, say what they said there.
+"""The section `start` and `sslzoo import`: encoders that others trained, under the names that their released code gives, say what they said there.
 
 The weights and what they say are the parity tests' (tests/parity/README.md): files are made of them as the authors do.
 """
 
+import hashlib
 import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -91,13 +93,13 @@ def test_ijepa(tmp_path):
 
     there = "'encoder.module', 'target_encoder.module'"
     both = refused("import", recipe, file, "--out", tmp_path / "run")
-    assert f"holds 2 such encoders; choose one with --take: {there}" in both
+    assert f"holds 2 such encoders; choose one with take: {there}" in both
     other = refused("import", recipe, file, "--out", tmp_path / "run", "--take", "opt")
     assert f"architecture under 'opt'; there is: {there}" in other
     assert not (tmp_path / "run").exists()
 
     ours, said = taken(tmp_path, recipe, file, "--take", "encoder")
-    assert "weights of teacher, student from 'encoder.module'" in said
+    assert "teacher, student: 40 weights from 'encoder.module' of vit.pth.tar" in said
     close(ours(tensors["step0.images"]).patches, tensors["step0.target_tokens"])
     student = sslzoo.load_encoder(tmp_path / "run", "student")
     assert all(torch.equal(ours.state_dict()[name], value) for name, value in student.state_dict().items())
@@ -249,11 +251,41 @@ def test_a_run_goes_on_from_it_and_its_own_checkpoint_comes_into_another(tmp_pat
     assert all(torch.equal(value, student[name]) for name, value in ours.state_dict().items())
     short = ["--set", "evaluate.train.length=32", "--set", "evaluate.test.length=16"]
     assert "untrained" in call("eval", tmp_path / "run", "--untrained", "--probe", "knn", *short)
-    assert "resumed from step-000000000.safetensors" in call(
-        "train", recipe, "--out", tmp_path / "run", "--no-evaluate"
-    )
+    assert "resumed from step-000000000.safetensors" in call("train", tmp_path / "run", "--no-evaluate")
     assert "done" in call("status", tmp_path / "run")
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def weights_of(run, step=3):
+    return load_file(run / "checkpoints" / f"step-{step:09d}.safetensors")
+
+
+def test_a_recipe_that_starts_from_a_file_is_an_import_that_goes_on(tmp_path):
+    """And a run goes on without the file, but never begins again with another one, nor from its seed."""
+    recipe, file = recipe_to_train(tmp_path), tmp_path / "weights.pth"
+    torch.save(made(init=0.1).state_dict(), file)
+    asked = ["--set", f"start.file={file}"]
+    said = call("train", recipe, *asked, "--out", tmp_path / "whole", "--no-evaluate")
+    assert "teacher, student: 28 weights from the file itself of weights.pth" in said
+    taken(tmp_path, recipe, file)
+    call("train", tmp_path / "run", "--no-evaluate")
+    one, other = weights_of(tmp_path / "whole"), weights_of(tmp_path / "run")
+    assert all(torch.equal(other[name], value) for name, value in one.items())
+    plain = recipe_to_train(tmp_path)
+    call("train", plain, "--out", tmp_path / "plain", "--no-evaluate")
+    assert any(not torch.equal(weights_of(tmp_path / "plain")[name], value) for name, value in one.items())
+
+    told = yaml.safe_load((tmp_path / "whole" / "recipe.yaml").read_text())["start"]
+    assert told["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert "start" in refused("train", plain, "--out", tmp_path / "whole")
+    file.rename(tmp_path / "moved.pth")
+    assert "steps 3 to 3" in call("train", recipe, *asked, "--out", tmp_path / "whole", "--no-evaluate")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "state.json").unlink()
+    (tmp_path / "run" / "attempts.jsonl").unlink()
+    assert f"there is no file {file}" in refused("train", tmp_path / "run", "--no-evaluate")
+    torch.save(made(init=0.2).state_dict(), file)
+    assert f"{file} is not the file it was: sha256 {told['sha256']} then" in refused("train", tmp_path / "run")
 
 
 def test_its_status_and_health_are_told_before_any_step(tmp_path):
@@ -276,7 +308,7 @@ def test_what_is_refused(tmp_path):
         assert not (tmp_path / "run").exists()
         return said
 
-    assert f"no file {file}" in told()
+    assert f"there is no file {file}" in told()
     file.write_bytes(b"not a file of tensors")
     assert "weights.pth" in told()
     torch.save({"model": {"weight": torch.ones(3)}, "made": Path("x")}, file)
@@ -286,7 +318,10 @@ def test_what_is_refused(tmp_path):
     torch.save({"model": made(width=48).state_dict()}, file)
     assert "nearest is 'model'" in told()
     assert "patch_embed.proj.weight is [48, 3, 8, 8], the recipe's [24, 3, 8, 8]" in told()
-    assert "the encoder has no such weight; did you mean norm.weight?" in told("--without", "norm.wight")
+    assert "start.without: norm.wight: the encoder has no such weight; did you mean norm.weight?" in told(
+        "--without", "norm.wight"
+    )
+    refused("import", recipe, tmp_path, "--out", tmp_path / "run")
 
 
 def test_a_folder_with_a_run_is_left_as_it_is(tmp_path):
