@@ -135,6 +135,8 @@ def train(
     )
     saver = checkpoint.Saver(folder.checkpoints, run.keep, milestone, watch.saved, write=world.first)
     whole = resolve(recipe, catalogue)
+    if recipe.start is not None and not start:  # from here on the run does without the file
+        saver.save(0, method, optimizer, {"recipe": whole} if world.first else {})
 
     for step in range(start, steps):
         saver.poll()
@@ -176,12 +178,12 @@ def begin(recipe: Recipe, catalogue: Catalogue, out: Path, say: Say) -> None:
     folder.refuse_others()
     if folder.recipe.exists() or checkpoint.steps(folder.checkpoints):
         raise RunError(f"{out} holds a run already; choose another folder with --out")
-    recipe = pinned(settled(recipe, World(), say=say), out)
+    recipe = pinned(recipe, out)  # in which precision it computes is settled where it does
     method = build_method(recipe, catalogue)
     start_from(recipe, method, say)
     optimizer = build_optimizer(recipe, catalogue, method)
+    claim(folder, recipe, catalogue, say)  # a kill from here on leaves a run that `train` begins in the same way
     checkpoint.save(folder.checkpoints, 0, method, optimizer, {"recipe": resolve(recipe, catalogue)})
-    claim(folder, recipe, catalogue, say)
 
 
 @dataclass(frozen=True)

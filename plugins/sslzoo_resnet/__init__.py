@@ -64,8 +64,9 @@ class ResNet(nn.Module):
         return math.ceil(size[0] / self.step), math.ceil(size[1] / self.step)
 
     def published(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of timm's and torchvision's networks by our names."""
-        return {name if name.startswith("net.") else f"net.{name}": value for name, value in weights.items()}
+        """Weights of timm's and torchvision's networks by our names; their classifier keeps its own, `fc`."""
+        ours = ("net.", "fc.")
+        return {name if name.startswith(ours) else f"net.{name}": value for name, value in weights.items()}
 
     def forward(self, pixels: Tensor, context: Patches | None = None, layers: int = 0) -> Tokens:
         """Tokens of whole images, [s 3 H W] -> [s N d]; `layers` are outputs of the last blocks of the last stage.

@@ -81,8 +81,18 @@ class RopeViT(nn.Module):
         return size[0] // side, size[1] // side
 
     def published(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of CAPI's released code by our names; its patches are embedded by a convolution."""
-        found = dict(weights)
+        """Weights of CAPI's released code by our names; its patches are embedded by a convolution.
+
+        Raises:
+            ValueError: its positions turn at other rates, which are fixed here.
+        """
+        ours = angles(torch.ones(1, 1, 2), self.width // self.heads).flatten()  # at (1, 1): both axes' rates
+        for rates in (value for name, value in weights.items() if name.endswith("rope.freqs")):
+            if rates.shape != (2, len(ours)) or not torch.allclose(rates.sum(0), ours, rtol=1e-3):
+                raise ValueError(
+                    f"its positions turn at other rates than those of this encoder: {rates.sum(0).tolist()}"
+                )
+        found = {name: value for name, value in weights.items() if not name.endswith("rope.freqs")}
         for theirs, ours in PUBLISHED.items():
             found = {name.replace(theirs, ours): value for name, value in found.items()}
         embed = found.get("patch_embed.weight")

@@ -124,11 +124,9 @@ class ViT(nn.Module):
         compared and left out.
 
         Raises:
-            ValueError: that table is another.
+            ValueError: that table is another, or there are tokens or positions that this encoder has not.
         """
         found = dict(weights)
-        if self.positions is not None and "pos_embed" in found:
-            self._compare_positions(found.pop("pos_embed"))
         for name in [name.removesuffix("q_bias") for name in found if name.endswith("q_bias")]:
             q, v = found.pop(f"{name}q_bias"), found.pop(f"{name}v_bias", torch.zeros(0))
             found[f"{name}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
@@ -136,11 +134,18 @@ class ViT(nn.Module):
             found = {name.replace(theirs, ours): value for name, value in found.items()}
         if self.mask_token is not None and "mask_token" in found:
             found["mask_token"] = found["mask_token"].view(1, 1, -1)
+        if self.positions is not None and "pos_embed" in found:
+            self._compare_positions(found.pop("pos_embed"))
+        for name, key in {"cls_token": "class_token", "reg_token": "registers", "pos_embed": "positions"}.items():
+            if name in found and getattr(self, name) is None:
+                raise ValueError(f"it has {name} {list(found[name].shape)}, which the recipe's encoder lacks ({key})")
         return found
 
     def _compare_positions(self, table: Tensor) -> None:
         """Sees that a fixed table [1 (1+)N d] is ours for its grid, taken to be square."""
         assert self.positions is not None
+        if table.ndim != 3:
+            raise ValueError(f"its table of positions is {list(table.shape)}, of which nothing is known")
         side = math.isqrt(table.shape[1])
         ours = self.positions((side, side), table.device)
         theirs = table[0, table.shape[1] - side * side :].float()

@@ -37,14 +37,15 @@ def command(
       sslzoo import dino/vits16_in1k dino_deitsmall16_pretrain.pth --out runs/released
       sslzoo eval runs/released --untrained
     """
-    import json
-
+    from sslzoo.recipe import yamltext
     from sslzoo.recipe.fit import check
     from sslzoo.recipe.recipe import load
     from sslzoo.train import begin
 
-    start = {"file": str(file.absolute()), "take": take, "without": list(without)}
-    read, installed = load(recipe, (*sets, f"start={json.dumps(start)}"), plugins)
+    start = {"file": str(file.absolute())} | ({} if take is None else {"take": take})
+    start |= {"without": list(without)} if without else {}
+    said = (f"start.{key}={yamltext.written(value)}" for key, value in start.items())
+    read, installed = load(recipe, (*sets, *said), plugins)
     check(read, installed)
     begin(read, installed, out, click.echo)
     click.echo(f"{out} has taken no step; next: sslzoo eval {out} --untrained")

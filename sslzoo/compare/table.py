@@ -72,7 +72,10 @@ def compare(variants: Mapping[str, Sequence[Record]], baseline: str) -> Comparis
 
 
 def _is_ready(one: Record) -> bool:
-    return one.state == "done" and bool(one.figures)
+    imported = (
+        "start" in one.tree and not one.step and not one.attempts
+    )  # `sslzoo import`: what was probed is the file's
+    return (one.state == "done" or imported) and bool(one.figures)
 
 
 def _having(records: Sequence[Record], what: str) -> list[Record]:

@@ -17,6 +17,7 @@ from sslzoo.evaluate.kept import Kept
 from sslzoo.evaluate.written import Columns, overlap_told, write
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe.recipe import Recipe, resolve, versions
+from sslzoo.recipe.starting import pinned
 from sslzoo.run.networks import evaluated_encoder, network_of, of_kind
 from sslzoo.step import Method
 
@@ -57,8 +58,8 @@ def probe(
         answers |= {f"{column}/{key}": value for key, value in right.items()}
     figures["chance"] = opened.chance()
     about = {"run": recipe.name, "step": step, "network": name, "run_seed": recipe.run.seed}
-    if recipe.start is not None:
-        about["start"] = recipe.start.model_dump(mode="json")
+    if (start := pinned(recipe, folder).start) is not None:
+        about["start"] = start.model_dump(mode="json")
     if not opened.settings.layers and any(getattr(one, "reads_x", True) for one in opened.probes.values()):
         encoder = evaluated_encoder(next(iter(encoders.values())), name)
         about["summary"] = summary_told(encoder, opened.view.size, device)

@@ -26,7 +26,7 @@ from sslzoo.run import tensors
 
 Columns = Mapping[str, Mapping[str, float]]  # figures by encoder: trained or "step N", untrained, chance
 # Are no settings.
-BESIDE = ("figures", "run", "step", "network", "run_seed", "versions", "time", "crc32", "summary", "overlap")
+BESIDE = ("figures", "run", "step", "network", "run_seed", "versions", "time", "crc32", "summary", "overlap", "start")
 
 
 @dataclass(frozen=True)

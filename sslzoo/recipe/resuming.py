@@ -14,8 +14,8 @@ from sslzoo.recipe.recipe import Recipe, in_free_section, keys, resolve
 from sslzoo.run.folder import Folder
 
 _ABSENT = object()
-# These agree with whatever was chosen (recipe/precision.py, recipe/starting.py).
-_OPEN = ((("run", "precision"), "auto"), (("start", "sha256"), None))
+# These agree with whatever was or will be chosen (recipe/precision.py, recipe/starting.py).
+_OPEN = {(("run", "precision"), "auto"), (("start", "sha256"), "None")}
 
 
 def refuse(folder: Folder, recipe: Recipe, installed: Catalogue) -> None:
@@ -63,10 +63,12 @@ def differences(had: Mapping[str, Any], recipe: Recipe, installed: Catalogue) ->
     A key that was not there, for it came with a later version, was what its default is now.
     """
     rows, known = [], set()
+    if recipe.start is not None and not had.get("start"):
+        rows.append("start: (absent) there, a file asked for")  # whose keys all have defaults, or may change
     for key in keys(recipe, installed):
         known.add(key.place)
-        if not key.free and (key.place, key.value) not in _OPEN:
-            there = _get(had, key.place)
+        there = _get(had, key.place)
+        if not key.free and not {(key.place, str(key.value)), (key.place, str(there))} & _OPEN:
             rows += _rows(key.place, key.default if there is _ABSENT else there, key.value)
     for place, there in leaves(had):
         if not in_free_section(place) and not any(place[: len(one)] == one for one in known):

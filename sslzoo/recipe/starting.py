@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from sslzoo.errors import RunError
+from sslzoo.errors import Problem, RunError
 from sslzoo.recipe.recipe import Recipe
 from sslzoo.recipe.signature import expand
 from sslzoo.run import published
@@ -28,8 +28,16 @@ def pinned(recipe: Recipe, out: Path) -> Recipe:
     """
     if recipe.start is None or recipe.start.sha256 is not None:
         return recipe
-    known = Folder(out).begun_with("start", "sha256") or published.sha256(Path(expand(recipe.start.file)))
+    known = Folder(out).begun_with("start", "sha256") or published.sha256(_file(recipe))
     return replace(recipe, start=recipe.start.model_copy(update={"sha256": known}))
+
+
+def _file(recipe: Recipe) -> Path:
+    assert recipe.start is not None
+    try:
+        return Path(expand(recipe.start.file))
+    except ValueError as error:  # a variable that is not set
+        raise recipe.text.error([Problem("start.file", str(error))]) from error
 
 
 def start(recipe: Recipe, method: Method, say: Say) -> None:
@@ -42,7 +50,7 @@ def start(recipe: Recipe, method: Method, say: Say) -> None:
     """
     if recipe.start is None:
         return
-    asked, file, networks = recipe.start, Path(expand(recipe.start.file)), encoders(method)
+    asked, file, networks = recipe.start, _file(recipe), encoders(method)
     if (now := published.sha256(file)) != asked.sha256:
         raise RunError(f"start.file: {file} is not the file it was: sha256 {asked.sha256} then, {now} now")
     found = published.candidates(networks["student"], published.read(file), asked.without)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import zipfile
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -50,20 +49,24 @@ def read(file: Path) -> dict[str, Tensor]:
         UserError: it cannot be read.
     """
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
+        if file.suffix == ".safetensors":  # of our own checkpoints, moments of the optimizer are no weights
+            return {name: value for name, value in load_file(file).items() if not name.startswith("optim.")}
         with torch.serialization.safe_globals([Namespace]):  # DINO's and iBOT's files hold their options
-            tree = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        why = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0].strip() or "it is no such file"
+            return dict(_flat(torch.load(file, map_location="cpu", weights_only=True), ()))
+    except Exception as error:  # on bytes that are no such file, unpickling raises whatever its arithmetic does
+        why = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0].strip()
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in why:
+            raise UserError(
+                f"{file} holds more than tensors, numbers and texts: {why[:300]}\n"
+                "that would be executed, so the file is not opened; if its source is trusted, save its tensors alone "
+                "with torch.save"
+            ) from error
+        found = f"{type(error).__name__}: {why or str(error).partition(chr(10))[0]}"
         raise UserError(
-            f"{file} is not a file of tensors alone: {why[:300]}\n"
-            "what else it holds would be executed, so it is not opened; if its source is trusted, save its tensors "
-            "with torch.save"
+            f"{file} cannot be read as what torch.save wrote, nor is it called .safetensors ({found[:300]})"
+            if file.suffix != ".safetensors"
+            else f"{file} cannot be read: {found[:300]}"
         ) from error
-    except (OSError, RuntimeError, SafetensorError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} cannot be read: {str(error).partition(chr(10))[0][:300]}") from error
-    return dict(_flat(tree, ()))
 
 
 def candidates(encoder: nn.Module, tensors: Mapping[str, Tensor], without: Sequence[str] = ()) -> list[Found]:
@@ -89,6 +92,7 @@ def chosen(found: Sequence[Found], file: Path, take: str | None) -> Found:
     """
     meant = found if take is None else [one for one in found if f"{one.prefix}.".startswith(f"{take}.")]
     fits = [one for one in meant if not one.faults]
+    fits = [one for one in fits if not any(_repeats(one, other) for other in fits)]
     if len(fits) == 1:
         return fits[0]
     if len(fits) > 1:
@@ -99,6 +103,12 @@ def chosen(found: Sequence[Found], file: Path, take: str | None) -> Found:
         raise UserError(f"{file} holds no encoder of the recipe's architecture{where}")
     near = max(meant, key=lambda one: len(one.weights))
     raise UserError(f"{file} holds no encoder of the recipe's architecture; nearest is {near}:\n{_lines(near.faults)}")
+
+
+def _repeats(found: Found, other: Found) -> bool:
+    """Whether it is the other, under a longer prefix."""
+    longer = len(found.prefix) > len(other.prefix) and found.weights.keys() == other.weights.keys()
+    return longer and all(value is other.weights[name] for name, value in found.weights.items())
 
 
 def put(found: Found, encoder: nn.Module) -> bool:
@@ -116,10 +126,17 @@ def sha256(file: Path) -> str:
     if not file.is_file():
         raise UserError(f"start.file: there is no file {file}")
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        found = file.stat()
+        return _sha256(file, found.st_size, found.st_mtime_ns)
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(f"start.file: {file} cannot be read: {error}") from error
+
+
+@cache
+def _sha256(file: Path, _size: int, _time: int) -> str:
+    """Of gigabytes it takes seconds, and a start asks twice."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def some(names: Sequence[str]) -> str:
@@ -135,7 +152,7 @@ def _under(
     given = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
     try:
         named = encoder.published(given) if hasattr(encoder, "published") else given  # type: ignore[operator]
-    except ValueError as error:
+    except (ValueError, RuntimeError, IndexError) as error:  # tensors of other shapes than it thinks of
         return Found(prefix, given, (), (str(error),))
     weights = {name: value for name, value in named.items() if name in own and name not in without}
     faults = [f"{name} is missing" for name in own if name not in weights and name not in without]
@@ -144,8 +161,12 @@ def _under(
         for name, value in weights.items()
         if value.shape != own[name].shape
     ]
-    left = tuple(name for name in named if name not in weights and name not in without)
-    return Found(prefix, weights, left, tuple(faults))
+    left = [name for name in named if name not in weights and name not in without]
+    homes = {
+        name.partition(".")[0] for name in own if "." in name
+    }  # a block too many is another encoder, a head is not
+    faults += [f"{name} is not the recipe's" for name in left if name.partition(".")[0] in homes]
+    return Found(prefix, weights, tuple(left), tuple(faults))
 
 
 def _flat(tree: Any, path: tuple[str, ...]) -> Any:

@@ -5,6 +5,7 @@ The weights and what they say are the parity tests' (tests/parity/README.md): fi
 
 import hashlib
 import json
+import re
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -20,6 +21,8 @@ import sslzoo
 from sslzoo import catalogue
 from sslzoo.cli import cli
 from sslzoo.errors import UserError
+from sslzoo.run import published
+from sslzoo.run.published import candidates, chosen
 
 PARITY = Path(__file__).parent.parent / "parity" / "data"
 
@@ -222,7 +225,7 @@ def test_a_residual_network_of_timms(tmp_path):
     torch.save(theirs.state_dict(), file)
     recipe = recipe_of(tmp_path, {"use": "resnet", "model": "resnet18"}, 64, "tiny/byol", optim={"lr": 1e-3})
     ours, said = taken(tmp_path, recipe, file)
-    assert "left aside: net.fc.weight, net.fc.bias" in said
+    assert "left aside: fc.weight, fc.bias" in said
     pixels = torch.randn(2, 3, 64, 64)
     close(ours(pixels).summary, theirs.forward_features(pixels).mean((2, 3)))
 
@@ -280,6 +283,7 @@ def test_a_recipe_that_starts_from_a_file_is_an_import_that_goes_on(tmp_path):
     assert "start" in refused("train", plain, "--out", tmp_path / "whole")
     file.rename(tmp_path / "moved.pth")
     assert "steps 3 to 3" in call("train", recipe, *asked, "--out", tmp_path / "whole", "--no-evaluate")
+    assert (tmp_path / "whole" / "checkpoints" / "step-000000000.safetensors").exists()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "run" / "state.json").unlink()
     (tmp_path / "run" / "attempts.jsonl").unlink()
@@ -312,7 +316,7 @@ def test_what_is_refused(tmp_path):
     file.write_bytes(b"not a file of tensors")
     assert "weights.pth" in told()
     torch.save({"model": {"weight": torch.ones(3)}, "made": Path("x")}, file)
-    assert "would be executed, so it is not opened" in told()
+    assert "would be executed, so the file is not opened" in told()
     torch.save({"model": {"weight": torch.ones(3)}}, file)
     assert told().endswith("holds no encoder of the recipe's architecture")
     torch.save({"model": made(width=48).state_dict()}, file)
@@ -322,6 +326,84 @@ def test_what_is_refused(tmp_path):
         "--without", "norm.wight"
     )
     refused("import", recipe, tmp_path, "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"depth": 3}, "blocks.2.norm1.weight is not the recipe's"),
+        ({"layer_scale": 0.1}, "blocks.0.ls1.gamma is not the recipe's"),
+        ({"class_token": True}, "it has cls_token [1, 1, 24], which the recipe's encoder lacks (class_token)"),
+        ({"registers": 4}, "it has reg_token [1, 4, 24], which the recipe's encoder lacks (registers)"),
+        ({"positions": "learned", "image": 32}, "is not the fixed one of this encoder"),
+    ],
+)
+def test_an_encoder_that_has_more_is_another(tmp_path, other, told):
+    keys = {name: value for name, value in ENCODER.items() if name != "use"}
+    part = catalogue().find("encoders", "vit").make(**keys)
+    found = candidates(part, {f"model.{name}": value for name, value in made(**other).state_dict().items()})
+    with pytest.raises(UserError, match=re.escape(told)):
+        chosen(found, Path("weights.pth"), None)
+
+
+def test_a_file_that_is_none_is_told(tmp_path):
+    whole = tmp_path / "whole.pth"
+    torch.save(made().state_dict(), whole, _use_new_zipfile_serialization=False)
+    content = whole.read_bytes()
+    pieces = [b"", b"<html>404</html>", b"version https://git-lfs", *(content[:end] for end in range(1, 4000, 97))]
+    for piece in pieces:
+        (tmp_path / "cut.pth").write_bytes(piece)
+        with pytest.raises(UserError, match="cut.pth cannot be read as what torch.save wrote"):
+            published.read(tmp_path / "cut.pth")
+    (tmp_path / "cut.safetensors").write_bytes(content[:100])
+    with pytest.raises(UserError, match="cut.safetensors cannot be read: "):
+        published.read(tmp_path / "cut.safetensors")
+
+
+def test_own_checkpoints_offer_no_moments_and_no_encoder_twice(tmp_path):
+    """A residual network is found under two prefixes, and an optimizer's moments have all names and shapes."""
+    part = catalogue().find("encoders", "resnet").make(model="resnet18")
+    tensors = {f"method.student.encoder.{name}": value for name, value in part.state_dict().items()}
+    tensors |= {f"optim.exp_avg.encoder.{name}": torch.zeros_like(value) for name, value in part.named_parameters()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "own.safetensors")
+    read = published.read(tmp_path / "own.safetensors")
+    assert chosen(candidates(part, read), tmp_path, None).prefix == "method.student.encoder"
+    assert chosen(candidates(part, read), tmp_path, "method.student.encoder.net").prefix == "method.student.encoder.net"
+
+
+def test_paths_with_variables_and_rare_letters_and_the_sum_that_is_wanted(tmp_path):
+    recipe, file = recipe_to_train(tmp_path), tmp_path / "w\U0001f600.pth"
+    torch.save(made().state_dict(), file)
+    short = ["--out", tmp_path / "unset", "--no-evaluate", "--set", "start.file=${SSLZOO_NOWHERE}/w.pth"]
+    assert "start.file" in refused("train", recipe, *short)
+    pinned = "start.sha256=" + "ab" * 32
+    told = refused("import", recipe, file, "--out", tmp_path / "run", "--set", pinned)
+    assert f"is not the file it was: sha256 {'ab' * 32} then" in told
+    taken(tmp_path, recipe, file)
+
+
+def test_an_imported_encoder_stands_beside_trained_ones_in_a_table(tmp_path):
+    recipe, file = recipe_to_train(tmp_path), tmp_path / "weights.pth"
+    torch.save(made(init=0.1).state_dict(), file)
+    short = [
+        "--set",
+        "evaluate.train.length=32",
+        "--set",
+        "evaluate.test.length=16",
+        "--set",
+        "evaluate.probes={k: {use: knn}}",
+    ]
+    call("train", recipe, "--out", tmp_path / "mine", *short)
+    call("import", recipe, file, "--out", tmp_path / "run", *short, "--set", "name=released")
+    call("eval", tmp_path / "run", "--untrained")
+    told = json.loads(next((tmp_path / "run" / "eval").glob("*.json")).read_text())
+    assert told["start"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    said = call("compare", tmp_path / "mine", tmp_path / "run", "--out", tmp_path / "page")
+    assert "released" in said
+    assert "left out" not in said
+    assert "evaluated in different ways" not in said
+    wrong = refused("eval", tmp_path / "mine", "--set", f"start.file={file}")
+    assert "start: (absent) there, a file asked for" in wrong
 
 
 def test_a_folder_with_a_run_is_left_as_it_is(tmp_path):
