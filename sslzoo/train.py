@@ -117,7 +117,7 @@ def train(
     batches = loader.load(micros, start, steps, ahead, pin=world.device.type == "cuda")
     monitored = monitored_images(recipe, catalogue, sources, world)
     save_every = max(1, run.save_every.steps(order.epoch_steps))
-    milestone = run.milestones.steps(order.epoch_steps) if run.milestones else None
+    milestone = max(1, run.milestones.steps(order.epoch_steps)) if run.milestones else None
     guard, unreadable = Guard(folder, world, watch.stop), Unreadable(folder, run.unreadable, watch.say)
     learner = Learner(run, moves, method, model, optimizer, guard, world)
     peak = peak_flops(world.device, run.precision)
@@ -153,7 +153,7 @@ def train(
                 folder.metrics.write(line)
                 catalogue.manager.hook.sslzoo_log(metrics=line, at=at, folder=folder.path)
                 watch.show(at, line)
-        if guard.stopping or due(at, save_every):
+        if guard.stopping or due(at, save_every) or (milestone and due(at, milestone)):
             guard.settle()
             about = {"recipe": whole, "metrics": folder.metrics.digest_of_all()} if world.first else {}
             saver.save(step + 1, method, optimizer, about)

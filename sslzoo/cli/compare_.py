@@ -14,7 +14,7 @@ from sslzoo.cli.options import Written, json_option
 @click.argument("what", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=Written(folder=True), help="Folder of the study (runs/NAME if left out) or the page.")
 @click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path, exists=True), help="Plugin file.")
-@click.option("--dry-run", is_flag=True, help="Tell the cells and their cost; run nothing.")
+@click.option("--dry-run", is_flag=True, help="Tell the cells and their cost; run none.")
 @click.option("--jobs", default=1, type=click.IntRange(1), help="Cells trained at a time on this machine.")
 @click.option("--cluster", help="Cluster profile: one job array instead of this machine.")
 @click.option("--strict", is_flag=True, help="Exit with code 1 if the comparison is unfair.")

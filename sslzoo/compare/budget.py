@@ -14,31 +14,34 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sslzoo import files
+from sslzoo.errors import UserError
 from sslzoo.plugins import Catalogue
 from sslzoo.recipe import yamltext
 from sslzoo.recipe.build import build_sources
 from sslzoo.recipe.fit import Flow
 from sslzoo.recipe.recipe import GROUPS, Recipe, resolve, schedules
 from sslzoo.recipe.schedule import Duration, Schedule
+from sslzoo.recipe.signature import Keys
+from sslzoo.run.data import Order
 
 TIMED = 12  # steps whose time is measured for a budget of device time
 WARM = 4  # steps before them
 
 
-class Budget(BaseModel):
+class Budget(Keys):
     """The key `budget` of a study."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
     equal: Literal["images", "steps", "flops", "tokens", "seconds"] = "images"
-    length: Duration | None = Field(None, description="of the baseline; its recipe's own if left out")
+    length: Annotated[Duration, Field(gt=0)] | None = Field(
+        None, description="of the baseline; its recipe's own if left out"
+    )
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,24 @@ class Stretch:
 
 def length_of(recipe: Recipe, installed: Catalogue) -> Cost:
     """A recipe's batch and length; opens the data set for its own length."""
+    from sslzoo.train import length
+
     images, run = len(build_sources(recipe, installed).data), recipe.run
-    return Cost(run.batch, 0.0, images, run.length(images // run.batch))
+    order = Order(images, run.batch, run.seed)
+    return Cost(run.batch, 0.0, images, length(recipe, installed, order, lambda _: None))
 
 
-def cost_of(recipe: Recipe, installed: Catalogue, budget: Budget, flow: Flow, kept: Path) -> Cost:
+def cost_of(
+    recipe: Recipe, installed: Catalogue, budget: Budget, flow: Flow, kept: Path, *, measure: bool = True
+) -> Cost:
     """What a step of a recipe costs, and how many it asks for; opens the data set for its length.
 
     Seconds are measured once for a study and `kept` in a file of it, for another time they would be others.
+
+    Raises:
+        UserError: no step is asked for; or seconds are wanted that were not measured, and `measure` is false.
     """
-    seconds = _seconds(recipe, installed, flow, kept) if budget.equal == "seconds" else 0.0
+    seconds = _seconds(recipe, installed, flow, kept, measure) if budget.equal == "seconds" else 0.0
     return replace(length_of(recipe, installed), flops=flow.flops, patches=flow.patches, seconds=seconds)
 
 
@@ -162,12 +173,17 @@ def _longer_horizon(momentum: Any, factor: float) -> float:
     return min(1.0, max(0.0, round(1 - (1 - float(momentum)) / factor, 6)))
 
 
-def _seconds(recipe: Recipe, installed: Catalogue, flow: Flow, kept: Path) -> float:
+def _seconds(recipe: Recipe, installed: Catalogue, flow: Flow, kept: Path, measure: bool) -> float:
     tree = yaml.safe_load(resolve(recipe, installed))
     trained = json.dumps({key: value for key, value in tree.items() if key not in ("name", "evaluate")}, default=str)
     key = hashlib.sha256(trained.encode()).hexdigest()[:16]
     known = files.read_object(kept, lambda row: all(type(value) is float for value in row.values()))[0]
     if key not in known:
+        if not measure:
+            raise UserError(
+                "the budget is seconds, and those of a step of this variant are not measured yet: `sslzoo compare "
+                "STUDY --dry-run` trains a few steps of each, on a machine such as will train them all"
+            )
         known[key] = _measure(recipe, installed, flow)
         kept.parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(kept, json.dumps(known, indent=2))

@@ -44,7 +44,7 @@ def run_study(path: Path, asked: Asked) -> bool:
         UserError: a cell failed; the others are compared. Or it was stopped.
     """
     console = Console(stderr=asked.as_json)
-    read = study.read(path, asked.out, asked.plugins)
+    read = study.read(path, asked.out, asked.plugins, measure=asked.cluster is None)
     evaluation.refuse_unfit(read, data=asked.cluster is None)
     if asked.dry_run:
         console.print(_costs(read))
@@ -72,7 +72,7 @@ def page_of_study(path: Path, asked: Asked) -> bool:
     Raises:
         UserError: none of its cells has begun, or the study was edited since.
     """
-    read = study.read(path, asked.out, asked.plugins)
+    read = study.read(path, asked.out, asked.plugins, measure=False)
     cells.refuse_edited(read, more=False)
     return _tell_study(read, path, asked)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sslzoo.compare.budget import Budget, Cost, changes, cost_of, length_of, steps_for
 from sslzoo.errors import Problem, UserError, did_you_mean, did_you_mean_beside
@@ -35,24 +35,20 @@ OWN = {"run.steps": "the budget sets how long a variant trains", "run.seed": "th
 OWN |= {"run.epochs": OWN["run.steps"], "name": "a cell is called by its variant and seed"}
 
 
-class Own(BaseModel):
+class Own(signature.Keys):
     """A variant with a base of its own, such as another method."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     base: str
-    set: list[str] = []
+    set: list[str] = Field([])
 
 
-class Keys(BaseModel):
+class Keys(signature.Keys):
     """The keys of a study."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     study: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,79}$")
     base: str
-    set: list[str] = []
-    plugins: list[str] = []
+    set: list[str] = Field([])
+    plugins: list[str] = Field([])
     variants: dict[str, list[str] | Own] = Field(min_length=1)
     baseline: str | None = None
     seeds: int | list[int] = 3
@@ -106,7 +102,7 @@ class Study:
         shared = self.variants[0].base
         return {
             one.name: (
-                *(change.partition("=")[0].strip() for change in one.sets),
+                *(_place(change) for change in one.sets),
                 *(METHOD if any(other.base != shared for other in self.variants) else ()),
             )
             for one in self.variants
@@ -133,8 +129,10 @@ def find_study(name: Path, plugins: Sequence[Path] = ()) -> Path | None:
     raise UserError(f"no study or run folder is called {str(name)!r}{close}\nshipped studies: {', '.join(known)}")
 
 
-def read(path: Path, out: Path | None = None, plugins: Sequence[Path] = ()) -> Study:
+def read(path: Path, out: Path | None = None, plugins: Sequence[Path] = (), *, measure: bool = True) -> Study:
     """Reads a study, and checks every variant as `sslzoo check` would.
+
+    A budget of seconds is measured by a few steps of each variant, once, unless `measure` is false.
 
     Raises:
         RecipeError: everything wrong with the study or its variants, at once.
@@ -150,10 +148,10 @@ def read(path: Path, out: Path | None = None, plugins: Sequence[Path] = ()) -> S
     seeds = _seeds(keys, text)
     if wrong := _not_its_own(keys.set, but=("run.steps", "run.epochs")):
         raise text.error([Problem("set", wrong)])
-    files = [*((path.parent / one).resolve() for one in keys.plugins), *plugins]
+    files = [*((path.parent / signature.expand(Path(one))).resolve() for one in keys.plugins), *plugins]
     common = [*keys.set, *([f"evaluate={yamltext.written(keys.evaluate)}"] if keys.evaluate else [])]
     folder = out or Path("runs") / keys.study
-    variants, problems = _variants(keys, path.parent, common, files, baseline, folder / "seconds.json")
+    variants, problems = _variants(keys, path.parent, common, files, baseline, folder / "seconds.json", measure)
     if problems:
         raise text.error(problems)
     cells = []
@@ -207,10 +205,15 @@ def _seeds(keys: Keys, text: yamltext.Text) -> tuple[int, ...]:
     return seeds
 
 
+def _place(change: str) -> str:
+    """What a change names, without quotes: `optim.groups."*.bias".lr=0` is optim.groups.*.bias.lr."""
+    return ".".join(yamltext.names(change.partition("=")[0].strip()))
+
+
 def _not_its_own(changes: Sequence[str], but: Sequence[str] = ()) -> str:
     """The first change that is not a variant's to make, and whose it is."""
     for change in changes:
-        place = change.partition("=")[0].strip()
+        place = _place(change)
         if place in OWN and place not in but:
             return f"found {change}; {OWN[place]}"
     return ""
@@ -238,7 +241,7 @@ class _Priced:
 
 
 def _variants(
-    keys: Keys, folder: Path, common: Sequence[str], files: Sequence[Path], baseline: str, kept: Path
+    keys: Keys, folder: Path, common: Sequence[str], files: Sequence[Path], baseline: str, kept: Path, measure: bool
 ) -> tuple[list[Variant], list[Problem]]:
     """Every variant with the changes that the budget asks for; the baseline's cost is the measure of all."""
     found: dict[str, _Priced] = {}
@@ -253,7 +256,7 @@ def _variants(
         try:
             base = _base(base, folder, files)
             recipe, installed = load(base, [*common, *own], files)
-            cost = cost_of(recipe, installed, keys.budget, check(recipe, installed), kept)
+            cost = cost_of(recipe, installed, keys.budget, check(recipe, installed), kept, measure=measure)
             found[name] = _Priced(base, own, recipe, installed, cost)
             if base not in bases:
                 bases[base] = length_of(*load(base, common, files)) if own else cost

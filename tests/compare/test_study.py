@@ -359,8 +359,33 @@ def test_a_budget_of_time_is_measured_once(tmp_path, monkeypatch):
     path = write(tmp_path, budget={"equal": "seconds"}, seeds=1)
     steps = [[one.steps for one in study.read(path, tmp_path / "out").variants] for _ in range(2)]
     assert steps == [[40, 80], [40, 80]]
+    monkeypatch.setattr("sslzoo.compare.budget._measure", None)
+    assert [one.steps for one in study.read(path, tmp_path / "out", measure=False).variants] == [40, 80]
+    with pytest.raises(UserError, match="those of a step of this variant are not measured yet"):
+        study.read(path, tmp_path / "else", measure=False)
+    monkeypatch.setattr("sslzoo.compare.budget._measure", lambda *_: next(times))
     (tmp_path / "out" / "seconds.json").write_text("torn")
     assert [one.steps for one in study.read(path, tmp_path / "out").variants] == [40, 40]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"seeds": True}, "found true"),
+        ({"budget": {"equal": "images", "length": 0}}, "found 0"),
+        ({"set": [*SMALL, "data.length=4"]}, "batch"),
+        ({"set": [*SMALL[:1], *SMALL[2:], "run.epochs=0.01", "optim.lr=1.0e-3"]}, "so that there is a step"),
+    ],
+)
+def test_studies_without_a_step_or_with_words_for_numbers_are_refused(tmp_path, wrong, told):
+    with pytest.raises(UserError, match=told):
+        study.read(write(tmp_path, **wrong), tmp_path / "out")
+
+
+def test_what_a_variant_names_in_quotes_is_its_question(tmp_path):
+    asked = [RANDOM, 'optim.groups."*.bias".weight_decay=0.1']
+    read = study.read(write(tmp_path, variants={"multiblock": [], "random": asked}, seeds=1), tmp_path / "out")
+    assert "optim.groups.*.bias.weight_decay" in read.named()["random"]
 
 
 def test_the_time_of_a_step_is_that_of_images_that_were_made_before(monkeypatch):

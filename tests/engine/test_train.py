@@ -207,6 +207,11 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_after_the_one_before(t
     assert same(whole, weights(out))
 
 
+def test_milestones_are_saved_where_no_other_save_falls(tmp_path, toy):
+    out = run(toy("jepa"), tmp_path / "run", "run.save_every=4", "run.milestones=3", "run.keep=1")
+    assert checkpoint.steps(Folder(out).checkpoints) == [3, 6, 9, 10]
+
+
 def test_another_recipe_in_the_folder_is_refused(tmp_path, toy):
     recipe = toy("jepa")
     out = run(recipe, tmp_path / "run")
