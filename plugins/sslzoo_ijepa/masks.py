@@ -37,7 +37,7 @@ class Multiblock:
         min_keep: context patches that an image keeps at the least.
         overlap: whether the context may overlap the targets.
         trim: random (equal lengths) or none (ragged; needs an encoder that accepts that).
-        keep: share of the expected context that trim random keeps; 0.6 gives the paper's quarter of the image.
+        keep: share of the expected context that trim random keeps; 0.6 gives 0.28 of the image (paper: 0.25).
         multiple: trim random rounds the kept length down to a multiple of this, for compiled code that dislikes many
             shapes.
     """

@@ -38,9 +38,9 @@ class Heads:
     the last four, with the final norm on each; means over patches, or the class token; a linear layer, or batch norm
     and a linear layer; SGD with Nesterov momentum, rates per 256 images, divided by 10 at 0.3, 0.6 and 0.9 of the
     epochs, or after the epochs that `schedule` lists, or a cosine. No decay on biases and batch norms. By default it
-    differs in that features are extracted once, without augmentation, and in SGD where the paper states LARS (VISSL's
-    own settings have SGD for ViT-B and L); `augment` and `optimizer` have the published ways. The chosen head was
-    trained without the held-out images and is not fitted again.
+    differs in that features are extracted once, without augmentation, in SGD where the paper states LARS (VISSL's own
+    settings have SGD for ViT-B and L), and in steps of 256 images, the paper's of 16,384; `augment`, `optimizer` and
+    `batch` have the published ways. The chosen head was trained without the held-out images and is not fitted again.
 
     Figures, for each task in percent: top1 of the head that was best on held-out images, with `held-out`, its score
     there, and its lr, penalty, norm (1 or 0) and features (number in the list); and best-of-K, the best of all K heads
