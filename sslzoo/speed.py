@@ -33,7 +33,7 @@ from sslzoo.run.folder import Folder
 from sslzoo.run.guard import Guard
 from sslzoo.run.metrics import peak_memory
 from sslzoo.run.parallel import barrier
-from sslzoo.run.processes import World
+from sslzoo.run.processes import World, gather_objects
 from sslzoo.run.stop import Stop
 from sslzoo.step import Method
 from sslzoo.train import Learner, prepare
@@ -241,7 +241,9 @@ class _Timed:
         sources = sources if real else replace(sources, data=_Noise())
         steps, workers = (ENDLESS, recipe.run.workers) if real else (READY, 0)
         micros = data.undivided(sources, method.student.encoder, self.images, recipe.run.seed, world, steps)
-        self.ahead = loader.ahead(micros, workers, world.local_size)
+        own = loader.ahead(micros, workers, world.local_size)
+        said = gather_objects((own.workers, own.prefetch), world)  # steps follow from these, and each step is a meeting
+        self.ahead = replace(own, workers=min(one for one, _ in said), prefetch=min(one for _, one in said))
         self._load = lambda start: loader.load(micros, start, steps, self.ahead, pin=world.device.type == "cuda")
         self.batches: Iterator[Batch] = iter(()) if real else cycle(list(self._load(0)))
         self.timeline, self.taken = Timeline(world.device), 0

@@ -7,6 +7,7 @@ length, and so does the teacher's horizon, 1 / (1 - momentum).
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -208,5 +209,7 @@ def _measure(recipe: Recipe, installed: Catalogue, flow: Flow) -> float:
         with TemporaryDirectory() as folder:
             train(replace(recipe, run=run, evaluate=None), installed, flow, Path(folder), World(device=device))
             read = [line["device_seconds"] for line in Folder(Path(folder)).metrics.read()[WARM - 1 :]]
+    gc.collect()
+    torch.cuda.empty_cache()  # the cells are other processes on the same card
     steps = sorted(after - before for before, after in pairwise(read))
     return steps[len(steps) // 2]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -36,6 +37,7 @@ class Running:
 
     cell: Cell
     process: subprocess.Popen[bytes]
+    slot: int = 0  # of as many as run at a time
 
 
 def refuse_edited(study: Study, *, more: bool = True) -> None:
@@ -119,7 +121,8 @@ def here(study: Study, jobs: int, console: Console) -> list[str]:
         with Live(console=console, refresh_per_second=2, transient=True, auto_refresh=False) as live:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running.append(_start(waiting.pop(0), study, jobs))
+                    free = min(set(range(jobs)) - {one.slot for one in running})
+                    running.append(_start(waiting.pop(0), study, jobs, free))
                 time.sleep(LOOK)
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
@@ -140,11 +143,19 @@ def here(study: Study, jobs: int, console: Console) -> list[str]:
     return failed
 
 
-def _start(cell: Cell, study: Study, jobs: int) -> Running:
-    """A cell in a process of its own; of several at a time, each has its share of the cores."""
+def _start(cell: Cell, study: Study, jobs: int, slot: int) -> Running:
+    """A cell in a process of its own; of several at a time, each has its share of the cores, and its GPU of several."""
     share = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))} if jobs > 1 else {}
     words = ("sslzoo.compare.worker", str(cell.folder), study.keys.networks, str(study.features))
-    return Running(cell, start(cell.folder, words, **share))
+    gpus = _gpus() if jobs > 1 else []
+    gpu = gpus[slot % len(gpus)] if len(gpus) > 1 else None
+    return Running(cell, start(cell.folder, words, gpu=gpu, **share), slot)
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    named = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one.strip()]
+    return (named or list(map(str, range(torch.cuda.device_count()))))[: torch.cuda.device_count()]
 
 
 def _ended(one: Running, name: str) -> str:

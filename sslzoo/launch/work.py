@@ -88,6 +88,8 @@ def work(
     except BaseException as error:
         found = error if isinstance(error, InUse) else _judged(error, world, state)
         elsewhere = isinstance(found, InUse | LostContact)
+        # The signal that asks a job to stop also ends what libraries started, such as compilers, which is no own error.
+        elsewhere |= promised is not None and bool(stop.asked) and not isinstance(found, UserError)
         if elsewhere and promised is not None:
             state.hint(str(found))
         elif own.run and (processes.broken(error) or (found is error and not elsewhere)):
@@ -233,14 +235,17 @@ class Teller:
             self.warned = True
 
 
-def start(folder: Path, words: Sequence[str] = (), **environment: str) -> subprocess.Popen[bytes]:
+def start(
+    folder: Path, words: Sequence[str] = (), *, gpu: str | None = None, **environment: str
+) -> subprocess.Popen[bytes]:
     """Trains a run folder in a process of its own, without its evaluation; what it prints goes to output.txt there.
 
-    `words` are a module that does more, and what it is told. `environment` counts where this process's own is silent.
+    `words` are a module that does more, and what it is told. `environment` counts where this process's own is silent;
+    `gpu`, as CUDA_VISIBLE_DEVICES has it, is the only one that the process sees.
     """
     command = [sys.executable, "-m", *(words or ("sslzoo", "train", str(folder), "--no-evaluate"))]
     with (folder / "output.txt").open("ab") as log:
-        given = environment | os.environ
+        given = environment | os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=given)
 
 

@@ -75,6 +75,7 @@ class _FusedBatchNorm(torch.autograd.Function):
         ranks = gather(own[None])
         ranks = ranks[ranks[:, -1].argsort(descending=True, stable=True)]
         means, scales, counts = ranks.split([channels, channels, 1], 1)  # ranks d; ranks d; ranks 1
+        scales = torch.where(counts > 0, scales, 1.0)  # its inverse is taken before it is multiplied by a count of 0
         means, scales, counts = means.contiguous(), scales.contiguous(), counts.flatten()
         mean, scale = torch.batch_norm_gather_stats_with_counts(x, means, scales, mean, var, share, eps, counts)
         ctx.save_for_backward(x, weight, mean, scale, counts.to(torch.int32))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from made_up import TREE, record
@@ -233,14 +234,15 @@ def test_options_that_would_do_nothing_are_refused(words, told):
 
 def test_cells_run_as_many_at_a_time_as_asked_and_what_runs_is_saved_when_one_is_stopped(tmp_path, monkeypatch):
     read = study.read(write(tmp_path), tmp_path / "out")
-    at_once, started, live = [], [], []
+    at_once, started, live, slots = [], [], [], []
 
-    def start(cell, _study, jobs):
+    def start(cell, _study, jobs, slot):
         started.append((cell, jobs))
         words = "import time; time.sleep(0.3)" if len(started) < 4 else "raise SystemExit(3)"
         live.append(subprocess.Popen([sys.executable, "-c", words]))
         at_once.append(sum(one.poll() is None for one in live))
-        return cells.Running(cell, live[-1])
+        slots.append(slot)
+        return cells.Running(cell, live[-1], slot)
 
     monkeypatch.setattr(cells, "_start", start)
     monkeypatch.setattr(cells, "LOOK", 0.02)
@@ -249,6 +251,8 @@ def test_cells_run_as_many_at_a_time_as_asked_and_what_runs_is_saved_when_one_is
     assert said.file.getvalue().startswith("4 of 4 cells to run, 3 at a time; `sslzoo status")
     assert [cell for cell, _ in started] == list(read.cells)
     assert max(at_once) == 3
+    assert slots[:3] == [0, 1, 2]
+    assert slots[3] in (0, 1, 2), "one that was left"
     assert {jobs for _, jobs in started} == {3}
 
     started.clear()
@@ -268,10 +272,36 @@ def test_a_cell_of_several_has_its_share_of_the_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(cells.os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for jobs in (1, 3, 99):
-        cells._start(cell, read, jobs)
+        cells._start(cell, read, jobs, 0)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    cells._start(cell, read, 3)
+    cells._start(cell, read, 3, 0)
     assert given == [None, "5", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("own", "there", "jobs", "wanted"),
+    [
+        (None, 4, 3, ["0", "1", "2"]),
+        ("6,GPU-aa,7", 3, 4, ["6", "GPU-aa", "7", "6"]),
+        ("5", 1, 3, ["5", "5", "5"]),  # one is shared
+        (None, 0, 2, [None, None]),
+        ("", 0, 2, ["", ""]),
+        ("2,3", 2, 1, ["2,3"]),
+    ],
+)
+def test_cells_at_a_time_have_a_gpu_each(tmp_path, monkeypatch, own, there, jobs, wanted):
+    read = study.read(write(tmp_path), tmp_path / "out")
+    (cell, *_) = read.cells
+    cell.folder.mkdir(parents=True)
+    given = []
+    monkeypatch.setattr(cells.subprocess, "Popen", lambda *_, env, **__: given.append(env.get("CUDA_VISIBLE_DEVICES")))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if own is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", own)
+    for slot in range(jobs):
+        cells._start(cell, read, jobs, slot)
+    assert given == wanted
 
 
 def began(read):

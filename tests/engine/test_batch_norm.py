@@ -53,8 +53,7 @@ def batch_norm_gather_stats_with_counts(_x, means, scales, running_mean, running
     mean, squares, total = torch.zeros_like(means[0]), torch.zeros_like(means[0]), torch.zeros(())
     for one, scale, count in zip(means, scales, counts, strict=True):  # one after another: it cannot begin with 0 rows
         part = count / (total + count)
-        if count:
-            squares = squares + (scale**-2 - eps) * count
+        squares = squares + (scale**-2 - eps) * count  # nan where a rank without rows gives 0 for its scale
         squares = squares + (mean - one).square() * total * part
         mean, total = mean * (total / (total + count)) + one * part, total + count
     running_mean.lerp_(mean, share)

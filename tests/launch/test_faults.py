@@ -205,6 +205,23 @@ def test_a_gpu_that_fails_is_no_error_of_the_run(tmp_path, monkeypatch):
     assert "device-side assert" in State(tmp_path / "run").failure
 
 
+@pytest.mark.parametrize(("asked", "hinted"), [("SIGTERM", True), ("", False)])
+def test_what_dies_of_the_signal_to_stop_is_no_error_of_a_job(tmp_path, monkeypatch, asked, hinted):
+    """A compiler's worker, which the signal reached too: the job is queued again, within the bounds of barren starts."""
+    stop = Stop()
+
+    def join(*_words, **_named):
+        stop.asked = asked
+        raise RuntimeError("compile worker exited unexpectedly")
+
+    monkeypatch.setattr(processes, "join", join)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(RuntimeError):
+        work.work(*load("tiny/ijepa"), tmp_path / "run", stop, evaluate=False, promised=work.Promised(1, 1, 10))
+    assert (State(tmp_path / "run").failure == "") is hinted
+    assert (tmp_path / "run" / "hint.txt").exists() is hinted
+
+
 @pytest.mark.parametrize(("code", "told"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.ENOSPC, True)])
 def test_a_file_system_that_cannot_flush_folders_ends_no_run(tmp_path, monkeypatch, code, told):
     fsync = os.fsync
