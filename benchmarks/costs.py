@@ -23,7 +23,7 @@ IMAGES = 1_281_167  # of ImageNet-1k
 PEAK = 312e12  # bf16 operations a second of an A100, as its maker states
 BUSY = 0.4  # the share of it that training is taken to reach
 EXA = 1e18
-BELOW = ("ijepa", "mae", "vicreg")  # whose labels would meet those above other points
+BELOW = ("ijepa/", "mae/", "vicreg/", "simclr/rn152-2x-sk")  # whose labels would meet those above other points
 METHODS = {  # marker and color of each, in the order of the legend
     "ijepa": ("I-JEPA", "o", "#d62728"),
     "mae": ("MAE", "s", "#1f77b4"),
@@ -77,8 +77,8 @@ def published() -> dict[str, float]:
 
 
 def architecture(name: str) -> str:
-    """Such as H/14, or RN50-2x."""
-    told = name.split("/")[1].removesuffix("_in1k").upper().replace("X", "x")
+    """Such as H/14, RN50-2x or B/16-300EP."""
+    told = name.split("/")[1].replace("_in1k", "").upper().replace("X", "x")
     return re.sub(r"^VIT([A-Z])", r"\1/", told)
 
 
@@ -92,7 +92,7 @@ def draw(costs: list[Cost], path: Path) -> None:
         axes.plot(x, y, color=color, linewidth=0.8, alpha=0.4)
         axes.scatter(x, y, color=color, marker=marker, s=34, label=told, zorder=3)
         for cost in mine:
-            at, off = (cost.total / EXA, cost.top1), (4, -10) if method in BELOW else (5, 4)
+            at, off = (cost.total / EXA, cost.top1), (4, -10) if cost.recipe.startswith(BELOW) else (5, 4)
             axes.annotate(architecture(cost.recipe), at, off, textcoords="offset points", fontsize=7, color=color)
     axes.set_xscale("log")
     axes.set_xlim(40, 2600)
