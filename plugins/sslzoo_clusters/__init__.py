@@ -87,8 +87,8 @@ class Clusters(nn.Module):
     @torch.no_grad()
     def assignments(self, logits: Tensor, at: Progress) -> Tensor:
         """Balanced shares of clusters: [s N p] -> [s N p]; over the rows of all ranks."""
-        rows = (logits.transpose(0, 1) if self.placewise else logits.flatten(0, 1)) / self.temperature(at)  # (N) n p
-        shares = sinkhorn(rows, self.iterations)
+        rows = logits.transpose(0, 1) if self.placewise else logits.flatten(0, 1)  # (N) n p
+        shares = sinkhorn(rows / self.temperature(at), self.iterations)
         return shares.transpose(0, 1) if self.placewise else shares.unflatten(0, logits.shape[:2])
 
     @torch.no_grad()
