@@ -241,9 +241,11 @@ class _Timed:
         sources = sources if real else replace(sources, data=_Noise())
         steps, workers = (ENDLESS, recipe.run.workers) if real else (READY, 0)
         micros = data.undivided(sources, method.student.encoder, self.images, recipe.run.seed, world, steps)
-        own = loader.ahead(micros, workers, world.local_size)
-        said = gather_objects((own.workers, own.prefetch), world)  # steps follow from these, and each step is a meeting
-        self.ahead = replace(own, workers=min(one for one, _ in said), prefetch=min(one for _, one in said))
+        self.ahead = loader.ahead(micros, workers, world.local_size)
+        if workers:  # how many steps are taken follows from it, so all ranks take the least that one has room for
+            said = gather_objects((self.ahead.workers, self.ahead.prefetch), world)
+            least = {"workers": min(one for one, _ in said), "prefetch": min(one for _, one in said)}
+            self.ahead = replace(self.ahead, **least)
         self._load = lambda start: loader.load(micros, start, steps, self.ahead, pin=world.device.type == "cuda")
         self.batches: Iterator[Batch] = iter(()) if real else cycle(list(self._load(0)))
         self.timeline, self.taken = Timeline(world.device), 0

@@ -52,6 +52,13 @@ class Look(nn.Module):
         return x
 
 
+class Renaming(Look):
+    """Takes its own names for another's, so that its own checkpoints would not come in."""
+
+    def published(self, weights):
+        return {name.replace("embed.", "patch_embed."): value for name, value in weights.items()}
+
+
 class Large(Look):
     """Sound: takes images of one size alone, a large one, and counts them."""
 
@@ -299,6 +306,7 @@ class Again(Look):
 
 
 ENCODERS = {
+    Renaming: "published",
     FirstLast: "layered",
     Stale: "stored",
     Unordered: "processes",
