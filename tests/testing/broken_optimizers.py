@@ -226,7 +226,8 @@ class Unordered(Momentum):
     """Goes faster by the order of a set."""
 
     def step_of(self, mean):
-        return mean * (1 + int(next(iter({f"word {number}" for number in range(9)}))[-1]))
+        order = "".join(word[-1] for word in {f"word {number}" for number in range(9)})  # of them all: seldom alike
+        return mean * (1 + int(order) / 1e9)
 
 
 OPTIMIZERS = {
